@@ -1,0 +1,3 @@
+"""Which release is this? Read by the build without importing torch."""
+
+VERSION = "0.1.0"

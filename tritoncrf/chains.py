@@ -1,0 +1,182 @@
+"""Where is each chain? `ChainState` of a batch being sampled, `ChainStore` of a whole data set between its visits.
+
+Persistent contrastive divergence (Tieleman 2008; Kirillov et al. 2016, section 3) keeps one labelling per training image:
+one byte a pixel and replica, beside a count of sweeps done, an offset and a size an image.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tritoncrf import contract, validation
+from tritoncrf.checkpoint import CheckpointError, read, write
+from tritoncrf.engines import Plan, Work
+from tritoncrf.layout import Layout, Shape, unpack
+
+
+@dataclass
+class ChainState:
+    """Chains of a batch: N images with R replicas. `Sampler.init` makes it, `Sampler.run` moves it in place."""
+
+    plan: Plan
+    layout: Layout
+    shape: Shape
+    work: Work
+    tables: Tensor
+    """The rounded tables that ``work`` holds."""
+    rows: Tensor
+    """uint8 [N, R, volume]: labels with their void border."""
+    count: Tensor
+    """int64 [N]: sweeps done over the image's whole life."""
+    flips: Tensor
+    """int64 [N, R]: label changes in the last run."""
+    purpose: int
+    field: Tensor | None = None
+    rate: float | None = None
+    """Flips per site update of an earlier run, where the host knows it."""
+
+    @property
+    def labels(self) -> Tensor:
+        """uint8 ``[N, R, *shape]``, a fresh tensor; 255 where no pixel exists."""
+        return unpack(self.plan, self.layout, self.rows, self.shape)
+
+    @property
+    def sweeps(self) -> Tensor:
+        """int64 ``[N]``: sweeps done over the image's whole life (rule 2's sweep number of the next one)."""
+        return self.count
+
+    @property
+    def index(self) -> Tensor:
+        """int64 ``[N]``: the images' positions in the data set."""
+        return self.plan.index
+
+    @property
+    def replicas(self) -> int:
+        return self.plan.replicas
+
+
+class ChainStore:
+    """One label map per image index and replica, allocated once on ``device``.
+
+    sizes: the images' sizes, a sequence of tuples or an integer tensor ``[D, d]``; replicas: chains an image, up to 65536;
+    seed: of the chains' random numbers, None takes 64 bits from torch's generator; latent: also keep the data phase's chain
+    (a second byte a pixel), for images with pixels whose label is not known. A label of 255 means "not drawn yet": the
+    first visit draws it from the network's marginals. Raises ValueError or TypeError naming the argument.
+
+    >>> ChainStore([(4, 6), (3, 5)], seed=0)
+    ChainStore(2 images, 1 replica, 39 bytes of labels + 80 bytes of counts, on cpu)
+    """
+
+    def __init__(
+        self, sizes: Iterable[Sequence[int]] | Tensor, *, replicas: int = 1, device: str | torch.device = "cpu",
+        seed: int | None = None, latent: bool = False,
+    ) -> None:  # fmt: skip
+        table = sizes.tolist() if isinstance(sizes, Tensor) else [tuple(size) for size in sizes]
+        if not table or len({len(size) for size in table}) != 1:
+            raise ValueError(f"sizes: expected a size of as many axes for every image, at least one image, got {table[:3]}...")
+        for place, size in enumerate(table):
+            if not all(isinstance(n, int) and n >= 1 for n in size):
+                raise ValueError(f"sizes[{place}]: expected whole numbers of at least 1, got {tuple(size)}")
+            if math.prod(size) >= 1 << contract.SITE_BITS:
+                raise ValueError(f"sizes[{place}]: expected fewer than 2^32 pixels, got {tuple(size)}")
+        self.replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
+        self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
+        self.latent = latent
+        self.device = torch.device(device)
+        self.sizes = torch.tensor(table, dtype=torch.int64, device=self.device)
+        areas = self.sizes.prod(1) * replicas
+        self.offsets = areas.cumsum(0) - areas
+        self.sweeps = torch.zeros(len(table), dtype=torch.int64, device=self.device)
+        # The last byte is where writes go that must not land: padding, second occurrences, voided batches.
+        total = sum(math.prod(size) for size in table) * replicas
+        phases = 2 if latent else 1
+        self.labels = torch.full((phases, total + 1), contract.VOID, dtype=torch.uint8, device=self.device)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything kept, on ``device``."""
+        return self.labels.nbytes + self.sweeps.nbytes + self.offsets.nbytes + self.sizes.nbytes
+
+    def __repr__(self) -> str:
+        plural = "replica" if self.replicas == 1 else "replicas"
+        return (
+            f"ChainStore({len(self)} images, {self.replicas} {plural}, {self.labels.nbytes} bytes of labels "
+            f"+ {self.nbytes - self.labels.nbytes} bytes of counts, on {self.device})"
+        )
+
+    def fetch(self, index: Tensor, shape: Shape, *, data: bool = False) -> Tensor:
+        """Labels uint8 ``[N, R, *shape]`` of images ``index`` (int64 [N], valid); 255 beyond their size or where not drawn."""
+        return self.labels[int(data and self.latent), self._places(index, shape)]
+
+    def put(self, index: Tensor, labels: Tensor, keep: Tensor, *, data: bool = False) -> None:
+        """Writes labels uint8 ``[N, R, *shape]`` back where ``keep`` (bool ``[N]``)."""
+        places = self._places(index, tuple(labels.shape[2:]))
+        keep = keep.view(-1, *[1] * (labels.dim() - 1))
+        row = self.labels[int(data and self.latent)]
+        row[torch.where(keep, places, row.numel() - 1)] = labels
+        row[-1] = contract.VOID
+
+    def advance(self, index: Tensor, sweeps: int, keep: Tensor) -> None:
+        """Counts ``sweeps`` more for images ``index`` where ``keep``."""
+        self.sweeps.index_add_(0, index, torch.where(keep, sweeps, 0))
+
+    def _places(self, index: Tensor, shape: Shape) -> Tensor:
+        """int64 ``[N, R, *shape]``: where each pixel of a padded batch is kept; the spare byte beyond an image's size."""
+        sizes = self.sizes[index]
+        axes = len(shape)
+        expand = (-1, 1, *[1] * axes)
+        pixel = torch.zeros((), dtype=torch.int64, device=self.device)
+        present = torch.ones((), dtype=torch.bool, device=self.device)
+        for axis, length in enumerate(shape):
+            steps = torch.arange(length, device=self.device).view(*[1] * (2 + axis), -1, *[1] * (axes - 1 - axis))
+            own = sizes[:, axis].view(expand)
+            pixel = pixel * own + steps
+            present = present & (steps < own)
+        replica = torch.arange(self.replicas, device=self.device).view(1, -1, *[1] * axes)
+        places = self.offsets[index].view(expand) + replica * sizes.prod(1).view(expand) + pixel
+        return torch.where(present, places, self.labels.shape[1] - 1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything kept, as CPU tensors; ``meta`` holds contract version, replicas, latent and the seed's two halves."""
+        low, high = contract.key_of(self.seed)
+        meta = torch.tensor([contract.VERSION, self.replicas, int(self.latent), low, high], dtype=torch.int64)
+        return {"labels": self.labels.cpu().clone(), "sweeps": self.sweeps.cpu().clone(), "sizes": self.sizes.cpu(), "meta": meta}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over labels, counts and seed. Raises CheckpointError if they are of other images or another contract."""
+        for name, kept in self.state_dict().items():
+            if name not in state or state[name].shape != kept.shape or state[name].dtype != kept.dtype:
+                got = f"{list(state[name].shape)} {state[name].dtype}" if name in state else "none"
+                raise CheckpointError(f"chains: expected {name!r} of shape {list(kept.shape)} {kept.dtype}, got {got}")
+        version, replicas, latent, low, high = state["meta"].tolist()
+        if version != contract.VERSION:
+            raise CheckpointError(f"chains: expected bit contract version {contract.VERSION}, got {version}")
+        if (replicas, latent) != (self.replicas, int(self.latent)) or not torch.equal(state["sizes"], self.sizes.cpu()):
+            raise CheckpointError("chains: expected the images this store was made for, got other sizes, replicas or latent")
+        self.labels.copy_(state["labels"])
+        self.sweeps.copy_(state["sweeps"])
+        self.seed = int(low) | int(high) << 32
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the store as safetensors, whole or not at all. Raises OSError if the disk will not take it."""
+        write(path, dict(self.state_dict()), kind="chains")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> ChainStore:
+        """The store that `save` wrote. Raises CheckpointError for a truncated, foreign or newer file."""
+        state = {name: value for name, value in read(path, kind="chains").items() if isinstance(value, Tensor)}
+        if "sizes" not in state or "meta" not in state:
+            raise CheckpointError(f"{path}: expected a tritoncrf chain store, got a file without sizes")
+        meta = state["meta"].tolist()
+        store = cls(state["sizes"], replicas=meta[1], device=device, seed=0, latent=bool(meta[2]))
+        store.load_state_dict(state)
+        return store

@@ -1,0 +1,150 @@
+"""Where does a site live? Colour-major slots, a void border, neighbours by arithmetic, one layout per bucket of shapes.
+
+A chain's labels are one flat row. Site ``y`` of a padded bucket sits at position ``start + sum_j y_j * stride_j``, where every
+axis but the first is followed by a border as wide as the neighbourhood reaches and the whole is preceded and followed by
+one: a step off the image always lands on void, never on another row, so the neighbour at offset d is always
+``position + sum_j d_j * stride_j`` and no bounds are tested. Missing neighbours, padding, ragged images and holes are one
+mechanism: void. A bucket rounds each axis up by at most an eighth, so few layouts serve all image sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tritoncrf import contract
+from tritoncrf.coloring import sublattice_coloring
+from tritoncrf.engines import Plan
+from tritoncrf.lattice import Neighborhood
+
+Shape = tuple[int, ...]
+
+
+def bucket(shape: Shape) -> Shape:
+    """The padded shape whose layout serves ``shape``: each axis up to the next of eight steps per doubling."""
+    return tuple(-(-n // step) * step for n in shape for step in (1 << max(0, n.bit_length() - 4),))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Positions and slots of a bucket; independent of the batch."""
+
+    shape: Shape
+    """The bucket."""
+    padded: Shape
+    """The bucket with the borders that follow its axes."""
+    start: int
+    volume: int
+    displacements: tuple[int, ...]
+    classes: tuple[int, ...]
+    num_classes: int
+    phases: tuple[int, ...]
+    coordinates: Tensor
+    """int64 [S, d] of each slot."""
+    positions: Tensor
+    """int64 [S]."""
+
+    @classmethod
+    def build(cls, neighborhood: Neighborhood, shape: Shape, device: torch.device) -> Layout:
+        """The layout of bucket ``shape`` for a neighbourhood."""
+        offsets = neighborhood.offsets
+        classes = tuple(c for c, d in enumerate(offsets) if all(abs(s) < n for s, n in zip(d, shape, strict=True)))
+        reach = [max((abs(offsets[c][axis]) for c in classes), default=0) for axis in range(len(shape))]
+        padded = (shape[0], *(n + r for n, r in zip(shape[1:], reach[1:], strict=True)))
+        strides = [math.prod(padded[axis + 1 :]) for axis in range(len(shape))]
+        start = sum(r * stride for r, stride in zip(reach, strides, strict=True))
+        coordinates = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, len(shape))
+        coloring = sublattice_coloring(neighborhood)
+        color = coloring.color(coordinates)
+        order = np.argsort(color, kind="stable")
+        bounds = np.searchsorted(color[order], np.arange(coloring.colors + 1))
+        coordinates = coordinates[order]
+        return cls(
+            shape=shape,
+            padded=padded,
+            start=start,
+            volume=2 * start + math.prod(padded),
+            displacements=tuple(sum(s * t for s, t in zip(offsets[c], strides, strict=True)) for c in classes),
+            classes=classes,
+            num_classes=len(offsets),
+            phases=tuple(bounds.tolist()),
+            coordinates=torch.from_numpy(coordinates).to(device),
+            positions=torch.from_numpy(coordinates @ np.array(strides) + start).to(device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.coordinates.nbytes + self.positions.nbytes
+
+    def plan(
+        self, num_labels: int, shape: Shape, index: Tensor, replicas: int,
+        sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
+    ) -> Plan:  # fmt: skip
+        """Lays out a batch of images of padded ``shape`` [*shape]; sizes int64 [N, d], mask and clamp bool [N, *shape]."""
+        count = len(index)
+        own = torch.tensor([shape], device=index.device) if sizes is None else sizes
+        strides = own.flip(-1).cumprod(-1).flip(-1).roll(-1, -1)
+        strides[:, -1] = 1
+        exists = (self.coordinates < own[:, None]).all(-1).expand(count, -1)
+        inside = (self.coordinates < torch.tensor(shape, device=index.device)).all(-1)
+        batch_strides = torch.tensor([math.prod(shape[axis + 1 :]) for axis in range(len(shape))], device=index.device)
+        pixels = torch.where(inside, (self.coordinates * batch_strides).sum(-1), 0)
+        if mask is not None:
+            exists = exists & mask.flatten(1)[:, pixels]
+        free = exists if clamp is None else exists & ~clamp.flatten(1)[:, pixels]
+        sites = (self.coordinates * strides[:, None]).sum(-1).expand(count, -1)
+        return Plan(
+            labels=num_labels, volume=self.volume, positions=self.positions, phases=self.phases,
+            displacements=self.displacements, classes=self.classes, num_classes=self.num_classes, pixels=pixels,
+            exists=exists, free=free, sites=sites, index=index, replicas=replicas,
+        )  # fmt: skip
+
+    def crop(self, rows: Tensor, shape: Shape) -> Tensor:
+        """The part of flat rows ``[..., volume]`` that an image of ``shape`` covers: a view ``[..., *shape]``."""
+        body = rows[..., self.start : self.start + math.prod(self.padded)].unflatten(-1, self.padded)
+        return body[(..., *(slice(n) for n in shape))]
+
+
+def pack(plan: Plan, labels: Tensor) -> Tensor:
+    """Labels uint8 ``[N, R, *shape]`` -> flat rows ``[N, R, volume]``; 255 and sites that do not exist become void."""
+    rows = torch.full((*labels.shape[:2], plan.volume), plan.void, dtype=torch.uint8, device=labels.device)
+    values = labels.flatten(2)[..., plan.pixels]
+    known = plan.exists[:, None] & (values != contract.VOID)
+    rows[..., plan.positions] = values.masked_fill(~known, plan.void)
+    return rows
+
+
+def unpack(plan: Plan, layout: Layout, rows: Tensor, shape: Shape) -> Tensor:
+    """Flat rows -> labels uint8 ``[N, R, *shape]``; 255 where no site exists (or none was drawn yet)."""
+    labels = layout.crop(rows, shape)
+    return labels.masked_fill(labels == plan.void, contract.VOID)
+
+
+class LayoutCache:
+    """The layouts last used by one sampler, at most ``limit``; ``nbytes`` tells what they hold."""
+
+    def __init__(self, neighborhood: Neighborhood, limit: int = 64) -> None:
+        self.neighborhood = neighborhood
+        self.limit = limit
+        self._layouts: OrderedDict[tuple[Shape, torch.device], Layout] = OrderedDict()
+
+    def get(self, shape: Shape, device: torch.device) -> Layout:
+        """The layout of the bucket of ``shape``."""
+        key = bucket(shape), device
+        layout = self._layouts.pop(key, None) or Layout.build(self.neighborhood, key[0], device)
+        self._layouts[key] = layout
+        while len(self._layouts) > self.limit:
+            self._layouts.popitem(last=False)
+        return layout
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layout.nbytes for layout in self._layouts.values())
+
+    def __len__(self) -> int:
+        return len(self._layouts)

@@ -1,0 +1,211 @@
+"""What is a sample? Chromatic Gibbs sweeps over a batch of images, on whichever engine runs.
+
+One sweep visits every free site once, colour by colour, and redraws its label from the local conditional (Kirillov et al.
+2016, eq. 13 and 16, Algorithm 2). Labels follow the bit contract: they depend on logits, tables, seed, image index, replica
+and count of sweeps alone, not on engine, way, batch, padding or threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritoncrf import contract, engines, validation
+from tritoncrf.chains import ChainState
+from tritoncrf.layout import LayoutCache, pack
+from tritoncrf.model import GridCRF
+from tritoncrf.validation import Guard
+
+WAYS = ("auto", "gather", "incremental")
+# Sweeps between looks at the flip rate, on a CPU where a look costs nothing.
+STRIDE = 4
+
+
+class Sampler:
+    """Gibbs sampling of a `GridCRF`'s labels.
+
+    engine: "auto" | "torch" | "numba" | "triton"; a named one that cannot run raises RuntimeError saying how to get it.
+    seed: of the random numbers, taken modulo 2^64; None takes 64 bits from torch's generator.
+    way: "gather" sums the neighbours' table rows at every site; "incremental" keeps every site's energies current and pays
+    for flips only; "auto" switches on the flip rate of an earlier call. The labels are the same.
+    validate: True checks values at once on a GPU too (it waits); None checks them at once on a CPU only.
+
+    >>> sampler = Sampler(GridCRF(3, Neighborhood.nearest(8)), seed=0)
+    >>> chains = sampler.init(torch.zeros(2, 3, 8, 9))
+    >>> sampler.run(chains, sweeps=5).labels.shape
+    torch.Size([2, 1, 8, 9])
+    """
+
+    def __init__(
+        self, crf: GridCRF, engine: str = "auto", seed: int | None = 0, *, way: str = "auto", validate: bool | None = None
+    ) -> None:
+        if not isinstance(crf, GridCRF):
+            raise TypeError(f"crf: expected a GridCRF, got {type(crf).__name__}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed: expected an integer or None, got {seed!r}")
+        self.crf = crf
+        self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
+        self.way = validation.choice("way", way, WAYS)
+        self.requested = engine
+        self.guard = Guard(True if validate else validate)
+        self.engine_name, self._engine = engines.find(engine, crf.device)
+        self._layouts = LayoutCache(crf.neighborhood)
+
+    def __repr__(self) -> str:
+        return (
+            f"Sampler({self.crf.extra_repr()}, engine={self.engine_name!r}, way={self.way!r}, seed={self.seed}, "
+            f"{len(self._layouts)} layouts cached, {self._layouts.nbytes} bytes)"
+        )
+
+    def init(
+        self, logits: Tensor, labels: Tensor | None = None, index: Tensor | None = None, *, sizes: Tensor | None = None,
+        mask: Tensor | None = None, clamp: Tensor | None = None, replicas: int = 1, phase: str = "inference",
+        count: Tensor | None = None,
+    ) -> ChainState:  # fmt: skip
+        """Starts R chains on each of N images.
+
+        logits: float ``[N, L, *shape]``, the negated unary energies; -inf forbids a label.
+        labels: integers ``[N, *shape]`` or ``[N, R, *shape]`` to start from, 255 where a site is to be drawn; None draws all
+        sites from softmax(logits).
+        index: int64 ``[N]`` positions in the data set, which name the images' random numbers; None: the place in the batch.
+        sizes: integers ``[N, d]``, the images' own sizes where the batch is padded; mask: bool ``[N, *shape]``, False where no
+        pixel exists; clamp: bool ``[N, *shape]``, True where a site keeps its label.
+        phase: "free", "data" or "inference": which of an image's streams of random numbers; count: int64 ``[N]`` sweeps the
+        image's chain has already done, None for 0.
+
+        Raises ValueError or TypeError with name, expected and got, before anything is drawn.
+        """
+        self.guard.begin()
+        device = self.crf.device
+        labels_of, ndim = self.crf.num_labels, self.crf.neighborhood.ndim
+        validation.logits(logits, labels_of, ndim, device)
+        validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
+        purpose = contract.PURPOSES[validation.choice("phase", phase, tuple(contract.PURPOSES))]
+        shape = tuple(logits.shape[2:])
+        images = len(logits)
+        sizes, mask = validation.extents(self.guard, images, shape, sizes, mask, device)
+        index = self._counter("index", index, images, 1 << contract.INDEX_BITS, torch.arange(images, device=device))
+        count = self._counter("count", count, images, 1 << contract.SWEEP_BITS, torch.zeros_like(index)).clone()
+        present = validation.inside(shape, images, sizes, mask, device)
+        if clamp is not None:
+            clamp = validation.shaped("clamp", clamp, [(images, *shape)], [torch.bool], device)
+            if labels is None:
+                raise ValueError("labels: expected the labels that clamped sites keep, got None")
+        start = self._start(labels, present, clamp, (images, replicas, *shape))
+        validation.logit_values(self.guard, logits, present if clamp is None else present & ~clamp)
+        layout = self._layouts.get(shape, device)
+        plan = layout.plan(labels_of, shape, index, replicas, sizes, mask, clamp)
+        tables = self._tables()
+        work = self._engine.prepare(plan, logits, tables)
+        rows = pack(plan, start)
+        self._engine.initial(work, rows, contract.key_of(self.seed), count, purpose)
+        flips = torch.zeros((images, replicas), dtype=torch.int64, device=device)
+        return ChainState(plan, layout, shape, work, tables, rows, count, flips, purpose)
+
+    def run(
+        self, chains: ChainState, sweeps: int, *, beta: float = 1.0, logits: Tensor | None = None
+    ) -> ChainState:
+        """Moves the chains ``sweeps`` sweeps on, in place, at inverse temperature ``beta`` (0 to 1e6); returns them.
+
+        logits: new ones of the same shape, only when they changed; changed tables are noticed. ``chains.flips`` then tells
+        how many labels changed. Raises ValueError or TypeError before any chain moves.
+        """
+        self.guard.begin()
+        validation.whole("sweeps", sweeps, 0)
+        scale = contract.scale_of(validation.beta(beta))
+        if not isinstance(chains, ChainState):
+            raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
+        self._refresh(chains, logits)
+        key = contract.key_of(self.seed)
+        flips = torch.zeros_like(chains.flips)
+        done = 0
+        while done < sweeps:
+            look = self.way == "auto" and chains.rows.device.type == "cpu"
+            step = min(sweeps - done, STRIDE) if look else sweeps - done
+            self._choose(chains)
+            moved = self._engine.sweep(
+                chains.work, chains.rows, chains.field, step, scale, key, chains.count, chains.purpose
+            )
+            chains.count += step
+            flips += moved
+            done += step
+            if look:
+                updates = step * int(chains.plan.free.sum()) * chains.replicas
+                chains.rate = int(moved.sum()) / max(updates, 1)
+        chains.flips = flips
+        return chains
+
+    def conditionals(self, chains: ChainState, out: Tensor, *, beta: float = 1.0) -> Tensor:
+        """Adds every free site's local conditional (eq. 16), averaged over replicas, to ``out`` float32 ``[N, S, L]``.
+
+        S is ``chains.plan.positions``' length; returns the sum of the sites' own conditional energies, float64 ``[N, R]``.
+        """
+        self._refresh(chains, None)
+        return self._engine.conditionals(
+            chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out
+        )
+
+    def pair_counts(self, chains: ChainState) -> Tensor:
+        """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""
+        return self._engine.pair_counts(chains.plan, chains.rows)
+
+    def _choose(self, chains: ChainState) -> None:
+        """Builds or drops the field: the way of the next sweeps."""
+        low = chains.rate is not None and chains.rate < self._engine.break_even
+        if self.way == "incremental" or (self.way == "auto" and low):
+            if chains.field is None:
+                chains.field = self._engine.field(chains.work, chains.rows)
+        else:
+            chains.field = None
+
+    def _refresh(self, chains: ChainState, logits: Tensor | None) -> None:
+        tables = self._tables()
+        if logits is not None:
+            validation.logits(logits, self.crf.num_labels, self.crf.neighborhood.ndim, self.crf.device)
+            expected = (len(chains.index), self.crf.num_labels, *chains.shape)
+            if logits.shape != expected:
+                raise ValueError(f"logits: expected the chains' shape {list(expected)}, got {list(logits.shape)}")
+            free = chains.layout.crop(_spread(chains), chains.shape)
+            validation.logit_values(self.guard, logits, free)
+            chains.work = self._engine.prepare(chains.plan, logits, tables)
+        elif tables.device.type != "cpu" or not torch.equal(tables, chains.tables):
+            # A GPU is not asked whether the tables changed: that would stall the stream.
+            chains.work = self._engine.retable(chains.work, tables)
+        else:
+            return
+        chains.tables, chains.field = tables, None
+
+    def _tables(self) -> Tensor:
+        rounded = contract.round_pairwise(self.crf.pairwise)
+        validation.tables(self.guard, rounded)
+        return rounded
+
+    def _counter(self, name: str, value: Tensor | None, images: int, limit: int, default: Tensor) -> Tensor:
+        if value is None:
+            return default
+        value = validation.shaped(name, value, [(images,)], validation.INTEGERS, self.crf.device).long()
+        bad = (value < 0) | (value >= limit)
+        self.guard.require(~bad, f"{name}: expected integers from 0 to 2^{limit.bit_length() - 1} - 1",
+                           lambda: f"{int(value[bad][0])}")
+        return value.clamp(0, limit - 1)
+
+    def _start(self, labels: Tensor | None, present: Tensor, clamp: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        device = self.crf.device
+        if labels is None:
+            return torch.full(shape, contract.VOID, dtype=torch.uint8, device=device)
+        labels = validation.shaped("labels", labels, [(shape[0], *shape[2:]), shape], validation.INTEGERS, device)
+        if labels.dim() < len(shape):
+            labels = labels[:, None].expand(shape)
+        held = present[:, None].expand(shape)
+        validation.label_values(self.guard, "labels", labels, self.crf.num_labels, held, also=contract.VOID)
+        if clamp is not None:
+            lost = held & clamp[:, None] & (labels == contract.VOID)
+            self.guard.require(~lost, "labels: expected a label at every clamped site", lambda: f"255 at {validation.first(lost)}")
+        return labels.clamp(0, contract.VOID).to(torch.uint8)
+
+
+def _spread(chains: ChainState) -> Tensor:
+    """bool ``[N, volume]``: the free positions."""
+    rows = torch.zeros((len(chains.index), chains.plan.volume), dtype=torch.bool, device=chains.rows.device)
+    rows[:, chains.plan.positions] = chains.plan.free
+    return rows

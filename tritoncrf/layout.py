@@ -106,8 +106,11 @@ class Layout:
 
     def crop(self, rows: Tensor, shape: Shape) -> Tensor:
         """The part of flat rows ``[..., volume]`` that an image of ``shape`` covers: a view ``[..., *shape]``."""
-        body = rows[..., self.start : self.start + math.prod(self.padded)].unflatten(-1, self.padded)
-        return body[(..., *(slice(n) for n in shape))]
+        body = rows[..., self.start : self.start + math.prod(self.padded)]
+        body = body.view(*rows.shape[:-1], *self.padded)
+        for axis, length in enumerate(shape):
+            body = body.narrow(axis - len(shape), 0, length)
+        return body
 
 
 def pack(plan: Plan, labels: Tensor) -> Tensor:

@@ -75,32 +75,32 @@ class Sampler:
 
         Raises ValueError or TypeError with name, expected and got, before anything is drawn.
         """
-        self.guard.begin()
-        device = self.crf.device
-        labels_of, ndim = self.crf.num_labels, self.crf.neighborhood.ndim
-        validation.logits(logits, labels_of, ndim, device)
-        validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
-        purpose = contract.PURPOSES[validation.choice("phase", phase, tuple(contract.PURPOSES))]
-        shape = tuple(logits.shape[2:])
-        images = len(logits)
-        sizes, mask = validation.extents(self.guard, images, shape, sizes, mask, device)
-        index = self._counter("index", index, images, 1 << contract.INDEX_BITS, torch.arange(images, device=device))
-        count = self._counter("count", count, images, 1 << contract.SWEEP_BITS, torch.zeros_like(index)).clone()
-        present = validation.inside(shape, images, sizes, mask, device)
-        if clamp is not None:
-            clamp = validation.shaped("clamp", clamp, [(images, *shape)], [torch.bool], device)
-            if labels is None:
-                raise ValueError("labels: expected the labels that clamped sites keep, got None")
-        start = self._start(labels, present, clamp, (images, replicas, *shape))
-        validation.logit_values(self.guard, logits, present if clamp is None else present & ~clamp)
-        layout = self._layouts.get(shape, device)
-        plan = layout.plan(labels_of, shape, index, replicas, sizes, mask, clamp)
-        tables = self._tables()
-        work = self._engine.prepare(plan, logits, tables)
-        rows = pack(plan, start)
-        self._engine.initial(work, rows, contract.key_of(self.seed), count, purpose)
-        flips = torch.zeros((images, replicas), dtype=torch.int64, device=device)
-        return ChainState(plan, layout, shape, work, tables, rows, count, flips, purpose)
+        with self.guard.call():
+            device = self.crf.device
+            labels_of, ndim = self.crf.num_labels, self.crf.neighborhood.ndim
+            validation.logits(logits, labels_of, ndim, device)
+            validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
+            purpose = contract.PURPOSES[validation.choice("phase", phase, tuple(contract.PURPOSES))]
+            shape = tuple(logits.shape[2:])
+            images = len(logits)
+            sizes, mask = validation.extents(self.guard, images, shape, sizes, mask, device)
+            index = self._counter("index", index, images, 1 << contract.INDEX_BITS, torch.arange(images, device=device))
+            count = self._counter("count", count, images, 1 << contract.SWEEP_BITS, torch.zeros_like(index)).clone()
+            present = validation.inside(shape, images, sizes, mask, device)
+            if clamp is not None:
+                clamp = validation.shaped("clamp", clamp, [(images, *shape)], [torch.bool], device)
+                if labels is None:
+                    raise ValueError("labels: expected the labels that clamped sites keep, got None")
+            start = self._start(labels, present, clamp, (images, replicas, *shape))
+            validation.logit_values(self.guard, logits, present if clamp is None else present & ~clamp)
+            layout = self._layouts.get(shape, device)
+            plan = layout.plan(labels_of, shape, index, replicas, sizes, mask, clamp)
+            tables = self._tables()
+            work = self._engine.prepare(plan, logits, tables)
+            rows = pack(plan, start)
+            self._engine.initial(work, rows, contract.key_of(self.seed), count, purpose)
+            flips = torch.zeros((images, replicas), dtype=torch.int64, device=device)
+            return ChainState(plan, layout, shape, work, tables, rows, count, flips, purpose)
 
     def run(
         self, chains: ChainState, sweeps: int, *, beta: float = 1.0, logits: Tensor | None = None
@@ -110,17 +110,29 @@ class Sampler:
         logits: new ones of the same shape, only when they changed; changed tables are noticed. ``chains.flips`` then tells
         how many labels changed. Raises ValueError or TypeError before any chain moves.
         """
-        self.guard.begin()
-        validation.whole("sweeps", sweeps, 0)
-        scale = contract.scale_of(validation.beta(beta))
-        if not isinstance(chains, ChainState):
-            raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
-        self._refresh(chains, logits)
+        with self.guard.call():
+            validation.whole("sweeps", sweeps, 0)
+            scale = contract.scale_of(validation.beta(beta))
+            if not isinstance(chains, ChainState):
+                raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
+            self._refresh(chains, logits)
+            if self.guard.waits(chains.rows.device):
+                self._sweep(chains, sweeps, scale)
+                return chains
+            # A fault that the host has not heard of yet leaves the chains where they were.
+            rows, count, bad = chains.rows.clone(), chains.count.clone(), self.guard.flag(chains.rows.device)
+            self._sweep(chains, sweeps, scale)
+            chains.rows = torch.where(bad, rows, chains.rows)
+            chains.count = torch.where(bad, count, chains.count)
+            chains.field = None
+            return chains
+
+    def _sweep(self, chains: ChainState, sweeps: int, scale: float) -> None:
         key = contract.key_of(self.seed)
         flips = torch.zeros_like(chains.flips)
         done = 0
+        look = self.way == "auto" and chains.rows.device.type == "cpu"
         while done < sweeps:
-            look = self.way == "auto" and chains.rows.device.type == "cpu"
             step = min(sweeps - done, STRIDE) if look else sweeps - done
             self._choose(chains)
             moved = self._engine.sweep(
@@ -133,7 +145,6 @@ class Sampler:
                 updates = step * int(chains.plan.free.sum()) * chains.replicas
                 chains.rate = int(moved.sum()) / max(updates, 1)
         chains.flips = flips
-        return chains
 
     def conditionals(self, chains: ChainState, out: Tensor, *, beta: float = 1.0) -> Tensor:
         """Adds every free site's local conditional (eq. 16), averaged over replicas, to ``out`` float32 ``[N, S, L]``.

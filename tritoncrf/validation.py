@@ -7,7 +7,8 @@ voided, and the next call raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -86,32 +87,43 @@ def beta(value: object) -> float:
 class Guard:
     """Looks at values: at once on a CPU, through a device flag elsewhere (``immediate`` forces one or the other).
 
-    `require` states a condition. Where it may not wait, a failed one turns `flag` true until the next `begin`, which raises
-    for it as soon as the device has told; `settle` waits for that.
+    Public calls run inside `call`. `require` states a condition; where it may not wait, a failed one turns `flag` true until
+    the next call, which raises for it as soon as the device has told; `settle` waits for that.
     """
 
     def __init__(self, immediate: bool | None = None) -> None:
         self._immediate = immediate
+        self._depth = 0
         self._open: list[tuple[str, Tensor]] = []
         self._pending: list[tuple[tuple[str, ...], Tensor, torch.cuda.Event | None]] = []
 
-    def begin(self) -> None:
-        """Starts a call: closes the last one's flag, and raises ValueError for an earlier call now known to be bad."""
-        self._close()
-        self.settle(wait=False)
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """A public call: the outermost one closes the last one's flag and raises for an earlier call now known to be bad."""
+        if self._depth == 0:
+            self._close()
+            self.settle(wait=False)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def waits(self, device: torch.device) -> bool:
+        """Whether values on ``device`` are looked at once."""
+        return device.type == "cpu" if self._immediate is None else self._immediate
 
     def require(self, ok: Tensor, sentence: str, got: Callable[[], str]) -> None:
         """States that all of ``ok`` is true: ``sentence`` says name and expectation, ``got()`` what there was instead."""
         good = ok.all()
-        immediate = good.device.type == "cpu" if self._immediate is None else self._immediate
-        if not immediate:
+        if not self.waits(good.device):
             self._open.append((sentence, good))
         elif not bool(good):
             self._open.clear()
             raise ValueError(f"{sentence}, got {got()}")
 
     def flag(self, device: torch.device) -> Tensor:
-        """bool ``[]``: whether any value looked at since `begin` was bad."""
+        """bool ``[]``: whether any value looked at since the call began was bad."""
         bad = torch.zeros((), dtype=torch.bool, device=device)
         for _, good in self._open:
             bad = bad | ~good
@@ -123,7 +135,7 @@ class Guard:
             self._close()
         while self._pending:
             sentences, bad, event = self._pending[0]
-            if event is not None and not (wait or event.query()):
+            if event is not None and not (wait or event.query()):  # type: ignore[no-untyped-call]
                 return
             if event is not None:
                 event.synchronize()
@@ -141,7 +153,7 @@ class Guard:
             if bad.is_cuda:
                 host = torch.empty(bad.shape, dtype=torch.bool, pin_memory=True)
                 host.copy_(bad, non_blocking=True)
-                event = torch.cuda.Event()
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 event.record()
                 bad = host
             self._pending.append((sentences, bad, event))

@@ -56,11 +56,7 @@ def _capsule(
     """The largest z on the capsule over each (x, y), -inf beside it."""
     axis = b - a
     across = axis[0] ** 2 + axis[1] ** 2  # the axis' squared length as seen in the picture
-    if a[2] > b[2]:
-        near, far = a, b
-    else:
-        near, far = b, a
-    best = np.maximum(_ball(x, y, near, r), _ball(x, y, far, r))
+    best = np.maximum(_ball(x, y, a, r), _ball(x, y, b, r))
     if across < 1e-6:
         return best
     # On the cylinder: z solves a quadratic along the ray; t is the place on the axis of the point found.

@@ -21,6 +21,8 @@ from tritoncrf.engines import Work as AnyWork
 break_even = 0.2
 # Sites gathered at once: bounds the working memory (64 neighbours x 4 bytes x this).
 CHUNK = 1 << 15
+# Counters filled at once by pair_counts.
+COUNTERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def sweep(
     work = _own(work)
     plan, flat = work.plan, labels.view(-1)
     flips = torch.zeros(plan.chains, dtype=torch.int64, device=labels.device)
+    if not len(work.where):
+        return flips.view(-1, plan.replicas)
     listed = None if field is None else _listed(work, flat.numel())
     everything = slice(None)
     chain = work.image * plan.replicas + work.replica
@@ -148,18 +152,22 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
 
 
 def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
-    rows = labels.flatten(0, -2)
+    rows = labels.flatten(0, -2).to(torch.int32)
     size = plan.labels + 1
-    counts = torch.zeros((len(rows), plan.num_classes, plan.labels, plan.labels), dtype=torch.int64, device=labels.device)
-    wide = rows.to(torch.int32)
-    for displacement, c in zip(plan.displacements, plan.classes, strict=True):
-        step = abs(displacement)
-        near, far = wide[:, : wide.shape[1] - step], wide[:, step:]
-        first, second = (near, far) if displacement > 0 else (far, near)
-        pairs = first * size + second
-        for chain, row in enumerate(pairs):
-            histogram = torch.bincount(row, minlength=size * size).view(size, size)
-            counts[chain, c] = histogram[:-1, :-1]
+    # With void as one more label every position counts, and the pairs that have no edge fall into the last row or column.
+    counts = rows.new_zeros((len(rows), plan.num_classes, plan.labels, plan.labels), dtype=torch.int64)
+    together = max(1, COUNTERS // size**2)
+    for part in range(0, len(rows), together):
+        wide = rows[part : part + together]
+        chain = torch.arange(len(wide), device=rows.device, dtype=torch.int32)[:, None] * size**2
+        first, second = wide * size + chain, wide
+        for displacement, c in zip(plan.displacements, plan.classes, strict=True):
+            step = abs(displacement)
+            near, far = slice(0, wide.shape[1] - step), slice(step, None)
+            i, j = (near, far) if displacement > 0 else (far, near)
+            pairs = (first[:, i] + second[:, j]).flatten()
+            histogram = torch.bincount(pairs, minlength=len(wide) * size**2).view(-1, size, size)
+            counts[part : part + together, c] = histogram[:, :-1, :-1]
     return counts.view(*labels.shape[:-1], plan.num_classes, plan.labels, plan.labels)
 
 
@@ -212,7 +220,7 @@ def _push(work: Work, flat: Tensor, field: Tensor, listed: Tensor, before: Tenso
         return
     # The neighbour at +d sees the flipped site at -d, so the halves of the row table change places.
     base = (torch.arange(steps, device=flat.device).roll(steps // 2) * size)[None]
-    for part in flipped.split(CHUNK // 8):
+    for part in torch.split(flipped, CHUNK // 8):
         old, new = before[part].long()[:, None] + base, now[part].long()[:, None] + base
         target = listed[where[part, None] + work.steps]
         field.index_add_(0, target.flatten(), (work.rows[new] - work.rows[old]).flatten(0, 1))

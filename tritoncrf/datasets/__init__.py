@@ -1,0 +1,47 @@
+"""What does it learn from? Folders of images and masks, .npz archives, made-up figures, and paired transforms."""
+
+from tritoncrf.datasets.base import (
+    VOID,
+    Batch,
+    Extras,
+    Indexed,
+    IndexedSample,
+    LabeledSamples,
+    Sample,
+    Samples,
+    collate,
+)
+from tritoncrf.datasets.depth import DepthScale
+from tritoncrf.datasets.figures import Figures
+from tritoncrf.datasets.folders import FolderDataset
+from tritoncrf.datasets.npz import NpzDataset
+from tritoncrf.datasets.transforms import (
+    Flipped,
+    HorizontalFlip,
+    RandomCrop,
+    Transform,
+    Transformed,
+    left_right_pairs,
+)
+
+__all__ = [
+    "VOID",
+    "Batch",
+    "DepthScale",
+    "Extras",
+    "Figures",
+    "Flipped",
+    "FolderDataset",
+    "HorizontalFlip",
+    "Indexed",
+    "IndexedSample",
+    "LabeledSamples",
+    "NpzDataset",
+    "RandomCrop",
+    "Sample",
+    "Samples",
+    "Transform",
+    "Transformed",
+    "collate",
+    "left_right_pairs",
+]

@@ -1,0 +1,92 @@
+"""Which networks come along? Fully convolutional ones at full resolution; users bring their own.
+
+Each maps images [N, C, H, W] to logits [N, L, H, W].
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+
+
+def small(in_channels: int, num_labels: int, width: int = 24) -> nn.Sequential:
+    """A small network: six 3x3 convolutions, dilated by 1, 2, 4, 8, 16 and 1, with relu, and a 1x1 head.
+
+    Sees 65 x 65 pixels; 26,780 parameters for one channel, 20 labels and the default width.
+
+    Raises:
+        ValueError: if an argument is below 1.
+    """
+    _check(in_channels, num_labels)
+    if width < 1:
+        raise ValueError(f"width: expected at least 1, got {width}")
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for dilation in (1, 2, 4, 8, 16, 1):
+        layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.Conv2d(width, num_labels, 1))
+
+
+def table1(in_channels: int = 1, num_labels: int = 20) -> nn.Sequential:
+    """The network of Table 1 of Kirillov et al., ACCV 2016: 41x41, 17x17, 11x11 (50 channels each), 5x5.
+
+    Sees 73 x 73 pixels; 1,134,220 parameters for one channel and 20 labels.
+
+    Raises:
+        ValueError: if an argument is below 1.
+    """
+    _check(in_channels, num_labels)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 50, 41, padding=20),
+        nn.ReLU(),
+        nn.Conv2d(50, 50, 17, padding=8),
+        nn.ReLU(),
+        nn.Conv2d(50, 50, 11, padding=5),
+        nn.MaxPool2d(3, stride=1, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(50, num_labels, 5, padding=2),
+    )
+
+
+def build(name: str, in_channels: int, num_labels: int) -> nn.Module:
+    """Makes a network by name: "small", "table1", or "module:factory" for a user's own.
+
+    The module is imported, and `factory(in_channels, num_labels)` called.
+
+    Raises:
+        ValueError: if the name is none of these, the module cannot be found, or it has no such factory.
+        TypeError: if the factory cannot be called, or returns no `torch.nn.Module`.
+    """
+    _check(in_channels, num_labels)
+    if name == "small":
+        return small(in_channels, num_labels)
+    if name == "table1":
+        return table1(in_channels, num_labels)
+    module_name, colon, factory_name = name.partition(":")
+    if not colon or not module_name or not factory_name:
+        raise ValueError(f"name: expected 'small', 'table1' or 'module:factory', got {name!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # an import that fails inside the user's module is theirs to see
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise ValueError(f"name: expected a module that can be imported, got {module_name!r} in {name!r}") from error
+    factory: object = getattr(module, factory_name, None)
+    if factory is None:
+        raise ValueError(f"name: expected a function of {module_name}, got {factory_name!r}, which it lacks")
+    if not callable(factory):
+        raise TypeError(f"name: expected {name!r} to be a function, got {type(factory).__name__}")
+    network: object = factory(in_channels, num_labels)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"name: expected {name!r} to return a torch.nn.Module, got {type(network).__name__}")
+    return network
+
+
+def _check(in_channels: int, num_labels: int) -> None:
+    if in_channels < 1:
+        raise ValueError(f"in_channels: expected at least 1, got {in_channels}")
+    if num_labels < 1:
+        raise ValueError(f"num_labels: expected at least 1, got {num_labels}")

@@ -2,9 +2,25 @@
 
 from tritoncrf._version import VERSION
 from tritoncrf.chains import ChainStore
+from tritoncrf.datasets import Indexed
+from tritoncrf.inference import anneal, estimate, marginals, max_marginal
 from tritoncrf.lattice import Neighborhood
+from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 from tritoncrf.sampler import Sampler
+from tritoncrf.training import Trainer
 
 __version__ = VERSION
-__all__ = ["ChainStore", "GridCRF", "Neighborhood", "Sampler"]
+__all__ = [
+    "CRFLoss",
+    "ChainStore",
+    "GridCRF",
+    "Indexed",
+    "Neighborhood",
+    "Sampler",
+    "Trainer",
+    "anneal",
+    "estimate",
+    "marginals",
+    "max_marginal",
+]

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -20,14 +21,15 @@ from torch import Tensor
 from tritoncrf import contract
 
 FORMAT = 1
-Tree = Tensor | str | int | float | bool | None | list["Tree"] | tuple["Tree", ...] | dict[str, "Tree"] | dict[int, "Tree"]
+# Mapping and Sequence, not dict and list, so that a dict of tensors is a tree too.
+Tree = Tensor | str | int | float | bool | None | Sequence["Tree"] | Mapping[str, "Tree"] | Mapping[int, "Tree"]
 
 
 class CheckpointError(ValueError):
     """A file that cannot be read as what it was taken for: truncated, foreign, newer, or of another model."""
 
 
-def write(path: str | os.PathLike[str], tree: dict[str, Tree], *, kind: str) -> None:
+def write(path: str | os.PathLike[str], tree: Mapping[str, Tree], *, kind: str) -> None:
     """Writes ``tree`` to ``path``. Raises OSError (nothing changed) if it cannot, TypeError for what a tree cannot hold."""
     tensors: dict[str, Tensor] = {}
     skeleton = _flatten(tree, "", tensors)

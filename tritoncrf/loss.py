@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState, ChainStore
+from tritoncrf.gradient import Sampled, errors
 from tritoncrf.model import GridCRF
 from tritoncrf.sampler import Sampler
 from tritoncrf.validation import Guard
@@ -259,7 +259,7 @@ class CRFLoss(nn.Module):
         )
         unary = torch.where(bad, 0.0, unary * factor)
         tables = torch.where(bad, 0.0, tables * factor)
-        result: Tensor = _Sampled.apply(  # type: ignore[no-untyped-call]
+        result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
             logits, self.crf.pairwise, value, unary, tables
         )
         return result
@@ -285,37 +285,3 @@ class CRFLoss(nn.Module):
                 self._warned = True
             self._still = None
 
-
-def errors(sampler: Sampler, data: ChainState, free: ChainState) -> tuple[Tensor, Tensor]:
-    """The gradient of ``E(y) - E(y')`` per factor, averaged over replicas: the one place where shared tables come together.
-
-    Logits: ``[y' = l] - [y = l]``, float32 ``[N, L, *shape]``. Tables: ``counts(y) - counts(y')`` summed over the batch, float32
-    ``[C, L, L]``.
-    """
-    labels, replicas = free.plan.labels, free.replicas
-    unary = torch.zeros((len(free.index), labels, *free.shape), device=free.rows.device)
-    for state, weight in ((free, 1.0 / replicas), (data, -1.0 / replicas)):
-        drawn = state.labels
-        exists = (drawn != contract.VOID).to(unary.dtype)
-        unary.scatter_add_(1, drawn.long().clamp(max=labels - 1), exists * weight)
-    counts = sampler.pair_counts(data) - sampler.pair_counts(free)
-    return unary, counts.sum((0, 1)).to(torch.float32) / replicas
-
-
-class _Sampled(torch.autograd.Function):
-    """Carries a value whose gradient is known: the errors, times what flows back."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, logits: Tensor, pairwise: Tensor, value: Tensor, unary: Tensor, tables: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(unary, tables)
-        ctx.dtypes = logits.dtype, pairwise.dtype  # type: ignore[attr-defined]
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        unary, tables = ctx.saved_tensors  # type: ignore[attr-defined]
-        dtypes = ctx.dtypes  # type: ignore[attr-defined]
-        return (unary * grad).to(dtypes[0]), (tables * grad).to(dtypes[1]), None, None, None

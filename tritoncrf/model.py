@@ -50,7 +50,7 @@ class GridCRF(nn.Module):
                 raise TypeError(f"pairwise: expected a floating-point dtype, got {tables.dtype}")
             validation.tables(Guard(immediate=True), contract.round_pairwise(tables))
         self.pairwise = nn.Parameter(tables)
-        self._layouts = LayoutCache(neighborhood)
+        self.layouts = LayoutCache(neighborhood)
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +121,7 @@ class GridCRF(nn.Module):
         guard = Guard()
         sizes, mask = validation.extents(guard, len(labels), shape, sizes, mask, self.device)
         index = torch.arange(len(labels), device=self.device)
-        layout = self._layouts.get(shape, self.device)
+        layout = self.layouts.get(shape, self.device)
         plan = layout.plan(self.num_labels, shape, index, 1, sizes, mask, None)
         present = validation.inside(shape, len(labels), sizes, mask, self.device)
         validation.label_values(guard, "labels", labels, self.num_labels, present)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -37,20 +38,24 @@ def palette(num_labels: int) -> NDArray[np.uint8]:
     if not 1 <= num_labels <= _VOID:
         raise ValueError(f"num_labels: expected 1 to {_VOID}, got {num_labels}")
     golden = 0.618033988749895  # successive hues stay far apart, however many there are
-    tones = ((0.75, 0.95), (0.55, 0.70), (0.95, 0.80), (0.35, 0.95))
+    tones = ((0.9, 0.6), (0.9, 0.95), (0.45, 1.0))  # saturation and value
     colours = [colorsys.hsv_to_rgb((label * golden) % 1, *tones[label % len(tones)]) for label in range(num_labels)]
     return (np.array(colours) * 255).round().astype(np.uint8)
 
 
-def colorize(labels: Labels, num_labels: int) -> NDArray[np.uint8]:
-    """Turns labels [H, W] (integers; 255 = void) into a picture uint8 [H, W, 3], void black.
+def colorize(labels: Labels, num_labels: int, *, background: int | None = None) -> NDArray[np.uint8]:
+    """Turns labels [H, W] (integers; 255 = void) into a picture uint8 [H, W, 3], void black, `background` light grey.
 
     Raises:
-        ValueError: if labels are not two-dimensional, or one is neither below num_labels nor 255.
+        ValueError: if labels are not two-dimensional, one is neither below num_labels nor 255, or background is none.
         TypeError: if labels are not integers.
     """
     table = np.zeros((_VOID + 1, 3), dtype=np.uint8)
     table[:num_labels] = palette(num_labels)
+    if background is not None:
+        if not 0 <= background < num_labels:
+            raise ValueError(f"background: expected a label below {num_labels} or None, got {background}")
+        table[background] = 230
     picture: NDArray[np.uint8] = table[_bytes(labels, num_labels)]
     return picture
 
@@ -67,9 +72,7 @@ def save_label_png(path: _PathLike, labels: Labels) -> None:
     picture.save(_writable(path), format="PNG")
 
 
-def label_grid(
-    rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]] | Sequence[str], path: _PathLike
-) -> None:
+def label_grid(rows: Sequence[Sequence[ArrayLike]], titles: Sequence[Sequence[str]] | Sequence[str], path: _PathLike) -> None:
     """Writes a figure with rows of pictures ([H, W] grey, or [H, W, 3] as `colorize` gives), a caption under each.
 
     Args:
@@ -200,9 +203,7 @@ def _bytes(labels: Labels, num_labels: int) -> NDArray[np.uint8]:
     return array.astype(np.uint8)
 
 
-def _weights(
-    pairwise: Tensor, offsets: Tensor | Sequence[Sequence[int]], label_a: int, label_b: int
-) -> NDArray[np.float64]:
+def _weights(pairwise: Tensor, offsets: Tensor | Sequence[Sequence[int]], label_a: int, label_b: int) -> NDArray[np.float64]:
     if pairwise.dim() != 3 or pairwise.shape[1] != pairwise.shape[2] or pairwise.shape[0] == 0:
         raise ValueError(f"pairwise: expected [C, L, L], got {list(pairwise.shape)}")
     steps = np.array(offsets.tolist() if isinstance(offsets, Tensor) else [list(step) for step in offsets])
@@ -226,9 +227,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            'matplotlib: expected it to be installed for figures: pip install "tritoncrf[plot]"'
-        ) from error
+        raise ImportError('matplotlib: expected it to be installed for figures: pip install "tritoncrf[plot]"') from error
     # a Figure of its own, unlike pyplot's, leaves no global state and needs no display
     return Figure(figsize=(width, height), layout="constrained")
 
@@ -238,7 +237,6 @@ def _save(figure: Figure, path: _PathLike) -> None:
 
 
 def _writable(path: _PathLike) -> str:
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
+    if not Path(path).resolve().parent.is_dir():
         raise FileNotFoundError(f"path: expected a file in an existing folder, got {os.fspath(path)}")
     return os.fspath(path)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tritoncrf import contract, engines, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.layout import LayoutCache, pack
+from tritoncrf.layout import pack
 from tritoncrf.model import GridCRF
 from tritoncrf.validation import Guard
 
@@ -49,7 +49,7 @@ class Sampler:
         self.requested = engine
         self.guard = Guard(True if validate else validate)
         self.engine_name, self._engine = engines.find(engine, crf.device)
-        self._layouts = LayoutCache(crf.neighborhood)
+        self._layouts = crf.layouts
 
     def __repr__(self) -> str:
         return (

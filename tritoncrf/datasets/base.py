@@ -1,8 +1,8 @@
 """What is an item, and what is a batch?
 
 A data set's item is `(image, target)` or `(image, target, extras)`: image float32 [C, H, W], target int64 [H, W] with
-255 where there is no label. Extras may hold `"known"` (uint8 [H, W]: the label that is known at test time too, 255 where
-it is not) and `"mask"` (bool [H, W]: False where no pixel exists).
+255 where there is no label. Extras may hold `"known"` (uint8 [H, W]: the label that is known at test time too, 255
+where it is not) and `"mask"` (bool [H, W]: False where no pixel exists).
 """
 
 from __future__ import annotations
@@ -91,9 +91,7 @@ class Forwarding(Dataset[object]):
 
     def __init__(self, dataset: Samples) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise TypeError(
-                f"dataset: expected an object with a length and items by number, got {type(dataset).__name__}"
-            )
+            raise TypeError(f"dataset: expected an object with a length and items by number, got {type(dataset).__name__}")
         self.dataset = dataset
 
     def _forward(self, name: str) -> object:
@@ -160,8 +158,7 @@ def _split(items: Sequence[IndexedSample]) -> tuple[list[Tensor], list[Tensor], 
             )
         if image.shape[0] != items[0][0].shape[0]:
             raise ValueError(
-                f"items: expected {items[0][0].shape[0]} channels as in the first item, "
-                f"got {image.shape[0]} at place {n}"
+                f"items: expected {items[0][0].shape[0]} channels as in the first item, got {image.shape[0]} at place {n}"
             )
         for key, value in own.items():
             if key not in _PAD:

@@ -70,8 +70,6 @@ def _capsule(
     return np.where(hit, np.maximum(best, z + a[2]), best)
 
 
-def _ball(
-    x: NDArray[np.float32], y: NDArray[np.float32], centre: NDArray[np.float32], r: np.float32
-) -> NDArray[np.float32]:
+def _ball(x: NDArray[np.float32], y: NDArray[np.float32], centre: NDArray[np.float32], r: np.float32) -> NDArray[np.float32]:
     under = r * r - (x - centre[0]) ** 2 - (y - centre[1]) ** 2
     return np.where(under >= 0, np.sqrt(np.maximum(under, 0)) + centre[2], np.float32(-np.inf))

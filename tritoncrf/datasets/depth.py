@@ -45,7 +45,7 @@ class DepthScale:
 
 
 def scale_bytes(image: NDArray[np.uint8]) -> Tensor:
-    """Turns bytes [H, W] or [H, W, C] into float32 [C, H, W] as (x / 255 - 0.5) * 4: about 0, sd about 1, in [-2, 2]."""
+    """Turns bytes [H, W] or [H, W, C] into float32 [C, H, W] within [-2, 2], as (x / 255 - 0.5) * 4: sd about 1."""
     planes = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
     return torch.from_numpy((np.ascontiguousarray(planes, dtype=np.float32) / np.float32(255) - np.float32(0.5)) * 4)
 

@@ -121,7 +121,7 @@ class FolderDataset(Dataset[Sample]):
         with _open(path) as file:
             if file.mode not in _DEEP_MODES:
                 wanted = "L" if self.channels == 1 else "RGB"
-                return scale_bytes(_pixels(file.convert(wanted), path).astype(np.uint8, copy=False)), target
+                return scale_bytes(_pixels(file, path, wanted).astype(np.uint8, copy=False)), target
             if self.channels != 1:
                 raise ValueError(f"channels: expected 1 for the 16-bit image {path}, got {self.channels}")
             values = _pixels(file, path)
@@ -138,7 +138,7 @@ class FolderDataset(Dataset[Sample]):
         path = self._masks[i]
         with _open(path) as file:
             if self._colours is not None:
-                return self._colours.labels(_pixels(file.convert("RGB"), path).astype(np.uint8, copy=False), path)
+                return self._colours.labels(_pixels(file, path, "RGB").astype(np.uint8, copy=False), path)
             if file.mode not in ("L", "P"):
                 raise ValueError(
                     f"masks: expected 8-bit label numbers (mode L or P), or a palette for colours, "
@@ -148,8 +148,7 @@ class FolderDataset(Dataset[Sample]):
         bad = (values >= self.num_labels) & (values != self.void)
         if bad.any():
             raise ValueError(
-                f"masks: expected labels 0 to {self.num_labels - 1} or void {self.void}, "
-                f"got {int(values[bad][0])} in {path}"
+                f"masks: expected labels 0 to {self.num_labels - 1} or void {self.void}, got {int(values[bad][0])} in {path}"
             )
         return np.where(values == self.void, np.uint8(VOID), values)
 
@@ -235,8 +234,8 @@ def _size(path: Path) -> tuple[int, int]:
         return file.height, file.width
 
 
-def _pixels(file: Image.Image, path: Path) -> NDArray[np.generic]:
+def _pixels(file: Image.Image, path: Path, mode: str | None = None) -> NDArray[np.generic]:
     try:
-        return np.array(file)
+        return np.array(file if mode is None else file.convert(mode))
     except _FAILURES as error:
         raise ValueError(f"file {path}: expected an image, got one that cannot be read: {error}") from error

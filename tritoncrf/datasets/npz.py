@@ -3,7 +3,8 @@
 Two layouts, told apart by the names of their arrays:
 
 - depth: `depth` uint16 (millimetres, 0 = background) and `label` uint8, both flat, image i being
-  `x[offset[i]:offset[i + 1]].reshape(size[i])`; `background` (optional) is the label of pixels without depth.
+  `x[offset[i]:offset[i + 1]].reshape(size[i])`; `background` (optional) is the label of pixels without
+  depth, known there at test time too.
 - photographs: `images` uint8 [N, H, W, 3], `labels` uint8 [N, H, W] (255 = no label), and `sizes` [N, 2], the valid
   top left part of each.
 
@@ -78,9 +79,7 @@ class NpzDataset(Dataset[Sample]):
                     f"path: expected the arrays {', '.join(_DEPTH_KEYS)} or {', '.join(_PHOTO_KEYS)} "
                     f"in {self.path}, got {', '.join(sorted(names)) or 'none'}"
                 )
-            sizes = self._read(archive, size_key)
-            if sizes.ndim != 2 or sizes.shape[1] != 2 or sizes.dtype.kind not in "iu" or (sizes < 1).any():
-                raise ValueError(f"path: expected positive integers [N, 2] as {size_key!r} in {self.path}")
+            sizes = self._read_sizes(archive, size_key)
             self.indices = self._choose(archive, split, split_key, len(sizes))[:limit]
             self.sizes: list[tuple[int, int]] = [(int(h), int(w)) for h, w in sizes[self.indices]]
             self.class_names: tuple[str, ...] = tuple(str(name) for name in self._read(archive, "class_names"))
@@ -100,6 +99,14 @@ class NpzDataset(Dataset[Sample]):
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"path: array {key!r} of {self.path} cannot be read: {error}") from error
         return array
+
+    def _read_sizes(self, archive: NpzFile, key: str) -> NDArray[np.int64]:
+        found = self._read(archive, key)
+        if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu" or (found.astype(np.int64) < 1).any():
+            raise ValueError(
+                f"path: expected positive integers [N, 2] as {key!r} in {self.path}, got {found.dtype} {list(found.shape)}"
+            )
+        return found.astype(np.int64)
 
     def _choose(self, archive: NpzFile, split: str | None, split_key: str, count: int) -> NDArray[np.int64]:
         if split is None:
@@ -122,10 +129,10 @@ class NpzDataset(Dataset[Sample]):
         return chosen
 
     def _read_flat(
-        self, archive: NpzFile, sizes: NDArray[np.generic]
+        self, archive: NpzFile, sizes: NDArray[np.int64]
     ) -> tuple[list[NDArray[np.generic]], list[NDArray[np.uint8]]]:
         offset = self._read(archive, "offset")
-        ends = np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(1))])
+        ends = np.concatenate([[0], np.cumsum(sizes.prod(1))])
         if offset.shape != ends.shape or (offset != ends).any():
             raise ValueError(f"path: expected 'offset' to be the running sum of the areas in 'size' in {self.path}")
         found: list[list[NDArray[np.generic]]] = []
@@ -138,12 +145,8 @@ class NpzDataset(Dataset[Sample]):
                 )
             # copies, so that the pixels of other splits are freed
             found.append([flat[ends[i] : ends[i + 1]].reshape(sizes[i]).copy() for i in self.indices])
-        if self.background is None:
-            self.background = self.num_labels - 1
-        if not 0 <= self.background < self.num_labels:
-            raise ValueError(
-                f"path: expected 'background' below {self.num_labels} in {self.path}, got {self.background}"
-            )
+        if self.background is not None and not 0 <= self.background < self.num_labels:
+            raise ValueError(f"path: expected 'background' below {self.num_labels} in {self.path}, got {self.background}")
         return found[0], [label.astype(np.uint8, copy=False) for label in found[1]]
 
     def _read_padded(self, archive: NpzFile) -> tuple[list[NDArray[np.generic]], list[NDArray[np.uint8]]]:
@@ -160,13 +163,10 @@ class NpzDataset(Dataset[Sample]):
         for i, (h, w) in zip(self.indices, self.sizes, strict=True):
             if i >= len(images) or h > images.shape[1] or w > images.shape[2]:
                 raise ValueError(
-                    f"path: expected sizes within 'images' {list(images.shape)} in {self.path}, "
-                    f"got {h} x {w} for image {i}"
+                    f"path: expected sizes within 'images' {list(images.shape)} in {self.path}, got {h} x {w} for image {i}"
                 )
         cut = list(zip(self.indices, self.sizes, strict=True))
-        return [images[i, :h, :w].copy() for i, (h, w) in cut], [
-            labels[i, :h, :w].astype(np.uint8) for i, (h, w) in cut
-        ]
+        return [images[i, :h, :w].copy() for i, (h, w) in cut], [labels[i, :h, :w].astype(np.uint8) for i, (h, w) in cut]
 
     def _check_labels(self) -> None:
         for i, label in zip(self.indices, self._labels, strict=True):
@@ -188,9 +188,8 @@ class NpzDataset(Dataset[Sample]):
         if self.channels == 3:
             return scale_bytes(self._images[i].astype(np.uint8, copy=False)), target
         depth = self._images[i].astype(np.uint16, copy=False)
-        if self.background is None:  # pragma: no cover  (set while reading the depth layout)
-            return self.depth(depth), target
-        return self.depth(depth), target, {"known": known_background(depth, label, self.background)}
+        known = {} if self.background is None else {"known": known_background(depth, label, self.background)}
+        return self.depth(depth), target, known
 
 
 def _open(path: Path) -> NpzFile:

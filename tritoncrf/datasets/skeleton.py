@@ -82,15 +82,15 @@ class _Body:
                 (_TORSO + 2, 0.045, -0.20, -0.29, 0.096),
             ):
                 bottom, top = np.array([x * wide, low, 0]), np.array([x * wide, high, 0])
-                self.add(*(_WAIST + chest @ (p - _WAIST) for p in (bottom, top)), radius, label + right, self.girth)
-            shoulder = np.array([[0.07 * side, -0.47, 0], [0.15 * side, -0.475, 0]])
-            self.add(*(_WAIST + chest @ (p - _WAIST) for p in shoulder), 0.062, _TORSO + right)
+                self.add(_bent(chest, bottom), _bent(chest, top), radius, label + right, self.girth)
+            inner, outer = np.array([0.07 * side, -0.47, 0]), np.array([0.15 * side, -0.475, 0])
+            self.add(_bent(chest, inner), _bent(chest, outer), 0.062, _TORSO + right)
             for x, radius in ((0.080, 0.094), (0.050, 0.100)):
                 bottom, top = np.array([x * wide, 0.0, 0]), np.array([x * wide, -0.10, 0])
                 self.add(pelvis @ bottom, pelvis @ top, radius, _TORSO + 4 + right, self.girth)
 
     def head(self, face: _Matrix, chest: _Matrix) -> None:
-        neck = _WAIST + chest @ (np.array([0, -0.50, 0]) - _WAIST)
+        neck = _bent(chest, np.array([0, -0.50, 0]))
         skull = neck + face @ np.array([0, -0.15, 0.01])
         self.add(neck, skull, 0.052, _HEAD)
         self.add(skull, skull + face @ np.array([0, -0.075, 0.0]), 0.086, _HEAD)
@@ -121,7 +121,7 @@ class _Body:
         upper = chest @ _about_z(-side * lift) @ _about_x(swing) @ _about_y(-side * twist)
         lower = upper @ _about_x(bend)
         hand = lower @ _about_x(_radians(rng, -25, 25)) @ _about_z(_radians(rng, -20, 20))
-        shoulder = _WAIST + chest @ (np.array([0.185 * side, -0.46, 0]) - _WAIST)
+        shoulder = _bent(chest, np.array([0.185 * side, -0.46, 0]))
         elbow = shoulder + upper @ np.array([0, 0.27 * self.limbs, 0])
         wrist = elbow + lower @ np.array([0, 0.24 * self.limbs, 0])
         self.add(shoulder, elbow, 0.048, _ARM + right, self.girth)
@@ -129,6 +129,12 @@ class _Body:
         palm = wrist + hand @ np.array([0, 0.065, 0])
         self.add(wrist + hand @ np.array([0, 0.03, 0]), palm, 0.038, _ARM + 4 + right)
         self.add(palm, palm + hand @ np.array([0, 0.06, 0]), 0.028, _ARM + 4 + right)
+
+
+def _bent(chest: _Matrix, point: _Vector) -> _Vector:
+    """Where a point of the upright trunk lies once the chest has turned about the waist."""
+    bent: _Vector = _WAIST + chest @ (point - _WAIST)
+    return bent
 
 
 def _radians(rng: np.random.Generator, low: float, high: float) -> float:

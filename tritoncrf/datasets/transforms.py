@@ -174,8 +174,4 @@ def left_right_pairs(class_names: Sequence[str]) -> list[tuple[int, int]]:
     [(1, 2)]
     """
     place = {name: label for label, name in enumerate(class_names)}
-    return [
-        (label, place[name[:-1] + "R"])
-        for name, label in place.items()
-        if name.endswith("L") and name[:-1] + "R" in place
-    ]
+    return [(label, place[name[:-1] + "R"]) for name, label in place.items() if name.endswith("L") and name[:-1] + "R" in place]

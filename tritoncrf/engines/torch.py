@@ -146,7 +146,7 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
         weight = contract.weights(energies.T.contiguous(), scale)
         weight /= contract.in_label_order(weight) * plan.replicas
         image, slot, own = work.image[a:b], work.slot[a:b], flat[work.where[a:b]].long()
-        out.index_put_((image, slot), weight.T, accumulate=True)
+        out.view(-1, plan.labels).index_add_(0, image * len(plan.positions) + slot, weight.T)
         energy.index_add_(0, image * plan.replicas + work.replica[a:b], energies.gather(1, own[:, None])[:, 0].double())
     return energy.view(-1, plan.replicas)
 

@@ -1,0 +1,1 @@
+"""Benchmarks and experiments: ``pytest bench`` for timings, ``python -m bench.<name>`` for the rest."""

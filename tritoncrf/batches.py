@@ -1,0 +1,62 @@
+"""What does a loader yield? ``(image, target, index)``, or with a dict of extras, moved to one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tritoncrf import contract, validation
+
+EXTRAS = ("sizes", "mask", "known")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N images with their targets and their positions in the data set."""
+
+    image: Tensor
+    """float [N, C, *shape]."""
+    target: Tensor
+    """integers [N, *shape]; where the label is known at test time too, that label."""
+    index: Tensor
+    """integers [N]."""
+    sizes: Tensor | None = None
+    """integers [N, d]: the images' own sizes where the batch is padded."""
+    mask: Tensor | None = None
+    """bool [N, *shape]: False where no pixel exists."""
+    clamp: Tensor | None = None
+    """bool [N, *shape]: True where the label is known at test time too."""
+
+    @classmethod
+    def of(cls, item: object, device: torch.device) -> Batch:
+        """Checks and moves ``(image, target, index)`` or ``(image, target, index, extras)``.
+
+        extras: optional "sizes", "mask" and "known" (uint8 ``[N, *shape]``, 255 where the label is not known at test time).
+        Raises TypeError or ValueError for anything else.
+        """
+        if not isinstance(item, list | tuple) or len(item) not in (3, 4):
+            raise TypeError(f"loader: expected batches (image, target, index) or with a dict of extras, got {_kind(item)}")
+        image, target, index = (validation.tensor("loader", part).to(device, non_blocking=True) for part in item[:3])
+        extras = item[3] if len(item) == 4 else {}
+        if not isinstance(extras, dict) or not set(extras) <= set(EXTRAS):
+            raise ValueError(f"loader: expected extras of {', '.join(map(repr, EXTRAS))}, got {_kind(extras)}")
+        moved = {name: validation.tensor(name, part).to(device, non_blocking=True) for name, part in extras.items()}
+        known = moved.get("known")
+        clamp = None if known is None else known != contract.VOID
+        if known is not None and clamp is not None:
+            target = torch.where(clamp, known.to(target.dtype), target)
+        return cls(image, target, index, moved.get("sizes"), moved.get("mask"), clamp)
+
+    @property
+    def present(self) -> Tensor:
+        """bool ``[N, *shape]``: the pixels that exist."""
+        shape = tuple(self.target.shape[1:])
+        return validation.inside(shape, len(self.target), self.sizes, self.mask, self.target.device)
+
+
+def _kind(item: object) -> str:
+    if isinstance(item, list | tuple):
+        return f"a {type(item).__name__} of {len(item)}"
+    return f"keys {sorted(map(str, item))}" if isinstance(item, dict) else type(item).__name__

@@ -1,0 +1,62 @@
+"""Which random numbers come next? The states of every generator a training run draws from, to save and to restore.
+
+Covers the default generators of torch (CPU and CUDA), numpy and Python, and those a data loader owns. Workers of a loader
+are seeded from these, so they repeat too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from tritoncrf.checkpoint import CheckpointError, Tree, group, tensor
+
+
+def capture(loader: DataLoader[object]) -> dict[str, Tree]:
+    """The states as they are now."""
+    legacy = np.random.get_state(legacy=False)  # noqa: NPY002
+    version, words, following = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
+        "numpy": {
+            "key": torch.from_numpy(legacy["state"]["key"].astype(np.int64)), "pos": int(legacy["state"]["pos"]),
+            "has_gauss": int(legacy["has_gauss"]), "gauss": float(legacy["gauss"]),
+        },
+        "python": {"version": version, "words": list(words), "following": following},
+        "loader": [generator.get_state() for generator in _owned(loader)],
+    }  # fmt: skip
+
+
+def restore(state: dict[str, Tree], loader: DataLoader[object]) -> None:
+    """Puts the states back. Raises CheckpointError if they are not what `capture` gave."""
+    try:
+        torch.set_rng_state(tensor(state, "torch"))
+        cuda = state["cuda"]
+        if torch.cuda.is_available() and isinstance(cuda, list) and cuda:
+            torch.cuda.set_rng_state_all([part for part in cuda if isinstance(part, torch.Tensor)])
+        legacy = group(state, "numpy")
+        key = tensor(legacy, "key").numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", key, legacy["pos"], legacy["has_gauss"], legacy["gauss"]))  # type: ignore[arg-type]  # noqa: NPY002
+        python = group(state, "python")
+        random.setstate((python["version"], tuple(python["words"]), python["following"]))  # type: ignore[arg-type]
+        owned, saved = list(_owned(loader)), state["loader"]
+        # A later stage may come with another kind of loader, whose generators then start afresh.
+        if isinstance(saved, list) and len(saved) == len(owned):
+            for generator, kept in zip(owned, saved, strict=True):
+                generator.set_state(kept)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"generators: expected the states of this run's random generators, got {error}") from None
+
+
+def _owned(loader: DataLoader[object]) -> Iterator[torch.Generator]:
+    seen: list[torch.Generator] = []
+    for owner in (loader, loader.sampler, loader.batch_sampler):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator) and all(generator is not known for known in seen):
+            seen.append(generator)
+            yield generator

@@ -1,0 +1,156 @@
+"""What is the answer? Marginals by averaged conditionals, max-marginal labels, low-energy labels by annealing.
+
+Max-marginal inference (Kirillov et al. 2016, eq. 4) takes each pixel's most probable label under its marginal, which is
+estimated by the mean of the local conditionals (16) over sweeps: ``p(y_i) = E[p(y_i | rest)]``, of lower variance than
+counting labels (Rao-Blackwell). The first sample may be drawn from other logits, as the paper draws it from those of the
+pre-trained network (section 5): from a random labelling the chain takes extremely long.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tritoncrf import contract, diagnostics, validation
+from tritoncrf.chains import ChainState
+from tritoncrf.model import GridCRF
+from tritoncrf.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run of the chains says of N images."""
+
+    marginals: Tensor
+    """float32 [N, L, *shape]; one-hot at clamped pixels, 0 where no pixel exists."""
+    traces: Tensor
+    """float64 [N, R, T]: after each averaged sweep, the mean over free pixels of their conditional energy, in nats."""
+    flip_rate: Tensor
+    """float32 [N]: label changes per free pixel in the last sweep."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Max-marginal labels uint8 ``[N, *shape]``; 255 where no pixel exists."""
+        best = self.marginals.argmax(1).to(torch.uint8)
+        return torch.where(self.marginals.amax(1) > 0, best, contract.VOID)
+
+    @property
+    def rhat(self) -> Tensor:
+        """Split R-hat of `traces`, float64 ``[N]``; needs at least 4 sweeps."""
+        return diagnostics.rhat(self.traces)
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size of `traces`, float64 ``[N]``; needs at least 4 sweeps."""
+        return diagnostics.ess(self.traces)
+
+
+def estimate(
+    crf: GridCRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
+    sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
+    init_logits: Tensor | None = None, replicas: int = 1, beta: float = 1.0, engine: str = "auto", seed: int | None = 0,
+) -> Estimate:  # fmt: skip
+    """Runs R chains an image through ``burn_in`` sweeps, then averages the conditionals over ``sweeps`` more.
+
+    logits ``[N, L, *shape]``; labels to start from (needed where ``clamp`` holds them); init_logits: of the first draw;
+    the rest as in `Sampler.init` and `Sampler.run`. Warns where the replicas of an image disagree (R-hat above 1.1). Raises
+    ValueError or TypeError naming the argument.
+    """
+    validation.whole("sweeps", sweeps, 1)
+    validation.whole("burn_in", burn_in, 0)
+    with torch.no_grad():
+        sampler = Sampler(crf, engine, seed)
+        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas)
+        sampler.run(chains, burn_in, beta=beta)
+        total = torch.zeros((*chains.plan.free.shape, crf.num_labels), device=crf.device)
+        free = chains.plan.free.sum(1).clamp(min=1)[:, None]
+        traces = []
+        for _ in range(sweeps):
+            sampler.run(chains, 1, beta=beta)
+            traces.append(sampler.conditionals(chains, total, beta=beta) / free)
+        found = Estimate(_dense(chains, total / sweeps), torch.stack(traces, -1), diagnostics.flip_rate(chains, 1))
+    if replicas > 1 and sweeps >= 4:
+        apart = found.rhat > diagnostics.DISAGREE
+        if bool(apart.any()):
+            warnings.warn(
+                f"marginals: the replicas of {int(apart.sum())} of {len(apart)} images disagree (largest R-hat "
+                f"{float(found.rhat.max()):.2f}): more sweeps or burn_in are needed",
+                stacklevel=2,
+            )
+    return found
+
+
+def marginals(
+    crf: GridCRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
+    sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
+    init_logits: Tensor | None = None, replicas: int = 1, beta: float = 1.0, engine: str = "auto", seed: int | None = 0,
+) -> Tensor:  # fmt: skip
+    """The marginals p(y_i = l | x), float32 ``[N, L, *shape]``, as `estimate` finds them."""
+    return estimate(
+        crf, logits, sweeps=sweeps, burn_in=burn_in, labels=labels, index=index, sizes=sizes, mask=mask, clamp=clamp,
+        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed,
+    ).marginals  # fmt: skip
+
+
+def max_marginal(
+    crf: GridCRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
+    sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
+    init_logits: Tensor | None = None, replicas: int = 1, beta: float = 1.0, engine: str = "auto", seed: int | None = 0,
+) -> Tensor:  # fmt: skip
+    """Max-marginal labels (eq. 4), uint8 ``[N, *shape]``, 255 where no pixel exists, as `estimate` finds them."""
+    return estimate(
+        crf, logits, sweeps=sweeps, burn_in=burn_in, labels=labels, index=index, sizes=sizes, mask=mask, clamp=clamp,
+        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed,
+    ).labels  # fmt: skip
+
+
+def anneal(
+    crf: GridCRF, logits: Tensor, *, sweeps: int = 200, betas: tuple[float, float] = (0.5, 20.0), labels: Tensor | None = None,
+    index: Tensor | None = None, sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
+    init_logits: Tensor | None = None, replicas: int = 1, engine: str = "auto", seed: int | None = 0,
+) -> Tensor:  # fmt: skip
+    """Labels of low energy, uint8 ``[N, *shape]``: ``sweeps`` at inverse temperatures rising geometrically (Geman & Geman 1984).
+
+    betas: first and last; ten sweeps at the highest inverse temperature follow, which is descent. Of several replicas
+    the one of lowest energy answers. Raises ValueError or TypeError naming the argument.
+    """
+    validation.whole("sweeps", sweeps, 1)
+    first, last = (validation.beta(beta) for beta in betas)
+    if not 0 < first <= last:
+        raise ValueError(f"betas: expected 0 < first <= last, got {betas}")
+    with torch.no_grad():
+        sampler = Sampler(crf, engine, seed)
+        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas)
+        for step in range(sweeps):
+            sampler.run(chains, 1, beta=first * (last / first) ** (step / max(sweeps - 1, 1)))
+        sampler.run(chains, 10, beta=contract.MAX_BETA)
+        found = chains.labels
+        if replicas == 1:
+            return found[:, 0]
+        energies = torch.stack([crf.energy(logits, found[:, r], sizes=sizes, mask=mask) for r in range(replicas)], 1)
+        return found[torch.arange(len(found), device=found.device), energies.argmin(1)]
+
+
+def _start(
+    sampler: Sampler, logits: Tensor, init_logits: Tensor | None, labels: Tensor | None, index: Tensor | None,
+    sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, replicas: int,
+) -> ChainState:  # fmt: skip
+    first = logits if init_logits is None else init_logits
+    chains = sampler.init(first, labels, index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas)
+    return chains if init_logits is None else sampler.run(chains, 0, logits=logits)
+
+
+def _dense(chains: ChainState, total: Tensor) -> Tensor:
+    """Slot-major ``[N, S, L]`` -> ``[N, L, *shape]``, with what is clamped filled in."""
+    plan, shape = chains.plan, chains.shape
+    image, slot = plan.exists.nonzero(as_tuple=True)
+    held = plan.exists & ~plan.free
+    fixed, where = held.nonzero(as_tuple=True)
+    total[fixed, where] = 0
+    total[fixed, where, chains.rows[fixed, 0, plan.positions[where]].long()] = 1
+    dense = total.new_zeros((len(total), torch.Size(shape).numel(), plan.labels))
+    dense[image, plan.pixels[slot]] = total[image, slot]
+    return dense.transpose(1, 2).reshape(len(total), plan.labels, *shape)

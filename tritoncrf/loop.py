@@ -1,0 +1,191 @@
+"""How does a stage run, stop and go on? Steps, diminishing rates, Ctrl-C, and the state that resumes it bit for bit.
+
+A stage is so many epochs over a loader. Each step's rate is the optimizer's times a factor that falls linearly from 1 to 0.
+The state holds optimizer, schedule, scaler, epoch, position, and the generators both now and at the epoch's start: a resumed
+epoch draws the same data order again, passes over the batches already seen, and goes on.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from tritoncrf import generators, validation
+from tritoncrf.checkpoint import CheckpointError, Tree, group
+
+
+@dataclass
+class Progress:
+    """Stages done, the one under way, its length, and how many epochs and batches of this epoch are done."""
+
+    finished: list[str] = field(default_factory=list)
+    stage: str = ""
+    epochs: int = 0
+    batches: int = 0
+    epoch: int = 0
+    position: int = 0
+
+
+class Loop:
+    """Runs stages one after the other; `state` and `load` carry a half-done one over a restart."""
+
+    def __init__(self, device: torch.device, precision: torch.dtype | None, quiet: bool) -> None:
+        self.device = device
+        self.quiet = quiet
+        self.progress = Progress()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        self._optimizer: Optimizer | None = None
+        self._schedule: LambdaLR | None = None
+        self._loader: DataLoader[object] | None = None
+        self._epoch_state: dict[str, Tree] | None = None
+        self._saved: dict[str, Tree] | None = None
+        self._to_skip: list[str] = []
+
+    def run(
+        self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, *,
+        value: Callable[[object], Tensor], invalid: Callable[[], Tensor | None], after_step: Callable[[int], None],
+        after_epoch: Callable[[int, float], None], save: Callable[[], None] | None, every: int,
+    ) -> None:  # fmt: skip
+        """Runs a stage, or the rest of it after `load`, or nothing if it was finished then.
+
+        value: a batch's loss; invalid: the flag of a batch whose loss is void; after_step: told the steps done; after_epoch:
+        told the epochs done and the mean loss; save: writes a checkpoint after each epoch, each ``every``-th step and Ctrl-C.
+        """
+        if stage in self._to_skip:
+            self._to_skip.remove(stage)
+            return
+        validation.whole("epochs", epochs, 1)
+        validation.whole("every", every, 0)
+        total = epochs * len(loader)
+        if total == 0:
+            raise ValueError("loader: expected at least one batch, got none")
+        self._optimizer, self._loader = optimizer, loader
+        self._schedule = LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / total))
+        resuming = self._take_over(stage, epochs, len(loader))
+        progress = self.progress
+        with _interruptible() as interrupted:
+            while progress.epoch < epochs:
+                batches, resuming = self._open(loader, resuming), False
+                summed = torch.zeros((), device=self.device)
+                for item in self.bar(batches, f"{stage} {progress.epoch + 1}/{epochs}", len(loader), progress.position):
+                    summed += self._step(optimizer, self._schedule, value(item), invalid)
+                    progress.position += 1
+                    done = progress.epoch * len(loader) + progress.position
+                    after_step(done)
+                    if save is not None and (interrupted() or (every and done % every == 0)):
+                        save()
+                    if interrupted():
+                        raise KeyboardInterrupt
+                progress.epoch, progress.position = progress.epoch + 1, 0
+                after_epoch(progress.epoch, float(summed) / len(loader))
+                if progress.epoch == epochs:
+                    progress.finished.append(stage)
+                if save is not None:
+                    save()
+
+    def bar(self, items: Iterator[object] | DataLoader[object], text: str, total: int, done: int = 0) -> Iterator[object]:
+        """The items under a progress bar, on a terminal and unless quiet."""
+        yield from tqdm(items, desc=text, total=total, initial=done, disable=True if self.quiet else None, leave=False)
+
+    def state(self) -> dict[str, Tree]:
+        """Where the stage is, to be saved."""
+        tree: dict[str, Tree] = {"progress": dict(vars(self.progress))}
+        if self._optimizer is not None and self._schedule is not None and self._loader is not None:
+            tree["optimizer"], tree["schedule"] = self._optimizer.state_dict(), self._schedule.state_dict()
+            tree["scaler"] = self.scaler.state_dict()
+            tree["epoch_state"], tree["now"] = self._epoch_state, generators.capture(self._loader)
+        return tree
+
+    def load(self, state: dict[str, Tree]) -> None:
+        """Takes over a saved state: finished stages will be skipped once, the half-done one goes on."""
+        try:
+            self.progress = Progress(**group(state, "progress"))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise CheckpointError(f"progress: expected where a run is, got {error}") from None
+        self._to_skip = list(self.progress.finished)
+        self._saved = state
+
+    def _take_over(self, stage: str, epochs: int, batches: int) -> bool:
+        saved, progress, self._saved = self._saved, self.progress, None
+        if saved is None or progress.stage != stage or stage in progress.finished or "optimizer" not in saved:
+            self.progress = Progress(progress.finished, stage, epochs, batches)
+            if saved is not None and "now" in saved and self._loader is not None:
+                generators.restore(group(saved, "now"), self._loader)
+            return False
+        if (progress.epochs, progress.batches) != (epochs, batches):
+            raise CheckpointError(
+                f"{stage}: expected to go on with {progress.epochs} epochs of {progress.batches} batches as saved, "
+                f"got {epochs} of {batches}"
+            )
+        if self._optimizer is None or self._schedule is None or self._loader is None:
+            raise RuntimeError("loop: expected a stage under way")
+        try:
+            self._optimizer.load_state_dict(group(saved, "optimizer"))
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"optimizer: expected the one that was saved, got another ({error})") from None
+        self._schedule.load_state_dict(group(saved, "schedule"))
+        self.scaler.load_state_dict(group(saved, "scaler"))
+        self._epoch_state = group(saved, "epoch_state") if progress.position else None
+        generators.restore(group(saved, "now"), self._loader)
+        return True
+
+    def _open(self, loader: DataLoader[object], resuming: bool) -> Iterator[object]:
+        """The epoch's remaining batches, in the order that the epoch's start decides."""
+        position = self.progress.position if resuming else 0
+        now = generators.capture(loader)
+        if position and self._epoch_state is not None:
+            generators.restore(self._epoch_state, loader)
+        else:
+            self._epoch_state = now
+        batches = iter(loader)
+        for _ in range(position):
+            next(batches)
+        if position:
+            generators.restore(now, loader)
+        return batches
+
+    def _step(
+        self, optimizer: Optimizer, schedule: LambdaLR, loss: Tensor, invalid: Callable[[], Tensor | None]
+    ) -> Tensor:
+        optimizer.zero_grad()
+        if loss.requires_grad:
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        flag = invalid()
+        if flag is not None and not self.scaler.is_enabled() and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # A fused optimizer leaves parameters and moments alone on this flag, without the host looking at it.
+            optimizer.found_inf, optimizer.grad_scale = flag.float(), None  # type: ignore[attr-defined]
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        schedule.step()
+        return loss.detach()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Lets a first Ctrl-C finish the step, so that what is saved lies between two steps; a second one breaks off."""
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

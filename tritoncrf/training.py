@@ -1,0 +1,312 @@
+"""How does a model learn? Pre-train the network, then learn the tables alone or both together, and resume bit for bit.
+
+Algorithm 1 of Kirillov et al. 2016: per visit the network's logits, K sweeps of each image's chain, the error
+``[y' = l] - [y = l]`` back through the network and the count differences into the tables. "separate" keeps the pre-trained
+network fixed, "joint" learns both. Steps diminish (eq. 8): every rate falls linearly to 0 over a stage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from tritoncrf import checkpoint as files
+from tritoncrf import contract
+from tritoncrf.batches import Batch
+from tritoncrf.chains import ChainStore
+from tritoncrf.checkpoint import CheckpointError, Tree
+from tritoncrf.inference import estimate
+from tritoncrf.loop import Loop
+from tritoncrf.loss import CRFLoss
+from tritoncrf.metrics import Score
+from tritoncrf.model import GridCRF
+
+MODES = ("separate", "joint")
+# Adam's peak rates that did best on half-scale body parts: pre-training, the network in joint learning, the tables.
+PRETRAIN_RATE, NETWORK_RATE, TABLE_RATE = 3e-3, 1e-3, 1e-3
+# A fall of the validation accuracy below its best that says the network runs ahead of the chains.
+FALL = 0.03
+LOG_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores over a loader of the network alone and of the whole model."""
+
+    network: Score
+    crf: Score
+
+
+class Trainer:
+    """Learns a network and a CRF from a loader of ``(image, target, index)`` or with extras (see `batches.Batch`).
+
+    network: image ``[N, C, *shape]`` -> logits ``[N, L, *shape]``; crf: the tables. optimizer: for `fit`; None makes Adam
+    (1e-3 for the tables, and for the network if joint). loss: None makes a `CRFLoss` with PCD and K = 10 over ``chains``;
+    chains: None makes a store over ``loader.dataset.sizes`` at the first `fit`. device: None leaves all where the network is.
+    log: a file that gets a line of JSON every 50 steps and epoch. precision: torch.float16 or bfloat16 under autocast.
+
+    ``trainer.pretrain(loader, 8)``, ``trainer.fit(loader, "joint", epochs=4)``, ``trainer.evaluate(test).crf.accuracy``.
+    """
+
+    def __init__(
+        self, network: nn.Module, crf: GridCRF, *, optimizer: Optimizer | None = None, loss: CRFLoss | None = None,
+        chains: ChainStore | None = None, device: str | torch.device | None = None,
+        log: str | os.PathLike[str] | None = None, precision: torch.dtype | None = None, quiet: bool = False,
+    ) -> None:  # fmt: skip
+        if loss is not None and loss.crf is not crf:
+            raise ValueError("loss: expected a loss of the trainer's own crf, got one of another")
+        if loss is not None and chains is not None and loss.chains is not chains:
+            raise ValueError("chains: expected the loss's own ChainStore (or one of the two alone), got another")
+        first = next(network.parameters(), crf.pairwise)
+        self.device = first.device if device is None else torch.device(device)
+        self.network = network.to(self.device)
+        self.crf = crf.to(self.device)
+        self.loss = None if loss is None else loss.to(self.device)
+        self.chains = chains if loss is None else loss.chains
+        self.optimizer = optimizer
+        self.precision = precision
+        self.pretrained: dict[str, Tensor] | None = None
+        self.history: list[dict[str, Tree]] = []
+        self.loop = Loop(self.device, precision, quiet)
+        self._log = None if log is None else Path(log)
+        self._saved: dict[str, Tree] | None = None
+
+    def pretrain(
+        self, loader: DataLoader[object], epochs: int, *, rate: float = PRETRAIN_RATE, stage: str = "pretrain",
+        checkpoint: str | os.PathLike[str] | None = None, every: int = 0,
+    ) -> None:  # fmt: skip
+        """Cross-entropy over the labelled pixels whose label is not known anyway, by Adam from ``rate`` down to 0.
+
+        stage: the name under which a checkpoint knows it; another one makes further epochs a stage of their own.
+        """
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=rate)
+        self.network.train()
+
+        def value(item: object) -> Tensor:
+            batch = Batch.of(item, self.device)
+            logits = self._logits(batch.image).float()
+            ignored = ~batch.present | (batch.target >= self.crf.num_labels) | (batch.target < 0)
+            if batch.clamp is not None:
+                ignored |= batch.clamp
+            target = batch.target.long().masked_fill(ignored, -100)
+            # The mean over no pixel would be NaN.
+            return F.cross_entropy(logits, target, reduction="sum") / (~ignored).sum().clamp(min=1)
+
+        def finished(epoch: int) -> dict[str, Tree]:
+            if epoch == epochs:
+                self.pretrained = self._weights()
+            return {}
+
+        self._run(stage, loader, epochs, optimizer, value, finished, checkpoint, every)
+
+    def fit(
+        self, loader: DataLoader[object], mode: str = "joint", *, epochs: int,
+        validation: DataLoader[object] | None = None, checkpoint: str | os.PathLike[str] | None = None, every: int = 0,
+    ) -> None:  # fmt: skip
+        """Learns the tables ("separate", the network fixed) or both ("joint").
+
+        validation: a loader scored after each epoch; a fall of the whole model's accuracy warns that the chains fall behind.
+        checkpoint: written after each epoch, after every ``every``-th step, and on Ctrl-C, which then ends the run.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode: expected 'separate' or 'joint', got {mode!r}")
+        loss = self._loss_for(loader)
+        if self.pretrained is None:
+            self.pretrained = self._weights()
+        groups: list[dict[str, object]] = [{"params": list(loss.parameters()), "lr": TABLE_RATE}]
+        if mode == "joint":
+            groups.append({"params": list(self.network.parameters()), "lr": NETWORK_RATE})
+        optimizer = self.optimizer or torch.optim.Adam(groups, lr=TABLE_RATE, fused=self.device.type == "cuda")
+        self.network.train(mode == "joint")
+        loss.train()
+
+        def value(item: object) -> Tensor:
+            batch = Batch.of(item, self.device)
+            with torch.set_grad_enabled(mode == "joint"):
+                logits = self._logits(batch.image)
+            result: Tensor = loss(
+                logits, batch.target, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp
+            )
+            return result
+
+        def finished(epoch: int) -> dict[str, Tree]:
+            return {} if validation is None else self._validate(mode, validation)
+
+        self._run(mode, loader, epochs, optimizer, value, finished, checkpoint, every)
+
+    @torch.no_grad()
+    def evaluate(
+        self, loader: DataLoader[object], *, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0,
+        background: int | None = None,
+    ) -> Evaluation:  # fmt: skip
+        """Scores the network alone, and max-marginal labels whose first sample the pre-trained network's marginals give.
+
+        background: a label whose true pixels do not count in the accuracy; None asks ``loader.dataset.background``.
+        """
+        if background is None:
+            background = getattr(loader.dataset, "background", None)
+        network = crf = Score.empty(self.crf.num_labels, background)
+        mode = self.network.training
+        self.network.eval()
+        try:
+            for item in self.loop.bar(loader, "evaluate", len(loader)):
+                batch = Batch.of(item, self.device)
+                alone, whole = self.answer(batch, sweeps=sweeps, burn_in=burn_in, replicas=replicas, seed=seed)
+                target = batch.target.masked_fill(~batch.present, contract.VOID)
+                network, crf = network.plus(target, alone.argmax(1)), crf.plus(target, whole.argmax(1))
+        finally:
+            self.network.train(mode)
+        return Evaluation(network, crf)
+
+    @torch.no_grad()
+    def answer(
+        self, batch: Batch, *, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Marginals of a batch, float32 ``[N, L, *shape]``: of the network alone and of the whole model.
+
+        Known labels (``batch.clamp``) are one-hot in both.
+        """
+        logits = self._logits(batch.image).float()
+        first = None
+        if self.pretrained is not None:
+            first = torch.func.functional_call(self.network, self.pretrained, (batch.image,)).float()
+        known = None if batch.clamp is None else torch.where(batch.clamp, batch.target, contract.VOID)
+        found = estimate(
+            self.crf, logits, sweeps=sweeps, burn_in=burn_in, labels=known, index=batch.index, sizes=batch.sizes,
+            mask=batch.mask, clamp=batch.clamp, init_logits=first, replicas=replicas, seed=seed,
+            engine="auto" if self.loss is None else self.loss.engine,
+        )  # fmt: skip
+        alone = logits.softmax(1)
+        if batch.clamp is not None:
+            alone = torch.where(batch.clamp[:, None], found.marginals, alone)
+        return alone, found.marginals
+
+    def save(self, path: str | os.PathLike[str], *, extra: dict[str, Tree] | None = None) -> None:
+        """Writes everything a resumed run needs, whole or not at all; ``extra`` is the caller's own tree."""
+        if extra is None and self._saved is not None:
+            extra = files.group(self._saved, "extra")
+        files.write(path, {
+            "network": dict(self._weights()),
+            "pretrained": None if self.pretrained is None else dict(self.pretrained),
+            "pairwise": self.crf.pairwise.detach(),
+            "offsets": torch.tensor(self.crf.neighborhood.offsets),
+            "num_labels": self.crf.num_labels,
+            "loss": None if self.loss is None else dict(self.loss.state_dict()),
+            "chains": None if self.chains is None else dict(self.chains.state_dict()),
+            "loop": self.loop.state(),
+            "history": list(self.history),
+            "extra": extra or {},
+        }, kind="training")  # fmt: skip
+
+    def load(self, path: str | os.PathLike[str]) -> dict[str, Tree]:
+        """Takes over a saved run; the same calls of `pretrain` and `fit` then go on where it was. Returns its ``extra``.
+
+        Raises CheckpointError if the file is truncated, foreign, newer, or of another network, neighbourhood or data set.
+        """
+        tree = files.read(path, kind="training")
+        offsets = tuple(tuple(row) for row in files.tensor(tree, "offsets").tolist())
+        if offsets != self.crf.neighborhood.offsets or tree.get("num_labels") != self.crf.num_labels:
+            raise CheckpointError(
+                f"{path}: expected a CRF of {self.crf.extra_repr()}, got one of {tree.get('num_labels')} labels and "
+                f"{len(offsets)} classes {offsets[:2]}..."
+            )
+        weights, mine = files.tensors(tree, "network"), self._weights()
+        if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in mine.items()}:
+            raise CheckpointError(f"{path}: expected the weights of this network, got those of another")
+        self.network.load_state_dict(weights)
+        with torch.no_grad():
+            self.crf.pairwise.copy_(files.tensor(tree, "pairwise"))
+        self.pretrained = None
+        if tree.get("pretrained") is not None:
+            kept = files.tensors(tree, "pretrained")
+            self.pretrained = {name: value.to(self.device) for name, value in kept.items()}
+        self.history = [files.group({"line": line}, "line") for line in tree.get("history") or []]  # type: ignore[union-attr]
+        self.loop.load(files.group(tree, "loop"))
+        self._saved = tree
+        if self.loss is not None:
+            self._restore(self.loss)
+        return files.group(tree, "extra")
+
+    def _loss_for(self, loader: DataLoader[object]) -> CRFLoss:
+        if self.loss is None:
+            if self.chains is None:
+                sizes = getattr(loader.dataset, "sizes", None)
+                if sizes is None:
+                    raise ValueError("chains: expected a ChainStore, or a loader whose dataset has .sizes, got neither")
+                self.chains = ChainStore(sizes, device=self.device)
+            self.loss = CRFLoss(self.crf, chains=self.chains).to(self.device)
+            self._restore(self.loss)
+        return self.loss
+
+    def _restore(self, loss: CRFLoss) -> None:
+        if self._saved is None or self._saved["loss"] is None:
+            return
+        loss.load_state_dict(files.tensors(self._saved, "loss"))
+        if loss.chains is not None and self._saved["chains"] is not None:
+            loss.chains.load_state_dict(files.tensors(self._saved, "chains"))
+
+    def _run(
+        self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, value: Callable[[object], Tensor],
+        finished: Callable[[int], dict[str, Tree]], checkpoint: str | os.PathLike[str] | None, every: int,
+    ) -> None:  # fmt: skip
+        started = time.perf_counter()
+
+        def after_step(step: int) -> None:
+            if step % LOG_STEPS == 0:
+                self._note({"stage": stage, "step": step, **self._figures(stage)})
+
+        def after_epoch(epoch: int, mean: float) -> None:
+            seconds = time.perf_counter() - started
+            line: dict[str, Tree] = {"stage": stage, "epoch": epoch, "loss": mean, "seconds": seconds}
+            line |= self._figures(stage) | finished(epoch)
+            self.history.append(line)
+            self._note(line)
+
+        save = None if checkpoint is None else lambda: self.save(checkpoint)
+        self.loop.run(
+            stage, loader, epochs, optimizer, value=value, after_step=after_step, after_epoch=after_epoch, save=save, every=every,
+            invalid=lambda: None if self.loss is None or stage not in MODES else self.loss.invalid,
+        )  # fmt: skip
+
+    def _figures(self, stage: str) -> dict[str, Tree]:
+        if self.loss is None or self.loss.statistics is None or stage not in MODES:
+            return {}
+        return {name: float(value) for name, value in vars(self.loss.statistics).items()}
+
+    def _validate(self, stage: str, loader: DataLoader[object]) -> dict[str, Tree]:
+        """Scores held-out images, and warns if the whole model has fallen behind its best."""
+        found = self.evaluate(loader)
+        accuracy = found.crf.accuracy
+        earlier = [line["accuracy"] for line in self.history if line["stage"] == stage]
+        best = max((value for value in earlier if isinstance(value, float)), default=0.0)
+        if accuracy < best - FALL:
+            warnings.warn(
+                f"the whole model's validation accuracy fell to {accuracy:.3f} from {best:.3f}: the network runs ahead of "
+                "the chains; raise the loss's sweeps or lower the network's rate",
+                stacklevel=2,
+            )
+        return {"accuracy": accuracy, "network_accuracy": found.network.accuracy, "mean_iou": found.crf.mean_iou}
+
+    def _note(self, line: dict[str, Tree]) -> None:
+        if self._log is not None:
+            with self._log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+
+    def _logits(self, image: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            logits: Tensor = self.network(image)
+            return logits

@@ -12,12 +12,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import enumeration
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from tests import enumeration
 from tritoncrf import contract
 
 VECTORS = Path(__file__).resolve().parents[2] / "shared" / "contract" / "vectors.json"

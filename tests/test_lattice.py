@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import enumeration
 import numpy as np
 import pytest
 import torch
 
+from tests import enumeration
 from tritoncrf import Neighborhood
 from tritoncrf.coloring import Coloring, sublattice_coloring
 from tritoncrf.layout import Layout, LayoutCache, bucket, pack, unpack

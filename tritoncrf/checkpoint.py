@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,16 +38,16 @@ def write(path: str | os.PathLike[str], tree: Mapping[str, Tree], *, kind: str) 
     }  # fmt: skip
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=target.name + ".", suffix=".part", dir=target.parent)
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(save(tensors, metadata))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
     _sync_folder(target.parent)
 
@@ -68,7 +68,9 @@ def read(path: str | os.PathLike[str], *, kind: str) -> dict[str, Tree]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             tree = _unflatten(json.loads(metadata["skeleton"]), tensors)
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise CheckpointError(f"{path}: expected a whole tritoncrf {kind} file, got a truncated or foreign one ({error})") from None
+        raise CheckpointError(
+            f"{path}: expected a whole tritoncrf {kind} file, got a truncated or foreign one ({error})"
+        ) from None
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: expected a tritoncrf {kind} file, got no state in it")
     return {str(name): value for name, value in tree.items()}

@@ -212,7 +212,9 @@ class Sampler:
         if clamp is not None:
             lost = held & clamp[:, None] & (labels == contract.VOID)
             self.guard.require(~lost, "labels: expected a label at every clamped site", lambda: f"255 at {validation.first(lost)}")
-        return labels.clamp(0, contract.VOID).to(torch.uint8)
+        # What a deferred check will report must not index out of the tables meanwhile.
+        valid = (labels >= 0) & (labels < self.crf.num_labels)
+        return torch.where(valid, labels, contract.VOID).to(torch.uint8)
 
 
 def _spread(chains: ChainState) -> Tensor:

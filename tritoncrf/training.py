@@ -12,7 +12,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,14 +21,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tritoncrf import checkpoint as files
-from tritoncrf import contract
 from tritoncrf.batches import Batch
 from tritoncrf.chains import ChainStore
 from tritoncrf.checkpoint import CheckpointError, Tree
-from tritoncrf.inference import estimate
+from tritoncrf.evaluation import Evaluation, answer, evaluate, forward
 from tritoncrf.loop import Loop
 from tritoncrf.loss import CRFLoss
-from tritoncrf.metrics import Score
 from tritoncrf.model import GridCRF
 
 MODES = ("separate", "joint")
@@ -38,14 +35,6 @@ PRETRAIN_RATE, NETWORK_RATE, TABLE_RATE = 3e-3, 1e-3, 1e-3
 # A fall of the validation accuracy below its best that says the network runs ahead of the chains.
 FALL = 0.03
 LOG_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores over a loader of the network alone and of the whole model."""
-
-    network: Score
-    crf: Score
 
 
 class Trainer:
@@ -145,7 +134,6 @@ class Trainer:
 
         self._run(mode, loader, epochs, optimizer, value, finished, checkpoint, every)
 
-    @torch.no_grad()
     def evaluate(
         self, loader: DataLoader[object], *, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0,
         background: int | None = None,
@@ -156,41 +144,18 @@ class Trainer:
         """
         if background is None:
             background = getattr(loader.dataset, "background", None)
-        network = crf = Score.empty(self.crf.num_labels, background)
-        mode = self.network.training
-        self.network.eval()
-        try:
-            for item in self.loop.bar(loader, "evaluate", len(loader)):
-                batch = Batch.of(item, self.device)
-                alone, whole = self.answer(batch, sweeps=sweeps, burn_in=burn_in, replicas=replicas, seed=seed)
-                target = batch.target.masked_fill(~batch.present, contract.VOID)
-                network, crf = network.plus(target, alone.argmax(1)), crf.plus(target, whole.argmax(1))
-        finally:
-            self.network.train(mode)
-        return Evaluation(network, crf)
+        items = self.loop.bar(loader, "evaluate", len(loader))
+        batches = (Batch.of(item, self.device) for item in items)
+        return evaluate(self.answer, batches, self.crf.num_labels, background, sweeps, burn_in, replicas, seed)
 
-    @torch.no_grad()
     def answer(
-        self, batch: Batch, *, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0
+        self, batch: Batch, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Marginals of a batch, float32 ``[N, L, *shape]``: of the network alone and of the whole model.
-
-        Known labels (``batch.clamp``) are one-hot in both.
-        """
-        logits = self._logits(batch.image).float()
-        first = None
-        if self.pretrained is not None:
-            first = torch.func.functional_call(self.network, self.pretrained, (batch.image,)).float()
-        known = None if batch.clamp is None else torch.where(batch.clamp, batch.target, contract.VOID)
-        found = estimate(
-            self.crf, logits, sweeps=sweeps, burn_in=burn_in, labels=known, index=batch.index, sizes=batch.sizes,
-            mask=batch.mask, clamp=batch.clamp, init_logits=first, replicas=replicas, seed=seed,
-            engine="auto" if self.loss is None else self.loss.engine,
-        )  # fmt: skip
-        alone = logits.softmax(1)
-        if batch.clamp is not None:
-            alone = torch.where(batch.clamp[:, None], found.marginals, alone)
-        return alone, found.marginals
+        """Marginals of a batch, float32 ``[N, L, *shape]``: of the network alone and of the whole model (`evaluation.answer`)."""
+        engine = "auto" if self.loss is None else self.loss.engine
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            logits, first = forward(self.network, self.pretrained, batch.image)
+        return answer(self.crf, logits, first, batch, sweeps, burn_in, replicas, seed, engine)
 
     def save(self, path: str | os.PathLike[str], *, extra: dict[str, Tree] | None = None) -> None:
         """Writes everything a resumed run needs, whole or not at all; ``extra`` is the caller's own tree."""

@@ -1,0 +1,72 @@
+"""What does a learned model say of new images, and how good is it? The network alone beside the whole model.
+
+Test-time inference as in Kirillov et al. 2016, section 5: the first sample is drawn from the marginals of the pre-trained
+network, also for a jointly trained model, whose own logits are more ambiguous by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tritoncrf import contract
+from tritoncrf.batches import Batch
+from tritoncrf.inference import estimate
+from tritoncrf.metrics import Score
+from tritoncrf.model import GridCRF
+
+Answer = Callable[[Batch, int, int, int, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores over many images of the network alone and of the whole model."""
+
+    network: Score
+    crf: Score
+
+
+@torch.no_grad()
+def forward(network: nn.Module, pretrained: Mapping[str, Tensor] | None, image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits ``[N, L, *shape]`` of the network in eval mode, and those of its pre-trained weights if there are any."""
+    mode = network.training
+    network.eval()
+    try:
+        logits = network(image)
+        first = None if pretrained is None else torch.func.functional_call(network, dict(pretrained), (image,))
+    finally:
+        network.train(mode)
+    return logits.float(), None if first is None else first.float()
+
+
+def answer(
+    crf: GridCRF, logits: Tensor, first: Tensor | None, batch: Batch, sweeps: int, burn_in: int, replicas: int = 1,
+    seed: int = 0, engine: str = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Marginals float32 ``[N, L, *shape]`` of the logits alone and of the whole model, whose first sample ``first`` gives.
+
+    Labels that are known (``batch.clamp``) are one-hot in both. Sampling options as in `inference.estimate`.
+    """
+    known = None if batch.clamp is None else torch.where(batch.clamp, batch.target, contract.VOID)
+    found = estimate(
+        crf, logits, sweeps=sweeps, burn_in=burn_in, labels=known, index=batch.index, sizes=batch.sizes, mask=batch.mask,
+        clamp=batch.clamp, init_logits=first, replicas=replicas, seed=seed, engine=engine,
+    ).marginals  # fmt: skip
+    alone = logits.softmax(1)
+    return alone if batch.clamp is None else torch.where(batch.clamp[:, None], found, alone), found
+
+
+def evaluate(
+    answers: Answer, batches: Iterable[Batch], labels: int, background: int | None, sweeps: int, burn_in: int, replicas: int,
+    seed: int,
+) -> Evaluation:  # fmt: skip
+    """Pools the most probable labels of both answers over all batches; pixels that do not exist or have no label do not count."""
+    network = crf = Score.empty(labels, background)
+    for batch in batches:
+        alone, whole = answers(batch, sweeps, burn_in, replicas, seed)
+        target = batch.target.masked_fill(~batch.present, contract.VOID)
+        network, crf = network.plus(target, alone.argmax(1)), crf.plus(target, whole.argmax(1))
+    return Evaluation(network, crf)

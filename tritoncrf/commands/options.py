@@ -1,0 +1,153 @@
+"""Which settings does a training run have? One list for the flags, the TOML file and the checkpoint, each checked.
+
+A setting ``pretrain_epochs`` is the flag ``--pretrain-epochs`` and the TOML key ``pretrain_epochs``. Flags go before the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+Value = str | int | float | None
+_KINDS: dict[str, type[str] | type[int] | type[float]] = {"str": str, "int": int, "float": float}
+_PATHS = ("npz", "images", "masks", "files", "validation_files", "palette")
+
+
+def _option(default: T, text: str, *choices: str) -> T:
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a training run, besides the folder that it is written to."""
+
+    npz: str | None = _option(None, "data: an .npz archive of images and labels")
+    split_key: str = _option("split", "the archive's array of split names")
+    train_split: str = _option("train", "the split to learn from")
+    validation_split: str | None = _option(None, "the split scored after each epoch (for --generated: any name)")
+    test_split: str | None = _option(None, "the split scored at the end (for --generated: any name)")
+    images: str | None = _option(None, "data: a folder of images")
+    masks: str | None = _option(None, "the folder of label masks, matched by stem")
+    files: str | None = _option(None, "a text file with the stems to use, one a line")
+    validation_files: str | None = _option(None, "a text file with the stems scored after each epoch")
+    labels: int | None = _option(None, "number of labels in the masks")
+    palette: str | None = _option(None, "JSON or TOML of '#rrggbb' = label, for masks that show labels as colours")
+    void: int = _option(255, "the value in index masks that means 'no label'")
+    background: int | None = _option(None, "the label left out of the accuracy, known where a depth image is 0")
+    channels: int | None = _option(None, "1 for grey and depth, 3 for colour (default: as the first image)")
+    generated: int | None = _option(None, "data: so many made-up figures in depth")
+    generated_size: str = _option("96x64", "height x width of the made-up figures")
+    limit: int | None = _option(None, "use only the first so many images of every split")
+    network: str = _option("small", "small, table1, or module:factory called with channels and labels")
+    neighborhood: str = _option(
+        "grid:24:8+grid:1+grid:2:2", "nearest:COUNT, grid:REACH[:STEP], rays:REACH[:COUNT] or "
+        "log_polar:REACH[:RINGS[:DIRECTIONS]], joined by +"
+    )  # fmt: skip
+    mode: str = _option("joint", "learn the tables alone or with the network", "joint", "separate")
+    pretrain_epochs: int = _option(8, "epochs of cross-entropy before")
+    epochs: int = _option(4, "epochs of CRF learning")
+    sweeps: int = _option(10, "Gibbs sweeps per visit of an image")
+    method: str = _option("pcd", "persistent chains, or chains from the data", "pcd", "cd")
+    batch_size: int = _option(1, "images per update")
+    pretrain_rate: float = _option(3e-3, "Adam's rate in pre-training")
+    network_rate: float = _option(1e-3, "Adam's rate for the network in joint learning")
+    table_rate: float = _option(1e-3, "Adam's rate for the tables")
+    seed: int = _option(0, "of weights, data order and chains")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, ..")
+    engine: str = _option("auto", "the sampler's engine", "auto", "torch", "numba", "triton")
+    checkpoint_every: int = _option(500, "steps between checkpoints inside an epoch (0: after epochs only)")
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value, kind = getattr(self, spec.name), _kind(spec.type)
+            if value is None and "None" in str(spec.type):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"{spec.name}: expected {_NOUNS[kind]}, got {value!r}")
+            choices = spec.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(f"{spec.name}: expected {' or '.join(choices)}, got {value!r}")
+        for name, least in (("pretrain_epochs", 0), ("epochs", 0), ("sweeps", 1), ("batch_size", 1), ("seed", 0),
+                            ("checkpoint_every", 0)):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name in ("limit", "generated"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("pretrain_rate", "network_rate", "table_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+
+    def values(self) -> dict[str, Value]:
+        """Every setting by name."""
+        return {spec.name: getattr(self, spec.name) for spec in fields(self)}
+
+
+_NOUNS = {str: "a string", int: "a whole number", float: "a number"}
+
+
+def _kind(annotation: object) -> type[str] | type[int] | type[float]:
+    return _KINDS[str(annotation).split(" |")[0]]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting; one that is not given leaves no trace, so that the file decides."""
+    for spec in fields(Settings):
+        given = f" (default: {spec.default})" if spec.default is not None else ""
+        parser.add_argument(
+            "--" + spec.name.replace("_", "-"), type=_kind(spec.type), default=argparse.SUPPRESS,
+            choices=spec.metadata["choices"] or None, help=spec.metadata["help"] + given,
+            metavar=None if spec.metadata["choices"] else spec.name.rsplit("_", 1)[-1].upper(),
+        )  # fmt: skip
+
+
+def resolve(config: str | None, flags: Mapping[str, object]) -> Settings:
+    """The settings of a TOML file with the given flags over them, its paths made absolute.
+
+    Raises ValueError or FileNotFoundError for a file that is not there, no TOML, or holds an unknown key.
+    """
+    given = {**({} if config is None else read_toml(config)), **flags}
+    return from_values(given, config or "flags", root=Path.cwd())
+
+
+def from_values(given: Mapping[str, object], where: str, root: Path | None = None) -> Settings:
+    """Settings from names and values that came from ``where``. Raises ValueError for an unknown name or a wrong value."""
+    known = [spec.name for spec in fields(Settings)]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{where}: expected only known settings, got the key {name!r}; known are {', '.join(known)}")
+    kept = dict(given)
+    for name in _PATHS:
+        value = kept.get(name)
+        if root is not None and isinstance(value, str):
+            kept[name] = os.path.normpath(root / value)
+    return Settings(**kept)  # type: ignore[arg-type]  # its own checks name what does not fit
+
+
+def read_toml(path: str) -> dict[str, object]:
+    """The keys of a TOML file; paths in it count from its own folder."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config: expected a TOML file, got {path}, which does not exist")
+    try:
+        found: dict[str, object] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: expected TOML, got {path}, which is none: {error}") from None
+    for name in _PATHS:
+        value = found.get(name)
+        if isinstance(value, str):
+            found[name] = os.path.normpath(Path(path).resolve().parent / value)
+    return found
+
+
+def write_toml(path: Path, settings: Settings) -> None:
+    """Writes every setting that has a value."""
+    # A TOML basic string is a JSON string, but for the delete character, which no setting holds in earnest.
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.values().items() if value is not None]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ def test_sweeps(benchmark: BenchmarkFixture, way: str, kind: str) -> None:
     problem = standard(kind)
     sampler = tc.Sampler(problem.crf, "torch", seed=1, way=way)
     chains = sampler.run(sampler.init(problem.logits), 10)
-    benchmark.pedantic(sampler.run, (chains, SWEEPS), rounds=5, warmup_rounds=1)
+    benchmark.pedantic(sampler.run, (chains, SWEEPS), rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
     updates = SWEEPS * HEIGHT * WIDTH
     benchmark.extra_info["flip_rate"] = int(chains.flips.sum()) / updates
     if benchmark.stats is not None:
@@ -46,6 +46,6 @@ def test_training_step(benchmark: BenchmarkFixture, method: str) -> None:
     def step() -> None:
         loss(logits, target, torch.arange(4), clamp=clamp).backward()
 
-    benchmark.pedantic(step, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(step, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
     if loss.statistics is not None:
         benchmark.extra_info["flip_rate"] = float(loss.statistics.flip_rate)

@@ -38,8 +38,8 @@ def measure(engine: str, way: str, kind: str, *, chains: int, burn_in: int, swee
         print(f"{repeat}: {rates[-1] / 1e6:.2f} M updates/s", file=sys.stderr)
     return {
         "updates_per_second_median": statistics.median(rates), "updates_per_second_min": min(rates),
-        "updates_per_second_max": max(rates), "flip_rate": flips / (updates * repeats), "engine": sampler.engine_name, "way": way,
-        "kind": kind, "threads": torch.get_num_threads(), "chains": chains, "sweeps": sweeps, "repeats": repeats,
+        "updates_per_second_max": max(rates), "flip_rate": flips / (updates * repeats), "engine": sampler.engine_name,
+        "way": way, "kind": kind, "threads": torch.get_num_threads(), "chains": chains, "sweeps": sweeps, "repeats": repeats,
         "tritoncrf": tc.__version__, "torch": torch.__version__, "numpy": np.__version__,
         "python": platform.python_version(), "machine": platform.machine(),
     }  # fmt: skip

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 # Top to bottom; a file may import from files further down, and from its own folder's.
 ROOMS = [
-    "__init__", "__main__", "cli", "commands", "training", "evaluation", "loop", "generators", "batches", "networks", "loss", "gradient",
+    "__init__", "__main__", "cli", "commands", "training", "evaluation", "loop", "generators", "batches", "networks",
+    "loss", "gradient",
     "inference", "diagnostics", "metrics", "plots", "datasets", "sampler", "chains", "checkpoint", "model", "layout",
     "coloring", "lattice", "validation", "engines", "contract", "kernels", "_version",
 ]  # fmt: skip

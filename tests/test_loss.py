@@ -16,6 +16,7 @@ from torch import Tensor
 
 import tritoncrf as tc
 from tritoncrf.coloring import sublattice_coloring
+from tritoncrf.gradient import errors
 
 LABELS, SHAPE = 3, (2, 3)
 SITES = list(itertools.product(range(2), range(3)))
@@ -72,11 +73,12 @@ def exact(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     agrees = (ALL == p.target) | ~p.labelled
     data = agrees.flatten(1).all(1)
     free = (agrees | ~p.clamp).flatten(1).all(1)
-    (torch.logsumexp(-energy[free], 0) - torch.logsumexp(-energy[data], 0)).backward()
+    likelihood = torch.logsumexp(-energy[free], 0) - torch.logsumexp(-energy[data], 0)
+    likelihood.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert pairwise.grad is not None
     jacobians = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
-        lambda *leaves: energies(*leaves, p.mask), (p.logits, p.crf.pairwise.detach()), vectorize=True
+        lambda x, tables: energies(x, tables, p.mask), (p.logits, p.crf.pairwise.detach()), vectorize=True
     )
     spread: list[Tensor] = []
     for parameter in (logits, pairwise):
@@ -96,9 +98,7 @@ def sampled(p: Problem, loss: tc.CRFLoss, images: int, visits: int) -> tuple[Ten
         logits = p.logits.expand(images, -1, -1, -1).clone().requires_grad_()
         p.crf.pairwise.grad = None
         wide = (images, -1, -1)
-        value = loss(
-            logits, p.target.expand(wide), torch.arange(images), mask=p.mask.expand(wide), clamp=p.clamp.expand(wide)
-        )
+        value = loss(logits, p.target.expand(wide), torch.arange(images), mask=p.mask.expand(wide), clamp=p.clamp.expand(wide))
         value.backward()
     assert logits.grad is not None
     assert p.crf.pairwise.grad is not None
@@ -164,9 +164,7 @@ def test_cd_1_is_one_sweep_from_the_data() -> None:
 
 @pytest.mark.parametrize("fault", ["sign", "transposed counts", "unpaired phases"])
 def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tritoncrf.loss as module
-
-    right = module.errors
+    right = errors
 
     def wrong(*given: object) -> tuple[Tensor, Tensor]:
         unary, tables = right(*given)  # type: ignore[arg-type]
@@ -174,7 +172,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
             return -unary, -tables
         return (unary, tables.transpose(1, 2)) if fault == "transposed counts" else (unary, tables * 0.9)
 
-    monkeypatch.setattr(module, "errors", wrong)
+    monkeypatch.setattr("tritoncrf.loss.errors", wrong)
     p = problem()
     store = tc.ChainStore([SHAPE] * 20, replicas=1000, seed=1)
     loss = tc.CRFLoss(p.crf, chains=store, reduction="sum")

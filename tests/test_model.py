@@ -56,11 +56,11 @@ def site_energies(
     offsets: list[tuple[int, ...]], site: tuple[int, ...],
 ) -> np.ndarray[Any, Any]:  # fmt: skip
     """Eq. (16) read aloud: the energy of each label of one site given all others."""
-    energy = -np.moveaxis(logits, 0, -1)[site].astype(np.float64)
+    energy: np.ndarray[Any, Any] = -np.moveaxis(logits, 0, -1)[site].astype(np.float64)
     for (c, offset), sign in itertools.product(enumerate(offsets), (1, -1)):
         other = tuple(a + sign * b for a, b in zip(site, offset, strict=True))
         if all(0 <= a < n for a, n in zip(other, labels.shape, strict=True)) and exists[other]:
-            energy += tables[c, :, labels[other]] if sign > 0 else tables[c, labels[other], :]
+            energy = energy + (tables[c, :, labels[other]] if sign > 0 else tables[c, labels[other], :])
     return energy
 
 
@@ -209,6 +209,39 @@ def test_an_engines_pair_counts_are_the_models() -> None:
             counts = sampler.pair_counts(chains)
             for replica in range(2):
                 assert torch.equal(counts[:, replica], crf.pair_counts(chains.labels[:, replica], **given))
+
+
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_an_engines_conditionals_are_the_models(case: int, way: str) -> None:
+    crf, logits, labels, given, exists = batch(case, "both")
+    offsets, _ = CASES[case]
+    tables, beta = crf.pairwise.detach().double().numpy(), 0.7
+    clamp = torch.from_numpy(np.random.default_rng(3).random(labels.shape) < 0.3)
+    start = labels.clamp(max=LABELS - 1)
+    for name, state in report(torch.device("cpu")).items():
+        if state == "ready":
+            sampler = Sampler(crf, name, 0, way=way)
+            sizes, mask = given["sizes"], given["mask"]
+            chains = sampler.init(logits, start, sizes=sizes, mask=mask, clamp=clamp, replicas=2)
+            sampler.run(chains, 3)
+            out = torch.zeros(3, len(chains.plan.positions), LABELS)
+            own = sampler.conditionals(chains, out, beta=beta)
+            expected, energies = np.zeros(out.shape), np.zeros((3, 2))
+            for n, (slot, place) in itertools.product(range(3), enumerate(chains.layout.coordinates.tolist())):
+                site = tuple(place)
+                inside = all(a < b for a, b in zip(site, labels.shape[1:], strict=True))
+                if not inside or not exists[n][site] or clamp[n][site]:
+                    continue
+                for replica in range(2):
+                    y = chains.labels[n, replica].numpy()
+                    energy = site_energies(logits[n].numpy(), tables, y, exists[n], offsets, site)
+                    weight = np.exp(-beta * (energy - energy.min()))
+                    expected[n, slot] += weight / weight.sum() / 2
+                    # Rule 1 moves a site's unaries so that the lowest is 0.
+                    energies[n, replica] += energy[y[site]] + logits[n][(slice(None), *site)].max()
+            assert np.allclose(out.numpy(), expected, atol=2e-3)
+            assert np.allclose(own.numpy(), energies, atol=0.2)
 
 
 HOOD = Neighborhood.nearest(4)

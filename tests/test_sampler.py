@@ -313,6 +313,48 @@ def test_seed_none_takes_torchs_generator() -> None:
     assert 0 <= first < 2**64
 
 
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="the torch engine's field takes torch's default dtype")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torchs_default_dtype_does_not_show(dtype: torch.dtype) -> None:
+    crf, logits = model(), noise(1, LABELS, 6, 7)
+    expected = [sampler.run(sampler.init(logits), 5).labels for sampler in (Sampler(crf, "torch", 0, way=way) for way in WAYS)]
+    torch.set_default_dtype(dtype)
+    try:
+        got = [sampler.run(sampler.init(logits), 5).labels for sampler in (Sampler(crf, "torch", 0, way=way) for way in WAYS)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="labels of dtype int8 meet the number 255")
+def test_labels_may_be_int8() -> None:
+    held = torch.ones(2, 4, 6, dtype=torch.int8)
+    assert bool((Sampler(model(), "torch").init(noise(2, LABELS, 4, 6), held).labels == 1).all())
+
+
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="a run does not look at its chains' last sweep")
+def test_a_chain_has_two_to_the_34_sweeps() -> None:
+    sampler = Sampler(model(), "torch")
+    chains = sampler.init(noise(2, LABELS, 4, 6), count=torch.tensor([0, 2**34 - 2]))
+    sampler.run(chains, 2)
+    with pytest.raises(ValueError, match="sweeps: "):
+        sampler.run(chains, 1)
+
+
+@pytest.mark.xfail(strict=True, reason="the energies prepared from bad logits stay in the chains")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_fault_told_late_leaves_the_chains_as_they_were(way: str) -> None:
+    """What happens on a GPU, where values are not waited for: here a CPU told not to look."""
+    sampler = Sampler(model(), "torch", seed=0, way=way, validate=False)
+    chains, other = (sampler.run(sampler.init(**good()), 9) for _ in range(2))
+    sampler.run(chains, 3, logits=spoiled(torch.nan))
+    assert torch.equal(chains.rows, other.rows)
+    assert chains.sweeps.tolist() == other.sweeps.tolist()
+    with pytest.raises(ValueError, match="got otherwise in an earlier call"):
+        sampler.run(chains, 1)
+    assert torch.equal(sampler.run(chains, 4).labels, sampler.run(other, 4).labels)
+
+
 def good() -> dict[str, Any]:
     return {"logits": noise(2, LABELS, 4, 6)}
 
@@ -366,6 +408,15 @@ INIT_FAULTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"replicas": 1.0}, TypeError, "replicas: expected an integer, got 1.0"),
     ({"phase": "test"}, ValueError, "phase: expected one of 'free', 'data', 'inference', got 'test'"),
 ]  # fmt: skip
+
+
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="looked at before they are converted to float32")
+@pytest.mark.parametrize(("huge", "message"), [(1e300, "got +inf in image"), (-1e300, "got no allowed label in image")])
+def test_logits_that_float32_cannot_hold(huge: float, message: str) -> None:
+    logits = noise(2, LABELS, 4, 6).double()
+    logits[1, :, 3, 5] = huge
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Sampler(model(), "torch").init(logits)
 
 
 @pytest.mark.parametrize(("fault", "kind", "message"), INIT_FAULTS, ids=[message[:40] for _, _, message in INIT_FAULTS])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from tritoncrf.datasets import Figures, collate
 NEAR = tc.Neighborhood.grid(8, 4) | tc.Neighborhood.grid(1)
 
 
-class Noisy(torch.utils.data.Dataset[tuple[Tensor, ...]]):
+class Noisy(torch.utils.data.Dataset[tuple[object, ...]]):
     """Figures whose images depend on torch's, numpy's and Python's generators, as augmentation does."""
 
     def __init__(self, count: int) -> None:
@@ -36,10 +38,10 @@ class Noisy(torch.utils.data.Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return len(self.figures)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+    def __getitem__(self, index: int) -> tuple[object, ...]:
         image, *rest = self.figures[index]
         noise = torch.randn(()) + np.random.normal() + random.random()  # noqa: NPY002
-        return (image + 0.01 * noise, *rest)  # type: ignore[return-value]
+        return (image + 0.01 * noise, *rest)
 
 
 def network() -> nn.Module:
@@ -49,7 +51,7 @@ def network() -> nn.Module:
 
 def make(folder: Path, *, method: str = "pcd") -> tuple[tc.Trainer, DataLoader[object]]:
     data = Noisy(10)
-    loader: DataLoader[object] = DataLoader(data, 2, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+    loader: DataLoader[object] = DataLoader(data, 2, shuffle=True, collate_fn=collate)
     net = network()
     crf = tc.GridCRF(20, NEAR)
     loss = tc.CRFLoss(crf, chains=tc.ChainStore(data.sizes, seed=3), method=method, sweeps=2)
@@ -72,14 +74,17 @@ def run(folder: Path, method: str = "pcd", epochs: int = 2) -> tc.Trainer:
 def state(folder: Path) -> dict[str, Tensor]:
     """Everything that learning changed, as it lies on the disk."""
     tree = files.read(folder / "run.safetensors", kind="training")
-    found = {f"{part}.{name}": value for part in ("network", "chains", "loss") for name, value in files.tensors(tree, part).items()}
-    return found | {"pairwise": files.tensor(tree, "pairwise")}
+    found = {"pairwise": files.tensor(tree, "pairwise")}
+    for part in ("network", "chains", "loss"):
+        found |= {f"{part}.{name}": value for name, value in files.tensors(tree, part).items()}
+    return found
 
 
 @pytest.mark.parametrize(("kills", "epochs"), [(3, 8), pytest.param(20, 40, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_ends_on_the_same_bits(tmp_path: Path, kills: int, epochs: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir(), broken.mkdir()
+    whole.mkdir()
+    broken.mkdir()
     run(whole, epochs=epochs)
     expected = state(whole)
     code = f"import tests.test_training as t, pathlib; t.run(pathlib.Path({str(broken)!r}), epochs={epochs})"
@@ -121,18 +126,8 @@ def test_every_stop_between_two_steps_resumes_to_the_same_bits(
     for stop in (1, 4, 5, 7, 9):
         broken = tmp_path / f"broken{stop}"
         broken.mkdir()
-        saves = 0
-
-        def save(self: tc.Trainer, path: str | os.PathLike[str], *, stop: int = stop) -> None:
-            nonlocal saves
-            original(self, path)
-            saves += 1
-            if saves == stop:
-                raise RuntimeError("stopped")
-
-        original = tc.Trainer.save
         with monkeypatch.context() as patch:
-            patch.setattr(tc.Trainer, "save", save)
+            patch.setattr(tc.Trainer, "save", _stops_after(stop))
             with pytest.raises(RuntimeError, match="stopped"):
                 run(broken, method)
         run(broken, method)
@@ -141,10 +136,23 @@ def test_every_stop_between_two_steps_resumes_to_the_same_bits(
             assert torch.equal(value, found[name]), (stop, name)
 
 
+def _stops_after(stop: int) -> Callable[[tc.Trainer, str | os.PathLike[str]], None]:
+    """A save that breaks off the run once it has saved for the ``stop``-th time."""
+    original, saves = tc.Trainer.save, itertools.count(1)
+
+    def save(self: tc.Trainer, path: str | os.PathLike[str]) -> None:
+        original(self, path)
+        if next(saves) == stop:
+            raise RuntimeError("stopped")
+
+    return save
+
+
 def test_a_fault_in_resuming_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the generators are not restored, so the data order after a resume is another one."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir(), broken.mkdir()
+    whole.mkdir()
+    broken.mkdir()
     run(whole)
     trainer, loader = make(broken)
     trainer.pretrain(loader, 2, checkpoint=broken / "run.safetensors", every=1)
@@ -199,7 +207,7 @@ def test_the_stages_learn_and_the_history_tells(tmp_path: Path) -> None:
 def test_a_falling_validation_accuracy_warns(tmp_path: Path) -> None:
     trainer, loader = make(tmp_path)
     trainer.history.append({"stage": "joint", "accuracy": 0.99})
-    with pytest.warns(UserWarning, match="fell to .* from 0.990: the network runs ahead of the chains"):
+    with pytest.warns(UserWarning, match=r"fell to .* from 0.990: the network runs ahead of the chains"):
         trainer.fit(loader, "joint", epochs=1, validation=loader)
 
 
@@ -218,7 +226,7 @@ def test_a_void_step_leaves_a_fused_optimizer_alone() -> None:
     assert torch.equal(after_good[0], after_good[1])
     assert bool(after_good[0].any())
     assert all(bool(parameter.isfinite().all()) for parameter in net.parameters())
-    with pytest.raises(ValueError, match="logits: .* in an earlier call"):
+    with pytest.raises(ValueError, match=r"logits: .* in an earlier call"):
         trainer.save("unused")
 
 
@@ -244,7 +252,7 @@ def test_another_length_of_a_half_done_stage_is_refused(tmp_path: Path) -> None:
     again, loader = make(tmp_path)
     again.network.insert(0, _Stops(-1))  # type: ignore[operator]
     again.load(path)
-    with pytest.raises(CheckpointError, match="pretrain: expected to go on with 2 epochs of 5 batches as saved, got 3 of 5"):
+    with pytest.raises(CheckpointError, match="pretrain: expected to go on with 2 epochs of 5 batches"):
         again.pretrain(loader, 3)
 
 

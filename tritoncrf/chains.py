@@ -149,7 +149,8 @@ class ChainStore:
         """Everything kept, as CPU tensors; ``meta`` holds contract version, replicas, latent and the seed's two halves."""
         low, high = contract.key_of(self.seed)
         meta = torch.tensor([contract.VERSION, self.replicas, int(self.latent), low, high], dtype=torch.int64)
-        return {"labels": self.labels.cpu().clone(), "sweeps": self.sweeps.cpu().clone(), "sizes": self.sizes.cpu(), "meta": meta}
+        kept = {"labels": self.labels, "sweeps": self.sweeps, "sizes": self.sizes, "meta": meta}
+        return {name: value.cpu().clone() for name, value in kept.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes over labels, counts and seed. Raises CheckpointError if they are of other images or another contract."""

@@ -139,4 +139,3 @@ def group(tree: dict[str, Tree], name: str) -> dict[str, Tree]:
 def tensors(tree: dict[str, Tree], name: str) -> dict[str, Tensor]:
     """The group called ``name``, of tensors alone, such as a module's state. Raises CheckpointError otherwise."""
     return {key: tensor({key: part}, key) for key, part in group(tree, name).items()}
-

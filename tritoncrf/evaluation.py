@@ -63,7 +63,7 @@ def evaluate(
     answers: Answer, batches: Iterable[Batch], labels: int, background: int | None, sweeps: int, burn_in: int, replicas: int,
     seed: int,
 ) -> Evaluation:  # fmt: skip
-    """Pools the most probable labels of both answers over all batches; pixels that do not exist or have no label do not count."""
+    """Pools the most probable labels of both answers; pixels that do not exist or have no label do not count."""
     network = crf = Score.empty(labels, background)
     for batch in batches:
         alone, whole = answers(batch, sweeps, burn_in, replicas, seed)

@@ -15,10 +15,10 @@ from tritoncrf.sampler import Sampler
 
 
 def errors(sampler: Sampler, data: ChainState, free: ChainState) -> tuple[Tensor, Tensor]:
-    """The gradient of ``E(y) - E(y')`` per factor, averaged over replicas: the one place where shared tables come together.
+    """The gradient of ``E(y) - E(y')`` per factor, averaged over replicas; the one place where shared tables come together.
 
-    Logits: ``[y' = l] - [y = l]``, float32 ``[N, L, *shape]``. Tables: ``counts(y) - counts(y')`` summed over the batch, float32
-    ``[C, L, L]``.
+    Logits: ``[y' = l] - [y = l]``, float32 ``[N, L, *shape]``. Tables: ``counts(y) - counts(y')``, float32 ``[C, L, L]``,
+    summed over the batch.
     """
     labels, replicas = free.plan.labels, free.replicas
     unary = torch.zeros((len(free.index), labels, *free.shape), device=free.rows.device)
@@ -34,9 +34,7 @@ class Sampled(torch.autograd.Function):
     """Carries a value whose gradient is known: the errors, times what flows back."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, logits: Tensor, pairwise: Tensor, value: Tensor, unary: Tensor, tables: Tensor
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, logits: Tensor, pairwise: Tensor, value: Tensor, unary: Tensor, tables: Tensor) -> Tensor:
         ctx.save_for_backward(unary, tables)
         ctx.dtypes = logits.dtype, pairwise.dtype  # type: ignore[attr-defined]
         return value.clone()

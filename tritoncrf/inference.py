@@ -65,13 +65,14 @@ def estimate(
         sampler = Sampler(crf, engine, seed)
         chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas)
         sampler.run(chains, burn_in, beta=beta)
-        total = torch.zeros((*chains.plan.free.shape, crf.num_labels), device=crf.device)
+        # Thousands of float32 additions of like terms would drift by more than 1e-4.
+        total = torch.zeros((*chains.plan.free.shape, crf.num_labels), dtype=torch.float64, device=crf.device)
         free = chains.plan.free.sum(1).clamp(min=1)[:, None]
         traces = []
         for _ in range(sweeps):
             sampler.run(chains, 1, beta=beta)
             traces.append(sampler.conditionals(chains, total, beta=beta) / free)
-        found = Estimate(_dense(chains, total / sweeps), torch.stack(traces, -1), diagnostics.flip_rate(chains, 1))
+        found = Estimate(_dense(chains, total / sweeps).float(), torch.stack(traces, -1), diagnostics.flip_rate(chains, 1))
     if replicas > 1 and sweeps >= 4:
         apart = found.rhat > diagnostics.DISAGREE
         if bool(apart.any()):
@@ -108,11 +109,12 @@ def max_marginal(
 
 
 def anneal(
-    crf: GridCRF, logits: Tensor, *, sweeps: int = 200, betas: tuple[float, float] = (0.5, 20.0), labels: Tensor | None = None,
-    index: Tensor | None = None, sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
-    init_logits: Tensor | None = None, replicas: int = 1, engine: str = "auto", seed: int | None = 0,
+    crf: GridCRF, logits: Tensor, *, sweeps: int = 200, betas: tuple[float, float] = (0.5, 20.0),
+    labels: Tensor | None = None, index: Tensor | None = None, sizes: Tensor | None = None,
+    mask: Tensor | None = None, clamp: Tensor | None = None, init_logits: Tensor | None = None, replicas: int = 1,
+    engine: str = "auto", seed: int | None = 0,
 ) -> Tensor:  # fmt: skip
-    """Labels of low energy, uint8 ``[N, *shape]``: ``sweeps`` at inverse temperatures rising geometrically (Geman & Geman 1984).
+    """Labels of low energy, uint8 ``[N, *shape]``: ``sweeps`` at inverse temperatures that rise geometrically (Geman 1984).
 
     betas: first and last; ten sweeps at the highest inverse temperature follow, which is descent. Of several replicas
     the one of lowest energy answers. Raises ValueError or TypeError naming the argument.

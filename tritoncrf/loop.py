@@ -154,9 +154,7 @@ class Loop:
             generators.restore(now, loader)
         return batches
 
-    def _step(
-        self, optimizer: Optimizer, schedule: LambdaLR, loss: Tensor, invalid: Callable[[], Tensor | None]
-    ) -> Tensor:
+    def _step(self, optimizer: Optimizer, schedule: LambdaLR, loss: Tensor, invalid: Callable[[], Tensor | None]) -> Tensor:
         optimizer.zero_grad()
         if loss.requires_grad:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

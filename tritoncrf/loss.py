@@ -156,7 +156,15 @@ class CRFLoss(nn.Module):
         start = torch.where(labelled[:, None], known[:, None], latent)
         phases = ("data", "free") if learning else ("inference", "inference")
         data = self.sampler.init(
-            logits, start.expand(-1, replicas, *shape), index, clamp=held, replicas=replicas, phase=phases[0], sizes=sizes, mask=mask, count=count
+            logits,
+            start.expand(-1, replicas, *shape),
+            index,
+            clamp=held,
+            replicas=replicas,
+            phase=phases[0],
+            sizes=sizes,
+            mask=mask,
+            count=count,
         )
         self.sampler.run(data, self.sweeps)
         if learning and self.method == "pcd" and self.chains is not None:
@@ -191,7 +199,7 @@ class CRFLoss(nn.Module):
         chosen = logits.detach().gather(1, torch.where(labelled, target, 0).long()[:, None])[:, 0]
         forbidden = labelled & torch.isneginf(chosen)
         guard.require(~forbidden, "target: expected labels that the logits allow",
-                      lambda: f"label {int(target[forbidden][0])}, whose logit is -inf, at {validation.first(forbidden)}")  # fmt: skip
+                      lambda: f"{int(target[forbidden][0])}, whose logit is -inf, at {validation.first(forbidden)}")  # fmt: skip
         if clamp is not None:
             lost = clamp & present & ~labelled
             guard.require(~lost, "clamp: expected a label in target at every clamped pixel",
@@ -238,9 +246,7 @@ class CRFLoss(nn.Module):
             store.put(index, data.labels, keep, data=True)
         store.advance(index, self.sweeps, keep)
 
-    def _value(
-        self, logits: Tensor, known: Tensor, counted: Tensor, data: ChainState, free: ChainState, bad: Tensor
-    ) -> Tensor:
+    def _value(self, logits: Tensor, known: Tensor, counted: Tensor, data: ChainState, free: ChainState, bad: Tensor) -> Tensor:
         unary, tables = errors(self.sampler, data, free)
         labelled = counted.sum()
         factor = 1.0 / labelled.clamp(min=1) if self.reduction == "mean" else torch.ones((), device=unary.device)
@@ -279,9 +285,8 @@ class CRFLoss(nn.Module):
             # Writes through .data leave the version alone, so the values have the last word.
             if torch.equal(kept, tables):
                 warnings.warn(
-                    f"crf.pairwise got gradients in {PATIENCE} calls but did not change: are loss.parameters() in the optimizer?",
+                    f"crf.pairwise got gradients in {PATIENCE} calls but never changed: are loss.parameters() in the optimizer?",
                     stacklevel=4,
                 )
                 self._warned = True
             self._still = None
-

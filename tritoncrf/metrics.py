@@ -52,8 +52,6 @@ class Score:
     def mean_iou(self) -> float:
         """Mean of `iou` over the labels that occur in the targets, without the background."""
         known = [
-            value
-            for label, value in enumerate(self.iou)
-            if label != self.background and int(self.confusion[label].sum()) > 0
+            value for label, value in enumerate(self.iou) if label != self.background and int(self.confusion[label].sum()) > 0
         ]
         return sum(known) / len(known) if known else float("nan")

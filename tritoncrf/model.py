@@ -2,8 +2,8 @@
 
 Kirillov et al. 2016, eq. (1) and (15); lower energy is likelier. Unary energies are the network's negated logits,
 ``psi_n(l) = -logit_n(l)``, so logits enter unchanged and a constant per pixel cancels. Class c joins the pairs (i, i + d_c)
-and shares one table ``pairwise[c, l, m]`` for ``(y_i, y_{i+d_c}) = (l, m)``: of any form, directional, not symmetric. Tables are
-linear in the energy: ``sum_c <pairwise[c], counts_c(y)>``.
+and shares one table ``pairwise[c, l, m]`` for ``(y_i, y_{i+d_c}) = (l, m)``: of any form, directional, not symmetric. Tables
+are linear in the energy: ``sum_c <pairwise[c], counts_c(y)>``.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ class GridCRF(nn.Module):
         plan, rows = self._lay_out(labels, sizes, mask)
         return pair_counts(plan, rows)[:, 0]
 
-    def energy(
-        self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def energy(self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """E(y) of eq. (15) in nats, float32 ``[N]``, differentiable in logits ``[N, L, *shape]`` and tables.
 
         labels: integers ``[N, *shape]``; ``sizes`` and ``mask`` as in `pair_counts`. Raises as `pair_counts`.

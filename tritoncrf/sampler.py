@@ -102,9 +102,7 @@ class Sampler:
             flips = torch.zeros((images, replicas), dtype=torch.int64, device=device)
             return ChainState(plan, layout, shape, work, tables, rows, count, flips, purpose)
 
-    def run(
-        self, chains: ChainState, sweeps: int, *, beta: float = 1.0, logits: Tensor | None = None
-    ) -> ChainState:
+    def run(self, chains: ChainState, sweeps: int, *, beta: float = 1.0, logits: Tensor | None = None) -> ChainState:
         """Moves the chains ``sweeps`` sweeps on, in place, at inverse temperature ``beta`` (0 to 1e6); returns them.
 
         logits: new ones of the same shape, only when they changed; changed tables are noticed. ``chains.flips`` then tells
@@ -135,9 +133,7 @@ class Sampler:
         while done < sweeps:
             step = min(sweeps - done, STRIDE) if look else sweeps - done
             self._choose(chains)
-            moved = self._engine.sweep(
-                chains.work, chains.rows, chains.field, step, scale, key, chains.count, chains.purpose
-            )
+            moved = self._engine.sweep(chains.work, chains.rows, chains.field, step, scale, key, chains.count, chains.purpose)
             chains.count += step
             flips += moved
             done += step
@@ -147,14 +143,12 @@ class Sampler:
         chains.flips = flips
 
     def conditionals(self, chains: ChainState, out: Tensor, *, beta: float = 1.0) -> Tensor:
-        """Adds every free site's local conditional (eq. 16), averaged over replicas, to ``out`` float32 ``[N, S, L]``.
+        """Adds every free site's local conditional (eq. 16), averaged over replicas, to ``out`` float64 ``[N, S, L]``.
 
         S is ``chains.plan.positions``' length; returns the sum of the sites' own conditional energies, float64 ``[N, R]``.
         """
         self._refresh(chains, None)
-        return self._engine.conditionals(
-            chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out
-        )
+        return self._engine.conditionals(chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out)
 
     def pair_counts(self, chains: ChainState) -> Tensor:
         """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""
@@ -196,8 +190,9 @@ class Sampler:
             return default
         value = validation.shaped(name, value, [(images,)], validation.INTEGERS, self.crf.device).long()
         bad = (value < 0) | (value >= limit)
-        self.guard.require(~bad, f"{name}: expected integers from 0 to 2^{limit.bit_length() - 1} - 1",
-                           lambda: f"{int(value[bad][0])}")
+        self.guard.require(
+            ~bad, f"{name}: expected integers from 0 to 2^{limit.bit_length() - 1} - 1", lambda: f"{int(value[bad][0])}"
+        )
         return value.clamp(0, limit - 1)
 
     def _start(self, labels: Tensor | None, present: Tensor, clamp: Tensor | None, shape: tuple[int, ...]) -> Tensor:
@@ -211,7 +206,8 @@ class Sampler:
         validation.label_values(self.guard, "labels", labels, self.crf.num_labels, held, also=contract.VOID)
         if clamp is not None:
             lost = held & clamp[:, None] & (labels == contract.VOID)
-            self.guard.require(~lost, "labels: expected a label at every clamped site", lambda: f"255 at {validation.first(lost)}")
+            self.guard.require(~lost, "labels: expected a label at every clamped site",
+                               lambda: f"255 at {validation.first(lost)}")  # fmt: skip
         # What a deferred check will report must not index out of the tables meanwhile.
         valid = (labels >= 0) & (labels < self.crf.num_labels)
         return torch.where(valid, labels, contract.VOID).to(torch.uint8)

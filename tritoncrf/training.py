@@ -124,9 +124,7 @@ class Trainer:
             batch = Batch.of(item, self.device)
             with torch.set_grad_enabled(mode == "joint"):
                 logits = self._logits(batch.image)
-            result: Tensor = loss(
-                logits, batch.target, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp
-            )
+            result: Tensor = loss(logits, batch.target, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
             return result
 
         def finished(epoch: int) -> dict[str, Tree]:
@@ -151,7 +149,7 @@ class Trainer:
     def answer(
         self, batch: Batch, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Marginals of a batch, float32 ``[N, L, *shape]``: of the network alone and of the whole model (`evaluation.answer`)."""
+        """Marginals of a batch, float32 ``[N, L, *shape]``: of the network alone, and of the whole model."""
         engine = "auto" if self.loss is None else self.loss.engine
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             logits, first = forward(self.network, self.pretrained, batch.image)
@@ -240,7 +238,8 @@ class Trainer:
 
         save = None if checkpoint is None else lambda: self.save(checkpoint)
         self.loop.run(
-            stage, loader, epochs, optimizer, value=value, after_step=after_step, after_epoch=after_epoch, save=save, every=every,
+            stage, loader, epochs, optimizer, value=value, after_step=after_step, after_epoch=after_epoch, save=save,
+            every=every,
             invalid=lambda: None if self.loss is None or stage not in MODES else self.loss.invalid,
         )  # fmt: skip
 

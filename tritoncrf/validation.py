@@ -170,8 +170,11 @@ def logit_values(guard: Guard, values: Tensor, exists: Tensor, name: str = "logi
     seen = values.detach()
     top = seen.amax(1)
     fine = ~exists | ((top < torch.inf) & (top > -torch.inf))
-    guard.require(fine, f"{name}: expected finite numbers or -inf for a forbidden label, one finite at least per pixel",
-                  lambda: _logit_fault(seen, exists, fine))
+    guard.require(
+        fine,
+        f"{name}: expected finite numbers or -inf for a forbidden label, one finite at least per pixel",
+        lambda: _logit_fault(seen, exists, fine),
+    )
 
 
 def _logit_fault(values: Tensor, exists: Tensor, fine: Tensor) -> str:
@@ -187,17 +190,24 @@ def label_values(guard: Guard, name: str, values: Tensor, labels: int, looked_at
     if also is not None:
         bad &= values != also
     extra = "" if also is None else f" (or {also})"
-    guard.require(~bad, f"{name}: expected labels from 0 to {labels - 1}{extra}",
-                  lambda: f"{int(values[bad][0])} at {first(bad)}")
+    guard.require(
+        ~bad, f"{name}: expected labels from 0 to {labels - 1}{extra}", lambda: f"{int(values[bad][0])} at {first(bad)}"
+    )
 
 
 def tables(guard: Guard, rounded: Tensor) -> None:
     """Requires finite tables within rule 1's bound."""
     mass = contract.table_mass(rounded)
-    guard.require(mass.isfinite(), "pairwise: expected finite table entries", lambda: f"NaN or infinity in class {int((~mass.isfinite()).int().argmax())}")
-    guard.require(mass.sum() <= contract.TABLE_BOUND,
-                  f"pairwise: expected 2 * sum of each class's largest |entry| of at most {contract.TABLE_BOUND:g}",
-                  lambda: f"{float(mass.sum()):.1f}, most of it in class {int(mass.argmax())} ({float(mass.max()):.1f})")
+    guard.require(
+        mass.isfinite(),
+        "pairwise: expected finite table entries",
+        lambda: f"NaN or infinity in class {int((~mass.isfinite()).int().argmax())}",
+    )
+    guard.require(
+        mass.sum() <= contract.TABLE_BOUND,
+        f"pairwise: expected 2 * sum of each class's largest |entry| of at most {contract.TABLE_BOUND:g}",
+        lambda: f"{float(mass.sum()):.1f}, most of it in class {int(mass.argmax())} ({float(mass.max()):.1f})",
+    )
 
 
 def extents(
@@ -209,8 +219,11 @@ def extents(
         limit = torch.tensor(tuple(shape), device=device)
         bad = (sizes < 1) | (sizes > limit)
         told = sizes
-        guard.require(~bad, f"sizes: expected sizes from 1 to those of the padded batch {tuple(shape)}",
-                      lambda: f"{told[bad.any(1)][0].tolist()} at {first(bad.any(1))}")
+        guard.require(
+            ~bad,
+            f"sizes: expected sizes from 1 to those of the padded batch {tuple(shape)}",
+            lambda: f"{told[bad.any(1)][0].tolist()} at {first(bad.any(1))}",
+        )
         sizes = torch.minimum(sizes.clamp(min=1), limit)
     if mask is not None:
         mask = shaped("mask", mask, [(images, *shape)], [torch.bool], device)

@@ -89,7 +89,7 @@ class Engine(Protocol):
         """Runs sweeps in place: by gather, or incrementally where a field is given. Flips, int64 ``[N, R]``."""
 
     def conditionals(self, work: Work, labels: Tensor, field: Tensor | None, scale: float, out: Tensor) -> Tensor:
-        """Adds each free site's local conditional, averaged over replicas, to ``out`` float32 ``[N, S, L]``; returns the
+        """Adds each free site's local conditional, averaged over replicas, to ``out`` float64 ``[N, S, L]``; returns the
         sum over free sites of the energy of their own label given the rest, float64 ``[N, R]``."""
 
     def pair_counts(self, plan: Plan, labels: Tensor) -> Tensor:

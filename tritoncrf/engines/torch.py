@@ -78,7 +78,8 @@ def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
         bounds = [bound * plan.replicas for bound in bounds]
     where = (image * plan.replicas + replica) * plan.volume + plan.positions[slot]
     steps = torch.tensor(plan.displacements, dtype=torch.int64, device=device)
-    return Work(plan, _rows(plan, pairwise), torch.cat([steps, -steps]), unary, source, tuple(bounds), image, replica, slot, where)
+    steps = torch.cat([steps, -steps])
+    return Work(plan, _rows(plan, pairwise), steps, unary, source, tuple(bounds), image, replica, slot, where)
 
 
 def retable(work: AnyWork, pairwise: Tensor) -> Work:
@@ -92,9 +93,7 @@ def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, 
     u = _uniform(work, slice(None), count, key, purpose + contract.INITIAL)
     for a, b in _chunks(work.bounds):
         where = work.where[a:b]
-        drawn = contract.draw(
-            work.unaries(a, b).T.contiguous(), torch.zeros_like(where), u[a:b], contract.scale_of(1.0)
-        )
+        drawn = contract.draw(work.unaries(a, b).T.contiguous(), torch.zeros_like(where), u[a:b], contract.scale_of(1.0))
         now = flat[where]
         flat[where] = torch.where(now == work.plan.void, drawn.to(torch.uint8), now)
 
@@ -146,7 +145,7 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
         weight = contract.weights(energies.T.contiguous(), scale)
         weight /= contract.in_label_order(weight) * plan.replicas
         image, slot, own = work.image[a:b], work.slot[a:b], flat[work.where[a:b]].long()
-        out.view(-1, plan.labels).index_add_(0, image * len(plan.positions) + slot, weight.T)
+        out.view(-1, plan.labels).index_add_(0, image * len(plan.positions) + slot, weight.T.double())
         energy.index_add_(0, image * plan.replicas + work.replica[a:b], energies.gather(1, own[:, None])[:, 0].double())
     return energy.view(-1, plan.replicas)
 

@@ -1,0 +1,162 @@
+"""Marginals are those of enumeration, annealing finds the minimum, diagnostics know a chain that mixes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import tritoncrf as tc
+from tritoncrf import diagnostics
+from tritoncrf.batches import Batch
+from tritoncrf.evaluation import answer, evaluate
+from tritoncrf.inference import estimate
+from tritoncrf.metrics import Score
+
+ALL = torch.tensor(list(itertools.product(range(3), repeat=6))).view(-1, 2, 3)
+
+
+def problem() -> tuple[tc.GridCRF, Tensor]:
+    make = torch.Generator().manual_seed(4)
+    neighborhood = tc.Neighborhood.from_offsets([(0, 1), (1, 0), (1, -1)])
+    crf = tc.GridCRF(3, neighborhood, 0.7 * torch.randn(3, 3, 3, generator=make))
+    return crf, torch.randn(1, 3, 2, 3, generator=make)
+
+
+def energies(crf: tc.GridCRF, logits: Tensor) -> Tensor:
+    """By loops of its own: E of every labelling."""
+    total = torch.zeros(len(ALL), dtype=torch.float64)
+    tables = crf.pairwise.detach().double()
+    for y, x in itertools.product(range(2), range(3)):
+        total -= logits[0, :, y, x].double()[ALL[:, y, x]]
+        for c, (dy, dx) in enumerate(crf.neighborhood.offsets):
+            if 0 <= y + dy < 2 and 0 <= x + dx < 3:
+                total += tables[c][ALL[:, y, x], ALL[:, y + dy, x + dx]]
+    return total
+
+
+def exact(probability: Tensor) -> Tensor:
+    return torch.stack([(probability[:, None, None] * (ALL == label)).sum(0) for label in range(3)])
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_marginals_are_those_of_enumeration(beta: float) -> None:
+    crf, logits = problem()
+    found = estimate(crf, logits, sweeps=60, burn_in=15, replicas=400, beta=beta, seed=1)
+    truth = exact(torch.softmax(-beta * energies(crf, logits), 0))
+    assert float((found.marginals[0] - truth).abs().max()) < 0.006
+    assert torch.allclose(found.marginals.sum(1), torch.ones(1, 2, 3), atol=1e-6)
+    assert float(found.rhat) < 1.02
+    # The largest two marginals of a pixel may lie closer than the error.
+    clear = truth.topk(2, 0).values.diff(dim=0)[0].abs() > 0.02
+    assert torch.equal(found.labels[0][clear], truth.argmax(0)[clear].to(torch.uint8))
+
+
+def test_clamped_sites_condition_the_rest_and_holes_are_not_there() -> None:
+    crf, logits = problem()
+    clamp, mask = torch.zeros(1, 2, 3, dtype=torch.bool), torch.ones(1, 2, 3, dtype=torch.bool)
+    clamp[0, 0, 1] = True
+    given = torch.full((1, 2, 3), 255).masked_fill(clamp, 2)
+    found = tc.marginals(crf, logits, sweeps=60, burn_in=15, replicas=400, labels=given, clamp=clamp)
+    weight = torch.softmax(-energies(crf, logits), 0) * (ALL[:, 0, 1] == 2)
+    assert float((found[0] - exact(weight / weight.sum())).abs().max()) < 0.006
+    assert found[0, :, 0, 1].tolist() == [0, 0, 1]
+    mask[0, 1, 2] = False
+    holed = tc.max_marginal(crf, logits, sweeps=3, burn_in=1, mask=mask)
+    assert holed[0, 1, 2] == 255
+    assert int((holed == 255).sum()) == 1
+    with pytest.raises(ValueError, match="labels: expected the labels that clamped sites keep, got None"):
+        tc.marginals(crf, logits, sweeps=3, burn_in=1, clamp=clamp)
+
+
+def test_the_first_sample_comes_from_the_logits_asked_for() -> None:
+    crf, logits = problem()
+    still = tc.GridCRF(3, crf.neighborhood)
+    sure = torch.full_like(logits, -50.0)
+    sure[:, 1] = 50.0
+    drawn = tc.Sampler(still).init(sure).labels
+    assert bool((drawn == 1).all())
+    # Strong tables hold what the first draw gave, so the answers must differ with it.
+    ferro = tc.GridCRF(3, crf.neighborhood, -8.0 * torch.eye(3).expand(3, 3, 3))
+    for label in range(3):
+        first = torch.full_like(logits, -50.0)
+        first[:, label] = 50.0
+        found = tc.max_marginal(ferro, logits, sweeps=5, burn_in=5, init_logits=first)
+        assert bool((found == label).all())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_annealing_finds_the_lowest_energy(seed: int) -> None:
+    crf, logits = problem()
+    found = tc.anneal(crf, logits, sweeps=100, replicas=4, seed=seed)
+    assert torch.equal(found[0].long(), ALL[energies(crf, logits).argmin()])
+
+
+def test_replicas_that_disagree_warn() -> None:
+    crf = tc.GridCRF(2, tc.Neighborhood.nearest(8), -3.0 * torch.eye(2).expand(4, 2, 2))
+    with pytest.warns(UserWarning, match="the replicas of 1 of 1 images disagree"):
+        estimate(crf, torch.zeros(1, 2, 12, 12), sweeps=20, burn_in=30, replicas=6, seed=3)
+
+
+def autoregressive(rho: float, length: int = 4000, chains: int = 8) -> Tensor:
+    make = torch.Generator().manual_seed(0)
+    values = [torch.randn(chains, generator=make, dtype=torch.float64)]
+    for _ in range(length - 1):
+        values.append(rho * values[-1] + math.sqrt(1 - rho * rho) * torch.randn(chains, generator=make, dtype=torch.float64))
+    return torch.stack(values, -1)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_effective_size_of_an_autoregressive_trace_is_known(rho: float) -> None:
+    traces = autoregressive(rho)
+    assert float(diagnostics.ess(traces)) == pytest.approx(32_000 * (1 - rho) / (1 + rho), rel=0.12)
+    assert float(diagnostics.rhat(traces)) == pytest.approx(1, abs=0.01)
+
+
+def test_rhat_is_that_of_the_formula_and_sees_a_trend() -> None:
+    traces = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 4.0, 4.0]])
+    halves = torch.tensor([[1.0, 2], [2, 2], [3, 4], [4, 4]], dtype=torch.float64)
+    within, between = halves.var(1).mean(), 2 * halves.mean(1).var()
+    assert float(diagnostics.rhat(traces)) == pytest.approx(float(((within / 2 + between / 2) / within).sqrt()))
+    assert float(diagnostics.rhat(autoregressive(0.0) + torch.linspace(0, 5, 4000))) > 1.4
+    assert float(diagnostics.rhat(torch.ones(2, 8))) == 1
+    assert math.isinf(float(diagnostics.rhat(torch.tensor([[0.0] * 8, [1.0] * 8]))))
+    with pytest.raises(ValueError, match=r"traces: expected shape .* with at least 4 sweeps"):
+        diagnostics.rhat(torch.ones(2, 3))
+
+
+def test_flip_rate_counts_changes_per_free_site() -> None:
+    crf, logits = problem()
+    sampler = tc.Sampler(crf)
+    chains = sampler.init(logits, replicas=50)
+    before = chains.labels
+    sampler.run(chains, 1)
+    assert float(diagnostics.flip_rate(chains, 1)) == pytest.approx(float((before != chains.labels).float().mean()))
+
+
+def test_scores_by_hand() -> None:
+    target, given = torch.tensor([[0, 0, 1, 1, 2, 255]]), torch.tensor([[0, 1, 1, 1, 0, 1]])
+    score = Score.empty(4).plus(target, given)
+    assert score.accuracy == pytest.approx(3 / 5)
+    assert score.iou[:3] == pytest.approx([1 / 3, 2 / 3, 0])
+    assert score.mean_iou == pytest.approx(1 / 3)
+    assert math.isnan(score.per_class[3])
+    without = Score.empty(4, background=0).plus(target, given)
+    assert without.accuracy == pytest.approx(2 / 3)
+    assert without.mean_iou == pytest.approx(1 / 3)
+    assert math.isnan(Score.empty(2).accuracy)
+
+
+def test_evaluation_looks_at_existing_labelled_pixels_only() -> None:
+    crf, logits = problem()
+    target = torch.tensor([[[0, 1, 2], [255, 1, 0]]])
+    batch = Batch(logits, target, torch.tensor([0]), sizes=torch.tensor([[2, 2]]))
+
+    def answers(batch: Batch, *options: int) -> tuple[Tensor, Tensor]:
+        return answer(crf, logits, None, batch, 2, 1)
+
+    found = evaluate(answers, [batch], 3, None, 2, 1, 1, 0)
+    assert int(found.network.confusion.sum()) == int(found.crf.confusion.sum()) == 3

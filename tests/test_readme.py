@@ -1,0 +1,35 @@
+"""The README is true: its Python blocks run in order, and its commands are those that continuous integration runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(BLOCKS) == 3
+    names: dict[str, object] = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    assert (tmp_path / "run.safetensors").exists()
+
+
+def test_the_commands_are_there() -> None:
+    commands = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    assert commands == ['pip install -e ".[plot]" && tritoncrf demo\n', 'pip install -e ".[test]" && pytest\n']
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    for name in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_no_placeholder_was_left() -> None:
+    assert not re.search(r"^[A-Z]{4,}$", README, re.MULTILINE)

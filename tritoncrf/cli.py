@@ -1,0 +1,122 @@
+"""What can I run? The command line: train, predict, evaluate, demo, doctor.
+
+Flags are known here; a command's module is imported only when it runs. Errors are one sentence on stderr, exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TextIO, cast
+
+from tritoncrf._version import VERSION
+from tritoncrf.commands import options
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of leaving, so that every error is printed alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line, without the program's name. Returns the exit status: 0 well, 1 doctor found a fault, 2 an error."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            arguments = _parser().parse_args(words)
+            command = cast(Command, importlib.import_module(f"tritoncrf.commands.{arguments.command}").run)
+            return command(arguments)
+        except KeyboardInterrupt:
+            print("tritoncrf: stopped", file=sys.stderr)
+            return 130
+        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+            if "--debug" in words:
+                raise
+            print(f"tritoncrf: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            return 2
+
+
+def _warn(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:  # fmt: skip
+    print(f"tritoncrf: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tritoncrf", description="CRFs on pixel grids over a network's logits, learned by exact Gibbs sampling.")
+    parser.add_argument("--version", action="version", version=f"tritoncrf {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _demo(_command(commands, "demo", "see it work in about two minutes, on made-up figures, with a report folder"))
+    _train(_command(commands, "train", "learn from images: an .npz archive, two folders, or made-up figures", sparse=True))
+    _predict(_command(commands, "predict", "label new images"))
+    _evaluate(_command(commands, "evaluate", "score a model on held-out images, network alone beside CRF"))
+    _command(commands, "doctor", "show versions, devices and engines, and check that samples are exact")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[_Parser], name: str, text: str, *, sparse: bool = False
+) -> argparse.ArgumentParser:
+    # A sparse command's flags leave no trace where they are not given.
+    default = argparse.SUPPRESS if sparse else None
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", argument_default=default)
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    return parser
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="tritoncrf-demo", metavar="FOLDER", help="default: tritoncrf-demo")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", action="store_true", help="seconds instead of minutes, to see that it runs; learns little")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FOLDER", help="a new folder for checkpoint, log and settings")
+    parser.add_argument("--resume", metavar="FOLDER", help="go on with a stopped run, to the same bits")
+    parser.add_argument("--config", metavar="FILE", help="TOML with any of the settings below; flags go before it")
+    options.add_flags(parser)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="the folder of `tritoncrf train --out`")
+    parser.add_argument("--network", metavar="MODULE:FACTORY", help="allow the code that the model was trained with")
+    parser.add_argument("--files", metavar="LIST", help="a text file with the stems to use, one a line")
+    parser.add_argument("--split-key", default="split", metavar="KEY", help="the archive's array of split names (default: split)")
+    parser.add_argument("--split", metavar="NAME", help="a split of the archive (default: all of it)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--sweeps", type=int, default=40, help="sweeps that are averaged (default: 40)")
+    parser.add_argument("--burn-in", type=int, default=20, metavar="SWEEPS", help="sweeps before them (default: 20)")
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="chains an image (default: 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--engine", default="auto", choices=("auto", "torch", "numba", "triton"))
+
+
+def _predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="INPUT", help="a folder of images, or an .npz archive")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder for label PNGs")
+    parser.add_argument("--marginals", action="store_true", help="also NAME.npz with float16 marginals [L, H, W]")
+    parser.add_argument("--entropy", action="store_true", help="also NAME.entropy.png: white where unsure")
+    _model(parser)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--npz", metavar="FILE", help="an archive of images and labels")
+    parser.add_argument("--images", metavar="DIR", help="a folder of images, with --masks")
+    parser.add_argument("--masks", metavar="DIR")
+    parser.add_argument("--palette", metavar="FILE", help="JSON or TOML of '#rrggbb' = label (default: as in training)")
+    parser.add_argument("--generated", type=int, metavar="COUNT", help="made-up figures that no training has seen")
+    parser.add_argument("--json", action="store_true", help="all figures as JSON on stdout")
+    _model(parser)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

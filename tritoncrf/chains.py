@@ -27,6 +27,8 @@ class ChainState:
     plan: Plan
     layout: Layout
     shape: Shape
+    logits: Tensor
+    """What ``work`` was prepared from."""
     work: Work
     tables: Tensor
     """The rounded tables that ``work`` holds."""

@@ -45,13 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _warn(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:  # fmt: skip
     print(f"tritoncrf: warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="tritoncrf", description="CRFs on pixel grids over a network's logits, learned by exact Gibbs sampling.")
+    about = "CRFs on pixel grids over a network's logits, learned and answered by exact Gibbs sampling."
+    parser = _Parser(prog="tritoncrf", description=about)
     parser.add_argument("--version", action="version", version=f"tritoncrf {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _demo(_command(commands, "demo", "see it work in about two minutes, on made-up figures, with a report folder"))
@@ -89,7 +91,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="the folder of `tritoncrf train --out`")
     parser.add_argument("--network", metavar="MODULE:FACTORY", help="allow the code that the model was trained with")
     parser.add_argument("--files", metavar="LIST", help="a text file with the stems to use, one a line")
-    parser.add_argument("--split-key", default="split", metavar="KEY", help="the archive's array of split names (default: split)")
+    parser.add_argument("--split-key", default="split", metavar="KEY", help="the archive's array of splits (default: split)")
     parser.add_argument("--split", metavar="NAME", help="a split of the archive (default: all of it)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--sweeps", type=int, default=40, help="sweeps that are averaged (default: 40)")

@@ -21,7 +21,8 @@ def errors(sampler: Sampler, data: ChainState, free: ChainState) -> tuple[Tensor
     summed over the batch.
     """
     labels, replicas = free.plan.labels, free.replicas
-    unary = torch.zeros((len(free.index), labels, *free.shape), device=free.rows.device)
+    shape = (len(free.index), labels, *free.shape)
+    unary = torch.zeros(shape, dtype=torch.float32, device=free.rows.device)
     for state, weight in ((free, 1.0 / replicas), (data, -1.0 / replicas)):
         drawn = state.labels
         exists = (drawn != contract.VOID).to(unary.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState, ChainStore
+from tritoncrf.eager import uncompiled
 from tritoncrf.gradient import Sampled, errors
 from tritoncrf.model import GridCRF
 from tritoncrf.sampler import Sampler
@@ -118,7 +119,7 @@ class CRFLoss(nn.Module):
     def extra_repr(self) -> str:
         return f"method={self.method!r}, sweeps={self.sweeps}, reduction={self.reduction!r}, chains={self.chains!r}"
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def forward(
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, *, sizes: Tensor | None = None,
         mask: Tensor | None = None, clamp: Tensor | None = None,
@@ -126,7 +127,8 @@ class CRFLoss(nn.Module):
         """``E(y) - E(y')`` reduced to a float32 scalar: noisy and often negative, its gradient is what counts.
 
         logits: ``[N, L, *shape]``, any float type; target: integers ``[N, *shape]``, ``ignore_index`` where no label is known;
-        index: integers ``[N]``, the images' positions in the data set (`tritoncrf.datasets.Indexed` yields them).
+        index: integers ``[N]``, the images' positions in the data set (`tritoncrf.datasets.Indexed` yields them); CD without
+        chains does not use it.
         sizes: integers ``[N, d]``, the images' own sizes where the batch is padded; mask: bool ``[N, *shape]``, False where no
         pixel exists; clamp: bool ``[N, *shape]``, True where the label is known at test time too.
         """
@@ -192,14 +194,14 @@ class CRFLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Which pixels are labelled (bool), and their labels (uint8, 255 elsewhere), both ``[N, *shape]``."""
         labels = self.crf.num_labels
-        target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, self.crf.device)
+        target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, self.crf.device).long()
         validation.label_values(guard, "target", target, labels, present, also=self.ignore_index)
         labelled = present & (target != self.ignore_index) & (target >= 0) & (target < labels)
         known = torch.where(labelled, target, contract.VOID).to(torch.uint8)
-        chosen = logits.detach().gather(1, torch.where(labelled, target, 0).long()[:, None])[:, 0]
+        chosen = logits.detach().gather(1, torch.where(labelled, target, 0)[:, None])[:, 0]
         forbidden = labelled & torch.isneginf(chosen)
         guard.require(~forbidden, "target: expected labels that the logits allow",
-                      lambda: f"{int(target[forbidden][0])}, whose logit is -inf, at {validation.first(forbidden)}")  # fmt: skip
+                      lambda: f"{int(target[forbidden][0])} with logit -inf at {validation.first(forbidden)}")  # fmt: skip
         if clamp is not None:
             lost = clamp & present & ~labelled
             guard.require(~lost, "clamp: expected a label in target at every clamped pixel",
@@ -231,8 +233,11 @@ class CRFLoss(nn.Module):
         kept = store.sizes[index]
         now = torch.tensor([shape], device=device).expand_as(kept) if sizes is None else sizes
         moved = (kept != now).any(1)
-        guard.require(~moved, "sizes: expected each image at the size its chain has",
-                      lambda: f"{now[moved][0].tolist()} for image {int(given[moved][0])} of {kept[moved][0].tolist()}")  # fmt: skip
+        guard.require(
+            ~moved,
+            "sizes: expected each image at the size its chain has",
+            lambda: f"{now[moved][0].tolist()} for image {int(given[moved][0])} of {kept[moved][0].tolist()}",
+        )
         return index
 
     def _keep(self, store: ChainStore, index: Tensor, data: ChainState, free: ChainState, good: Tensor) -> None:
@@ -249,7 +254,7 @@ class CRFLoss(nn.Module):
     def _value(self, logits: Tensor, known: Tensor, counted: Tensor, data: ChainState, free: ChainState, bad: Tensor) -> Tensor:
         unary, tables = errors(self.sampler, data, free)
         labelled = counted.sum()
-        factor = 1.0 / labelled.clamp(min=1) if self.reduction == "mean" else torch.ones((), device=unary.device)
+        factor = 1.0 / labelled.clamp(min=1) if self.reduction == "mean" else unary.new_ones(())
         factor = torch.where(labelled > 0, factor, 0.0)
         held = logits.detach().float().masked_fill(unary == 0, 0.0)
         gap = (unary * held).sum(dtype=torch.float64) + (tables * self.crf.pairwise.detach()).sum(dtype=torch.float64)
@@ -285,7 +290,7 @@ class CRFLoss(nn.Module):
             # Writes through .data leave the version alone, so the values have the last word.
             if torch.equal(kept, tables):
                 warnings.warn(
-                    f"crf.pairwise got gradients in {PATIENCE} calls but never changed: are loss.parameters() in the optimizer?",
+                    f"crf.pairwise had gradients in {PATIENCE} calls, never changed: are loss.parameters() in the optimizer?",
                     stacklevel=4,
                 )
                 self._warned = True

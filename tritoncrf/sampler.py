@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tritoncrf import contract, engines, validation
 from tritoncrf.chains import ChainState
+from tritoncrf.eager import uncompiled
 from tritoncrf.layout import pack
 from tritoncrf.model import GridCRF
 from tritoncrf.validation import Guard
@@ -47,9 +48,17 @@ class Sampler:
         self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
         self.way = validation.choice("way", way, WAYS)
         self.requested = engine
+        self.device = crf.device
         self.guard = Guard(True if validate else validate)
         self.engine_name, self._engine = engines.find(engine, crf.device)
         self._layouts = crf.layouts
+
+    def _settle_down(self) -> torch.device:
+        """The CRF's device, on which an engine is found anew where the CRF has moved."""
+        if self.crf.device != self.device:
+            self.engine_name, self._engine = engines.find(self.requested, self.crf.device)
+            self.device = self.crf.device
+        return self.device
 
     def __repr__(self) -> str:
         return (
@@ -57,6 +66,7 @@ class Sampler:
             f"{len(self._layouts)} layouts cached, {self._layouts.nbytes} bytes)"
         )
 
+    @uncompiled
     def init(
         self, logits: Tensor, labels: Tensor | None = None, index: Tensor | None = None, *, sizes: Tensor | None = None,
         mask: Tensor | None = None, clamp: Tensor | None = None, replicas: int = 1, phase: str = "inference",
@@ -76,7 +86,7 @@ class Sampler:
         Raises ValueError or TypeError with name, expected and got, before anything is drawn.
         """
         with self.guard.call():
-            device = self.crf.device
+            device = self._settle_down()
             labels_of, ndim = self.crf.num_labels, self.crf.neighborhood.ndim
             validation.logits(logits, labels_of, ndim, device)
             validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
@@ -100,8 +110,9 @@ class Sampler:
             rows = pack(plan, start)
             self._engine.initial(work, rows, contract.key_of(self.seed), count, purpose)
             flips = torch.zeros((images, replicas), dtype=torch.int64, device=device)
-            return ChainState(plan, layout, shape, work, tables, rows, count, flips, purpose)
+            return ChainState(plan, layout, shape, logits.detach(), work, tables, rows, count, flips, purpose)
 
+    @uncompiled
     def run(self, chains: ChainState, sweeps: int, *, beta: float = 1.0, logits: Tensor | None = None) -> ChainState:
         """Moves the chains ``sweeps`` sweeps on, in place, at inverse temperature ``beta`` (0 to 1e6); returns them.
 
@@ -113,11 +124,16 @@ class Sampler:
             scale = contract.scale_of(validation.beta(beta))
             if not isinstance(chains, ChainState):
                 raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
+            limit = 1 << contract.SWEEP_BITS
+            self.guard.require(
+                chains.count <= limit - sweeps,
+                f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",
+                lambda: f"{sweeps} more after {int(chains.count.max())}",
+            )
             self._refresh(chains, logits)
             if self.guard.waits(chains.rows.device):
                 self._sweep(chains, sweeps, scale)
                 return chains
-            # A fault that the host has not heard of yet leaves the chains where they were.
             rows, count, bad = chains.rows.clone(), chains.count.clone(), self.guard.flag(chains.rows.device)
             self._sweep(chains, sweeps, scale)
             chains.rows = torch.where(bad, rows, chains.rows)
@@ -142,6 +158,7 @@ class Sampler:
                 chains.rate = int(moved.sum()) / max(updates, 1)
         chains.flips = flips
 
+    @uncompiled
     def conditionals(self, chains: ChainState, out: Tensor, *, beta: float = 1.0) -> Tensor:
         """Adds every free site's local conditional (eq. 16), averaged over replicas, to ``out`` float64 ``[N, S, L]``.
 
@@ -172,7 +189,13 @@ class Sampler:
                 raise ValueError(f"logits: expected the chains' shape {list(expected)}, got {list(logits.shape)}")
             free = chains.layout.crop(_spread(chains), chains.shape)
             validation.logit_values(self.guard, logits, free)
-            chains.work = self._engine.prepare(chains.plan, logits, tables)
+        if not self.guard.waits(self.device):
+            # A fault that the host has not heard of yet must not get into what the engine prepared.
+            bad = self.guard.flag(self.device)
+            tables = torch.where(bad, chains.tables, tables)
+            logits = None if logits is None else torch.where(bad, chains.logits.to(logits.dtype), logits)
+        if logits is not None:
+            chains.work, chains.logits = self._engine.prepare(chains.plan, logits, tables), logits.detach()
         elif tables.device.type != "cpu" or not torch.equal(tables, chains.tables):
             # A GPU is not asked whether the tables changed: that would stall the stream.
             chains.work = self._engine.retable(chains.work, tables)
@@ -200,6 +223,8 @@ class Sampler:
         if labels is None:
             return torch.full(shape, contract.VOID, dtype=torch.uint8, device=device)
         labels = validation.shaped("labels", labels, [(shape[0], *shape[2:]), shape], validation.INTEGERS, device)
+        # The narrower integer types do not hold 255.
+        labels = labels.long()
         if labels.dim() < len(shape):
             labels = labels[:, None].expand(shape)
         held = present[:, None].expand(shape)

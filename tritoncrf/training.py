@@ -69,6 +69,7 @@ class Trainer:
         self.history: list[dict[str, Tree]] = []
         self.loop = Loop(self.device, precision, quiet)
         self._log = None if log is None else Path(log)
+        self.extra: dict[str, Tree] = {}
         self._saved: dict[str, Tree] | None = None
 
     def pretrain(
@@ -156,9 +157,12 @@ class Trainer:
         return answer(self.crf, logits, first, batch, sweeps, burn_in, replicas, seed, engine)
 
     def save(self, path: str | os.PathLike[str], *, extra: dict[str, Tree] | None = None) -> None:
-        """Writes everything a resumed run needs, whole or not at all; ``extra`` is the caller's own tree."""
-        if extra is None and self._saved is not None:
-            extra = files.group(self._saved, "extra")
+        """Writes everything a resumed run needs, whole or not at all.
+
+        extra: the caller's own tree, kept and written again by every later save. Raises OSError if the disk will not take it.
+        """
+        if extra is not None:
+            self.extra = dict(extra)
         files.write(path, {
             "network": dict(self._weights()),
             "pretrained": None if self.pretrained is None else dict(self.pretrained),
@@ -169,7 +173,7 @@ class Trainer:
             "chains": None if self.chains is None else dict(self.chains.state_dict()),
             "loop": self.loop.state(),
             "history": list(self.history),
-            "extra": extra or {},
+            "extra": self.extra,
         }, kind="training")  # fmt: skip
 
     def load(self, path: str | os.PathLike[str]) -> dict[str, Tree]:
@@ -199,7 +203,8 @@ class Trainer:
         self._saved = tree
         if self.loss is not None:
             self._restore(self.loss)
-        return files.group(tree, "extra")
+        self.extra = files.group(tree, "extra")
+        return dict(self.extra)
 
     def _loss_for(self, loader: DataLoader[object]) -> CRFLoss:
         if self.loss is None:

@@ -167,7 +167,8 @@ def first(bad: Tensor) -> str:
 
 def logit_values(guard: Guard, values: Tensor, exists: Tensor, name: str = "logits") -> None:
     """Requires neither NaN nor +inf, and an allowed label, where ``exists`` (bool ``[N, *shape]``)."""
-    seen = values.detach()
+    # Rule 1 converts first, and a large double is an infinite float.
+    seen = values.detach().to(torch.float32)
     top = seen.amax(1)
     fine = ~exists | ((top < torch.inf) & (top > -torch.inf))
     guard.require(
@@ -186,6 +187,7 @@ def _logit_fault(values: Tensor, exists: Tensor, fine: Tensor) -> str:
 
 def label_values(guard: Guard, name: str, values: Tensor, labels: int, looked_at: Tensor, also: int | None = None) -> None:
     """Requires labels in 0 .. labels - 1 (or ``also``) where ``looked_at``."""
+    values = values.long()
     bad = looked_at & ((values < 0) | (values >= labels))
     if also is not None:
         bad &= values != also

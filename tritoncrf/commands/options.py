@@ -149,5 +149,6 @@ def read_toml(path: str) -> dict[str, object]:
 def write_toml(path: Path, settings: Settings) -> None:
     """Writes every setting that has a value."""
     # A TOML basic string is a JSON string, but for the delete character, which no setting holds in earnest.
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.values().items() if value is not None]
+    given = {name: value for name, value in settings.values().items() if value is not None}
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -102,7 +102,7 @@ def field(work: AnyWork, labels: Tensor) -> Tensor:
     work = _own(work)
     flat = labels.view(-1)
     # One row more than there are sites: flips push the differences of clamped or missing neighbours into it.
-    energies = torch.zeros((len(work.where) + 1, work.plan.labels), device=labels.device)
+    energies = torch.zeros((len(work.where) + 1, work.plan.labels), dtype=torch.float32, device=labels.device)
     for a, b in _chunks(work.bounds):
         energies[a:b] = _gather(work, flat, a, b)
     return energies
@@ -145,7 +145,7 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
         weight = contract.weights(energies.T.contiguous(), scale)
         weight /= contract.in_label_order(weight) * plan.replicas
         image, slot, own = work.image[a:b], work.slot[a:b], flat[work.where[a:b]].long()
-        out.view(-1, plan.labels).index_add_(0, image * len(plan.positions) + slot, weight.T.double())
+        out.view(-1, plan.labels).index_add_(0, image * len(plan.positions) + slot, weight.T.to(out.dtype))
         energy.index_add_(0, image * plan.replicas + work.replica[a:b], energies.gather(1, own[:, None])[:, 0].double())
     return energy.view(-1, plan.replicas)
 

@@ -1,0 +1,177 @@
+"""How is a run started, stopped and taken up again? `tritoncrf train`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from tritoncrf.chains import ChainStore
+from tritoncrf.checkpoint import CheckpointError, Tree
+from tritoncrf.commands import data, models, neighborhoods, options
+from tritoncrf.commands.data import Kind, Source
+from tritoncrf.commands.models import CHECKPOINT, Run
+from tritoncrf.commands.options import Settings
+from tritoncrf.datasets import LabeledSamples, NpzDataset
+from tritoncrf.evaluation import Evaluation
+from tritoncrf.loss import CRFLoss
+from tritoncrf.model import GridCRF
+from tritoncrf.training import Trainer
+
+_NOT_SETTINGS = ("command", "debug", "config", "out", "resume")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains into ``--out``, or goes on in ``--resume``; 130 if stopped by Ctrl-C, with all saved."""
+    flags = {name: value for name, value in vars(arguments).items() if name not in _NOT_SETTINGS}
+    config, out, resume = (getattr(arguments, name, None) for name in ("config", "out", "resume"))
+    if resume is None:
+        settings = options.resolve(config, flags)
+        if out is None:
+            raise ValueError("out: expected --out FOLDER for a new run, or --resume FOLDER, got neither")
+        folder, before = models.new_folder(out), None
+    else:
+        allowed = {"network"}
+        given = [name for name in ("config", "out") if getattr(arguments, name, None)] + sorted(set(flags) - allowed)
+        if given:
+            raise ValueError(f"resume: expected no other settings, the run has its own, got --{given[0].replace('_', '-')}")
+        before = models.read(resume)
+        models.trusted(before, flags.get("network"))
+        settings, folder = before.settings, Path(resume)
+    return _train(settings, folder, before)
+
+
+def _train(settings: Settings, folder: Path, before: Run | None) -> int:
+    neighborhood = neighborhoods.parse(settings.neighborhood)
+    device = models.device_of(settings.device)
+    training, validation, test, kind = _data(settings)
+    torch.manual_seed(settings.seed)
+    network = models.network(settings.network, kind).to(device)
+    crf = GridCRF(kind.num_labels, neighborhood).to(device)
+    print(f"{len(training)} images to learn from, {kind.num_labels} labels; checking them", flush=True)
+    latent = data.check(training)
+    chains = None
+    if settings.method == "pcd":
+        chains = ChainStore(training.sizes, device=device, seed=settings.seed, latent=latent)
+    loss = CRFLoss(
+        crf, chains=chains, method=settings.method, sweeps=settings.sweeps, engine=settings.engine, seed=settings.seed
+    )
+    groups: list[dict[str, object]] = [{"params": list(loss.parameters()), "lr": settings.table_rate}]
+    if settings.mode == "joint":
+        groups.append({"params": list(network.parameters()), "lr": settings.network_rate})
+    optimizer = torch.optim.Adam(groups, lr=settings.table_rate, fused=device.type == "cuda")
+    trainer = Trainer(network, crf, optimizer=optimizer, loss=loss, log=folder / "log.jsonl")
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    engine = loss.sampler.engine_name
+    print(f"network {settings.network} of {parameters:,} parameters, {neighborhood!r}, engine {engine} on {device}")
+
+    path = folder / CHECKPOINT
+    if before is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        options.write_toml(folder / "config.toml", settings)
+        extra: dict[str, Tree] = {"settings": dict(settings.values()), "kind": kind.tree()}
+        trainer.save(path, extra=extra)
+    elif before.kind != kind:
+        raise CheckpointError(f"{path}: expected the images of that run, got others ({kind} instead of {before.kind})")
+    # Loading is also what makes the checkpoints of later steps carry the settings.
+    trainer.load(path)
+    if before is not None:
+        print(f"going on in {folder} from {before.progress}")
+
+    try:
+        _learn(trainer, settings, training, validation, path)
+        print(f"done: the model is in {folder}; try: tritoncrf predict --model {shlex.quote(str(folder))} ..")
+        if test is not None:
+            _report("test", trainer.evaluate(data.loader(test)))
+    except KeyboardInterrupt:
+        saved = models.read(str(folder))
+        if saved.finished:
+            print(f"\nstopped; the run itself is finished and saved in {path}")
+        else:
+            words = ["tritoncrf", "train", "--resume", str(folder)]
+            words += ["--network", settings.network] if ":" in settings.network else []
+            print(f"\nstopped; everything up to {saved.progress} is saved in {path}; go on with:\n  {shlex.join(words)}")
+        return 130
+    return 0
+
+
+def _learn(
+    trainer: Trainer, settings: Settings, training: LabeledSamples, validation: LabeledSamples | None, path: Path
+) -> None:
+    batches = data.loader(training, settings.batch_size, settings.seed)
+    held_out: DataLoader[object] | None = None if validation is None else data.loader(validation)
+    shown = len(trainer.history)
+    if settings.pretrain_epochs:
+        trainer.pretrain(
+            batches, settings.pretrain_epochs, rate=settings.pretrain_rate, checkpoint=path, every=settings.checkpoint_every
+        )
+        shown = _show(trainer, shown)
+    if settings.epochs:
+        trainer.fit(
+            batches, settings.mode, epochs=settings.epochs, validation=held_out, checkpoint=path,
+            every=settings.checkpoint_every,
+        )  # fmt: skip
+        _show(trainer, shown)
+
+
+def _show(trainer: Trainer, shown: int) -> int:
+    for line in trainer.history[shown:]:
+        text = f"{line['stage']} epoch {line['epoch']}: loss {line['loss']:.4f}"
+        if "accuracy" in line:
+            text += f", validation accuracy {line['accuracy']:.4f} (network alone {line['network_accuracy']:.4f})"
+        print(text, flush=True)
+    return len(trainer.history)
+
+
+def _report(name: str, found: Evaluation) -> None:
+    print(f"{name}: accuracy {found.crf.accuracy:.4f} (network alone {found.network.accuracy:.4f}), "
+          f"mean IoU {found.crf.mean_iou:.4f} ({found.network.mean_iou:.4f})")  # fmt: skip
+
+
+def _data(settings: Settings) -> tuple[LabeledSamples, LabeledSamples | None, LabeledSamples | None, Kind]:
+    """Training images, those for validation, those for the test, and what they are."""
+    source = Source(
+        settings.npz, settings.split_key, settings.images, settings.masks, settings.files, settings.palette, settings.void,
+        settings.generated, settings.generated_size, settings.limit,
+    )  # fmt: skip
+    _check_flags(settings)
+    if settings.npz is not None:
+        training: LabeledSamples = NpzDataset(settings.npz, settings.train_split, settings.split_key, settings.limit)
+        kind = Kind.of(training)
+    elif settings.generated is not None:
+        training = data.figures(source, "train")
+        kind = Kind.of(training)
+    else:
+        labels = settings.labels or 0
+        names = tuple(f"label {label}" for label in range(labels))
+        channels = settings.channels or data.channels_of(settings.images or "")
+        kind = Kind(labels, channels, settings.background, names)
+        training = data.read(source, None, kind)
+    validation = test = None
+    if settings.validation_files is not None:
+        validation = data.read(dataclasses.replace(source, files=settings.validation_files), None, kind)
+    elif settings.validation_split is not None:
+        validation = data.read(source, settings.validation_split, kind)
+    if settings.test_split is not None:
+        test = data.read(source, settings.test_split, kind)
+    return training, validation, test, kind
+
+
+def _check_flags(settings: Settings) -> None:
+    """Raises ValueError for settings of another source of data, which would be passed over in silence."""
+    if settings.pretrain_epochs + settings.epochs == 0:
+        raise ValueError("epochs: expected at least one epoch of pre-training or CRF learning, got none")
+    if settings.images is not None:
+        if settings.masks is None or settings.labels is None:
+            raise ValueError("images: expected --masks DIR and --labels N with --images, got them not both")
+        odd: tuple[str, ...] = ("validation_split", "test_split")
+    else:
+        odd = ("masks", "files", "validation_files", "labels", "palette", "background", "channels")
+    for name in odd:
+        if getattr(settings, name) is not None:
+            flag = "--images" if settings.images is None else "--npz and --generated"
+            raise ValueError(f"{name}: expected it only with {flag}, got {getattr(settings, name)!r}")

@@ -49,6 +49,13 @@ class ChainState:
         return unpack(self.plan, self.layout, self.rows, self.shape)
 
     @property
+    def exists(self) -> Tensor:
+        """bool ``[N, *shape]``: the pixels that exist."""
+        rows = torch.zeros((len(self.index), self.plan.volume), dtype=torch.bool, device=self.rows.device)
+        rows[:, self.plan.positions] = self.plan.exists
+        return self.layout.crop(rows, self.shape)
+
+    @property
     def sweeps(self) -> Tensor:
         """int64 ``[N]``: sweeps done over the image's whole life (rule 2's sweep number of the next one)."""
         return self.count

@@ -77,6 +77,7 @@ def _command(
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="tritoncrf-demo", metavar="FOLDER", help="default: tritoncrf-demo")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", default="torch", choices=options.ENGINES, help="the sampler's engine (default: torch)")
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes, to see that it runs; learns little")
 
 
@@ -87,19 +88,19 @@ def _train(parser: argparse.ArgumentParser) -> None:
     options.add_flags(parser)
 
 
-def _model(parser: argparse.ArgumentParser) -> None:
+def _model(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="the folder of `tritoncrf train --out`")
     parser.add_argument("--network", metavar="MODULE:FACTORY", help="allow the code that the model was trained with")
     parser.add_argument("--files", metavar="LIST", help="a text file with the stems to use, one a line")
-    parser.add_argument("--split-key", default="split", metavar="KEY", help="the archive's array of splits (default: split)")
-    parser.add_argument("--split", metavar="NAME", help="a split of the archive (default: all of it)")
+    parser.add_argument("--split-key", metavar="KEY", help="the archive's array of splits (default: as in training)")
+    parser.add_argument("--split", metavar="NAME", help=f"a split of the archive (default: {split})")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--sweeps", type=int, default=40, help="sweeps that are averaged (default: 40)")
     parser.add_argument("--burn-in", type=int, default=20, metavar="SWEEPS", help="sweeps before them (default: 20)")
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="chains an image (default: 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--engine", default="auto", choices=("auto", "torch", "numba", "triton"))
+    parser.add_argument("--engine", default="auto", choices=options.ENGINES)
 
 
 def _predict(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +108,7 @@ def _predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder for label PNGs")
     parser.add_argument("--marginals", action="store_true", help="also NAME.npz with float16 marginals [L, H, W]")
     parser.add_argument("--entropy", action="store_true", help="also NAME.entropy.png: white where unsure")
-    _model(parser)
+    _model(parser, "all of it")
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +118,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--palette", metavar="FILE", help="JSON or TOML of '#rrggbb' = label (default: as in training)")
     parser.add_argument("--generated", type=int, metavar="COUNT", help="made-up figures that no training has seen")
     parser.add_argument("--json", action="store_true", help="all figures as JSON on stdout")
-    _model(parser)
+    _model(parser, "that of the run's --test-split, or test")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,8 @@ class Neighborhood:
         rows: list[Offset] = []
         for place, offset in enumerate(offsets):
             try:
+                if any(isinstance(step, bool) for step in offset):
+                    raise TypeError
                 rows.append(tuple(step.__index__() for step in offset))
             except (TypeError, AttributeError):
                 raise ValueError(f"offsets[{place}]: expected a sequence of integers, got {offset!r}") from None
@@ -145,6 +147,8 @@ class Neighborhood:
         ``directions`` (even) points a ring; points that round to the same offset are kept once.
         """
         _integer("reach", reach, 1), _integer("rings", rings, 1), _integer("directions", directions, 2)
+        if directions % 2:
+            raise ValueError(f"directions: expected an even number (antipodal points are one class), got {directions}")
         points: list[Offset] = []
         for ring in range(rings):
             radius = reach ** (ring / (rings - 1)) if rings > 1 else float(reach)

@@ -34,6 +34,7 @@ def bucket(shape: Shape) -> Shape:
 class Layout:
     """Positions and slots of a bucket; independent of the batch."""
 
+    neighborhood: Neighborhood
     shape: Shape
     """The bucket."""
     padded: Shape
@@ -65,6 +66,7 @@ class Layout:
         bounds = np.searchsorted(color[order], np.arange(coloring.colors + 1))
         coordinates = coordinates[order]
         return cls(
+            neighborhood=neighborhood,
             shape=shape,
             padded=padded,
             start=start,
@@ -129,11 +131,12 @@ def unpack(plan: Plan, layout: Layout, rows: Tensor, shape: Shape) -> Tensor:
 
 
 class LayoutCache:
-    """The layouts last used by one sampler, at most ``limit``; ``nbytes`` tells what they hold."""
+    """The layouts last used with a neighbourhood: at most ``limit`` of them and, beyond one, ``most`` bytes."""
 
-    def __init__(self, neighborhood: Neighborhood, limit: int = 64) -> None:
+    def __init__(self, neighborhood: Neighborhood, limit: int = 64, most: int = 1 << 28) -> None:
         self.neighborhood = neighborhood
         self.limit = limit
+        self.most = most
         self._layouts: OrderedDict[tuple[Shape, torch.device], Layout] = OrderedDict()
 
     def get(self, shape: Shape, device: torch.device) -> Layout:
@@ -141,7 +144,7 @@ class LayoutCache:
         key = bucket(shape), device
         layout = self._layouts.pop(key, None) or Layout.build(self.neighborhood, key[0], device)
         self._layouts[key] = layout
-        while len(self._layouts) > self.limit:
+        while len(self._layouts) > self.limit or (len(self._layouts) > 1 and self.nbytes > self.most):
             self._layouts.popitem(last=False)
         return layout
 

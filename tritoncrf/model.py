@@ -79,9 +79,9 @@ class GridCRF(nn.Module):
         slots = plan.pixels
         chosen = rows[:, 0, plan.positions].long().clamp(max=self.num_labels - 1)[:, None]
         unary = -logits.float().flatten(2)[:, :, slots].gather(1, chosen)[:, 0]
-        counts = pair_counts(plan, rows)[:, 0].to(self.pairwise.dtype)
-        pair = (counts * self.pairwise).flatten(1).sum(1)
-        return unary.masked_fill(~plan.exists, 0.0).sum(1) + pair
+        # Counts go into the hundred thousands, past what half precision holds.
+        pair = (pair_counts(plan, rows)[:, 0] * self.pairwise.double()).flatten(1).sum(1)
+        return (unary.masked_fill(~plan.exists, 0.0).sum(1, dtype=torch.float64) + pair).float()
 
     def log_pseudolikelihood(
         self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None
@@ -124,5 +124,5 @@ class GridCRF(nn.Module):
         present = validation.inside(shape, len(labels), sizes, mask, self.device)
         validation.label_values(guard, "labels", labels, self.num_labels, present)
         # A label that a deferred check will report must not index out of the tables meanwhile.
-        safe = labels.clamp(0, self.num_labels - 1).to(torch.uint8)
+        safe = labels.long().clamp(0, self.num_labels - 1).to(torch.uint8)
         return plan, pack(plan, safe[:, None])

@@ -102,7 +102,7 @@ class Sampler:
                 if labels is None:
                     raise ValueError("labels: expected the labels that clamped sites keep, got None")
             start = self._start(labels, present, clamp, (images, replicas, *shape))
-            validation.logit_values(self.guard, logits, present if clamp is None else present & ~clamp)
+            validation.logit_values(self.guard, logits, present)
             layout = self._layouts.get(shape, device)
             plan = layout.plan(labels_of, shape, index, replicas, sizes, mask, clamp)
             tables = self._tables()
@@ -164,12 +164,23 @@ class Sampler:
 
         S is ``chains.plan.positions``' length; returns the sum of the sites' own conditional energies, float64 ``[N, R]``.
         """
-        self._refresh(chains, None)
+        self._own(chains)
+        shape = (*chains.plan.free.shape, self.crf.num_labels)
+        validation.shaped("out", out, [shape], [torch.float64], self.crf.device)
+        with self.guard.call():
+            self._refresh(chains, None)
         return self._engine.conditionals(chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out)
 
     def pair_counts(self, chains: ChainState) -> Tensor:
         """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""
         return self._engine.pair_counts(chains.plan, chains.rows)
+
+    def _own(self, chains: ChainState) -> None:
+        if not isinstance(chains, ChainState):
+            raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
+        of = chains.layout.neighborhood, chains.plan.labels
+        if of != (self.crf.neighborhood, self.crf.num_labels):
+            raise ValueError(f"chains: expected chains of {self.crf.extra_repr()}, got those of {of[1]} labels, {of[0]!r}")
 
     def _choose(self, chains: ChainState) -> None:
         """Builds or drops the field: the way of the next sweeps."""
@@ -187,8 +198,7 @@ class Sampler:
             expected = (len(chains.index), self.crf.num_labels, *chains.shape)
             if logits.shape != expected:
                 raise ValueError(f"logits: expected the chains' shape {list(expected)}, got {list(logits.shape)}")
-            free = chains.layout.crop(_spread(chains), chains.shape)
-            validation.logit_values(self.guard, logits, free)
+            validation.logit_values(self.guard, logits, chains.exists)
         if not self.guard.waits(self.device):
             # A fault that the host has not heard of yet must not get into what the engine prepared.
             bad = self.guard.flag(self.device)
@@ -236,10 +246,3 @@ class Sampler:
         # What a deferred check will report must not index out of the tables meanwhile.
         valid = (labels >= 0) & (labels < self.crf.num_labels)
         return torch.where(valid, labels, contract.VOID).to(torch.uint8)
-
-
-def _spread(chains: ChainState) -> Tensor:
-    """bool ``[N, volume]``: the free positions."""
-    rows = torch.zeros((len(chains.index), chains.plan.volume), dtype=torch.bool, device=chains.rows.device)
-    rows[:, chains.plan.positions] = chains.plan.free
-    return rows

@@ -7,6 +7,7 @@ voided, and the next call raises.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -79,7 +80,7 @@ def choice(name: str, value: object, options: Sequence[str]) -> str:
 
 
 def beta(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= contract.MAX_BETA:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= contract.MAX_BETA:
         raise ValueError(f"beta: expected an inverse temperature from 0 to {contract.MAX_BETA:g}, got {value!r}")
     return float(value)
 
@@ -208,7 +209,7 @@ def tables(guard: Guard, rounded: Tensor) -> None:
     guard.require(
         mass.sum() <= contract.TABLE_BOUND,
         f"pairwise: expected 2 * sum of each class's largest |entry| of at most {contract.TABLE_BOUND:g}",
-        lambda: f"{float(mass.sum()):.1f}, most of it in class {int(mass.argmax())} ({float(mass.max()):.1f})",
+        lambda: f"{float(mass.sum()):.6g}, most of it in class {int(mass.argmax())} ({float(mass.max()):.1f})",
     )
 
 

@@ -25,7 +25,7 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
         if "torch._dynamo" not in sys.modules:
             return function(*args, **kwargs)
         if not guarded:
-            guarded.append(torch.compiler.disable(function))
+            guarded.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
         return guarded[0](*args, **kwargs)
 
     return call

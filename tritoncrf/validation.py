@@ -80,7 +80,7 @@ def choice(name: str, value: object, options: Sequence[str]) -> str:
 
 
 def beta(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= contract.MAX_BETA:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= contract.MAX_BETA:
         raise ValueError(f"beta: expected an inverse temperature from 0 to {contract.MAX_BETA:g}, got {value!r}")
     return float(value)
 

@@ -49,17 +49,22 @@ class Kind:
     channels: int
     background: int | None
     class_names: tuple[str, ...]
+    deep: bool
+    """Images are depth in millimetres, not brightness."""
     depth: DepthScale = field(default_factory=DepthScale)
 
     @classmethod
     def of(cls, dataset: LabeledSamples) -> Kind:
-        return cls(dataset.num_labels, dataset.channels, dataset.background, tuple(dataset.class_names))
+        """That of an archive or of made-up figures, whose one-channel images are depth."""
+        names = tuple(dataset.class_names)
+        return cls(dataset.num_labels, dataset.channels, dataset.background, names, dataset.channels == 1)
 
     def tree(self) -> dict[str, Tree]:
         """As a checkpoint holds it."""
         return {
             "num_labels": self.num_labels, "channels": self.channels, "background": self.background,
-            "class_names": list(self.class_names), "unit_mm": self.depth.unit_mm, "depth_background": self.depth.background,
+            "class_names": list(self.class_names), "deep": self.deep, "unit_mm": self.depth.unit_mm,
+            "depth_background": self.depth.background,
         }  # fmt: skip
 
     @classmethod
@@ -71,7 +76,8 @@ class Kind:
             if not isinstance(names, list) or not isinstance(background, int | None):
                 raise TypeError("class_names")
             depth = DepthScale(float(kept["unit_mm"]), float(kept["depth_background"]))  # type: ignore[arg-type]
-            return cls(int(kept["num_labels"]), int(kept["channels"]), background, tuple(map(str, names)), depth)  # type: ignore[arg-type]
+            labels, channels = int(kept["num_labels"]), int(kept["channels"])  # type: ignore[arg-type]
+            return cls(labels, channels, background, tuple(map(str, names)), bool(kept["deep"]), depth)
         except (CheckpointError, KeyError, TypeError, ValueError):
             raise CheckpointError(f"{path}: expected a run of `tritoncrf train`, got one without its settings") from None
 
@@ -99,6 +105,7 @@ def read(source: Source, split: str | None, kind: Kind) -> LabeledSamples:
     else:
         folder = _folder(source, source.files, kind)
         found = folder if source.limit is None else _folder(source, folder.stems[: source.limit], kind)
+        _check_depth(Path(source.images or ""), set(folder.stems), kind.deep)
     for name in ("num_labels", "channels"):
         if getattr(found, name) != getattr(kind, name):
             raise ValueError(f"data: expected {name} {getattr(kind, name)} as the model has, got {getattr(found, name)}")
@@ -122,18 +129,37 @@ def _folder(source: Source, files: str | list[str] | None, kind: Kind) -> Folder
     )  # fmt: skip
 
 
-def channels_of(folder: str) -> int:
-    """3 if the folder's first image is in colour, else 1."""
+def first_image(folder: str) -> tuple[int, bool]:
+    """Channels of the folder's first image (3 in colour, else 1), and whether it is 16-bit depth."""
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"images: expected a folder, got {root}, which is none")
     for path in sorted(root.iterdir()):
-        try:
-            with Image.open(path) as image:
-                return 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
-        except (OSError, SyntaxError, ValueError):
-            continue
+        mode = _mode(path)
+        if mode is not None:
+            return 1 if mode in ("1", "L", "F") or _is_deep(mode) else 3, _is_deep(mode)
     raise ValueError(f"images: expected at least one image in {root}, got none")
+
+
+def _check_depth(folder: Path, stems: set[str], deep: bool) -> None:
+    # Read as the other kind, an image would be on another scale, and its labels nonsense without a word.
+    for path in sorted(folder.iterdir()):
+        mode = _mode(path) if path.stem in stems else None
+        if mode is not None and _is_deep(mode) != deep:
+            wanted = "16-bit depth" if deep else "8-bit brightness or colour"
+            raise ValueError(f"images: expected {wanted} as in training's first image, got mode {mode} in {path}")
+
+
+def _is_deep(mode: str) -> bool:
+    return mode == "I" or mode.startswith("I;16")
+
+
+def _mode(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            return image.mode
+    except (OSError, SyntaxError, ValueError):
+        return None
 
 
 def read_palette(path: str) -> Mapping[tuple[int, int, int], int]:

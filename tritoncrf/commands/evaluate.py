@@ -21,12 +21,14 @@ def run(arguments: argparse.Namespace) -> int:
     saved = models.read(arguments.model)
     if arguments.images is not None and arguments.masks is None:
         raise ValueError("masks: expected --masks DIR with --images, got none")
+    # An archive's images would else be those of the training too.
+    split = arguments.split or saved.settings.test_split or "test"
     source = Source(
-        arguments.npz, arguments.split_key, arguments.images, arguments.masks, arguments.files,
+        arguments.npz, arguments.split_key or saved.settings.split_key, arguments.images, arguments.masks, arguments.files,
         arguments.palette or saved.settings.palette, saved.settings.void, arguments.generated,
         saved.settings.generated_size, arguments.limit,
     )  # fmt: skip
-    images = data.read(source, arguments.split, saved.kind)
+    images = data.read(source, split, saved.kind)
     trainer = models.trainer(saved, named=arguments.network, device=arguments.device, engine=arguments.engine)
     found = trainer.evaluate(
         data.loader(images), sweeps=arguments.sweeps, burn_in=arguments.burn_in, replicas=arguments.replicas,
@@ -37,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(figures(found, len(images), saved.kind.class_names), indent=2))
     else:
-        print(table(found, len(images), saved.kind.class_names))
+        of = f" of split {split}" if arguments.npz is not None else ""
+        print(f"{len(images)} images{of}; {table(found, saved.kind.class_names)}")
     return 0
 
 
@@ -56,13 +59,13 @@ def figures(found: Evaluation, images: int, names: Sequence[str]) -> Figures:
     return {"images": images, "background": left_out, "network": of(found.network), "crf": of(found.crf)}
 
 
-def table(found: Evaluation, images: int, names: Sequence[str]) -> str:
+def table(found: Evaluation, names: Sequence[str]) -> str:
     """A table in text, in per cent."""
     background = found.crf.background
     over = "all labelled pixels" if background is None else f"all pixels that are not {names[background]}"
     width = max(len("accuracy"), *map(len, names))
     lines = [
-        f"{images} images; accuracy over {over}, in per cent", "",
+        f"accuracy over {over}, in per cent", "",
         f"{'':{width}}  {'network':>8} {'CRF':>8}",
         f"{'accuracy':{width}}  {_percent(found.network.accuracy)} {_percent(found.crf.accuracy)}",
         f"{'mean IoU':{width}}  {_percent(found.network.mean_iou)} {_percent(found.crf.mean_iou)}", "",

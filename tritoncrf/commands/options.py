@@ -17,6 +17,7 @@ from typing import TypeVar
 T = TypeVar("T")
 Value = str | int | float | None
 _KINDS: dict[str, type[str] | type[int] | type[float]] = {"str": str, "int": int, "float": float}
+ENGINES = ("auto", "torch", "numba", "triton")
 _PATHS = ("npz", "images", "masks", "files", "validation_files", "palette")
 
 
@@ -61,7 +62,7 @@ class Settings:
     table_rate: float = _option(1e-3, "Adam's rate for the tables")
     seed: int = _option(0, "of weights, data order and chains")
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, ..")
-    engine: str = _option("auto", "the sampler's engine", "auto", "torch", "numba", "triton")
+    engine: str = _option("auto", "the sampler's engine", *ENGINES)
     checkpoint_every: int = _option(500, "steps between checkpoints inside an epoch (0: after epochs only)")
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     is_npz = Path(arguments.input).suffix.lower() == ".npz"
     source = Source(
         npz=arguments.input if is_npz else None, images=None if is_npz else arguments.input,
-        files=arguments.files, split_key=arguments.split_key, limit=arguments.limit,
+        files=arguments.files, split_key=arguments.split_key or saved.settings.split_key, limit=arguments.limit,
     )  # fmt: skip
     images = data.read(source, arguments.split, saved.kind)
     out = models.new_folder(arguments.out)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from tritoncrf import plots
 from tritoncrf.batches import Batch
 from tritoncrf.commands import data
 from tritoncrf.commands.data import Kept
+from tritoncrf.evaluation import forward
 from tritoncrf.training import Trainer
 
 PAGE, MARK, LOG = "report.md", "demo.json", "log.jsonl"
@@ -75,7 +77,10 @@ def _pictures(path: Path, trainer: Trainer, control: Trainer, held_out: Kept) ->
             break
         batch = Batch.of(item, trainer.device)
         truth = batch.target[0]
+        first = forward(trainer.network, trainer.pretrained, batch.image)[1]
+        network = truth if first is None else first[0].argmax(0)
         answers = {
+            "network": network if batch.clamp is None else torch.where(batch.clamp[0], truth, network),
             "control": control.answer(batch, sweeps=1, burn_in=0)[0][0].argmax(0),
             "network + CRF": trainer.answer(batch)[1][0].argmax(0),
         }
@@ -120,7 +125,8 @@ The comparison that counts is with the control, which has seen the images as oft
 work; they are no evidence for real images.
 
 ## Labels
-The depth, the truth, the control's labels and those of network and CRF, with the share of correct body pixels of that figure.
+The depth, the truth, and the labels of network, control, and network and CRF, with the share of correct body pixels in that
+figure.
 
 ![labels](labels.png)
 

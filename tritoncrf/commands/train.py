@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import random
 import shlex
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -49,7 +51,10 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
     neighborhood = neighborhoods.parse(settings.neighborhood)
     device = models.device_of(settings.device)
     training, validation, test, kind = _data(settings)
+    # A user's network or images may draw from any of the three.
     torch.manual_seed(settings.seed)
+    np.random.seed(settings.seed % (1 << 32))  # noqa: NPY002
+    random.seed(settings.seed)
     network = models.network(settings.network, kind).to(device)
     crf = GridCRF(kind.num_labels, neighborhood).to(device)
     print(f"{len(training)} images to learn from, {kind.num_labels} labels; checking them", flush=True)
@@ -148,8 +153,8 @@ def _data(settings: Settings) -> tuple[LabeledSamples, LabeledSamples | None, La
     else:
         labels = settings.labels or 0
         names = tuple(f"label {label}" for label in range(labels))
-        channels = settings.channels or data.channels_of(settings.images or "")
-        kind = Kind(labels, channels, settings.background, names)
+        channels, deep = data.first_image(settings.images or "")
+        kind = Kind(labels, settings.channels or channels, settings.background, names, deep)
         training = data.read(source, None, kind)
     validation = test = None
     if settings.validation_files is not None:

@@ -75,6 +75,9 @@ def state(folder: Path) -> dict[str, Tensor]:
     """Everything that learning changed, as it lies on the disk."""
     tree = files.read(folder / "run.safetensors", kind="training")
     found = {"pairwise": files.tensor(tree, "pairwise")}
+    history = tree["history"]
+    assert isinstance(history, list)
+    found["losses"] = torch.tensor([line["loss"] for line in history], dtype=torch.float64)
     for part in ("network", "chains", "loss"):
         found |= {f"{part}.{name}": value for name, value in files.tensors(tree, part).items()}
     return found

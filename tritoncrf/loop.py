@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tritoncrf import generators, validation
-from tritoncrf.checkpoint import CheckpointError, Tree, group
+from tritoncrf.checkpoint import CheckpointError, Tree, group, tensor
 
 
 @dataclass
@@ -48,6 +48,8 @@ class Loop:
         self._schedule: LambdaLR | None = None
         self._loader: DataLoader[object] | None = None
         self._epoch_state: dict[str, Tree] | None = None
+        # Of the epoch's losses: on the device, so that no step waits for it.
+        self._summed = torch.zeros((), device=device)
         self._saved: dict[str, Tree] | None = None
         self._to_skip: list[str] = []
 
@@ -76,9 +78,8 @@ class Loop:
         with _interruptible() as interrupted:
             while progress.epoch < epochs:
                 batches, resuming = self._open(loader, resuming), False
-                summed = torch.zeros((), device=self.device)
                 for item in self.bar(batches, f"{stage} {progress.epoch + 1}/{epochs}", len(loader), progress.position):
-                    summed += self._step(optimizer, self._schedule, value(item), invalid)
+                    self._summed += self._step(optimizer, self._schedule, value(item), invalid)
                     progress.position += 1
                     done = progress.epoch * len(loader) + progress.position
                     after_step(done)
@@ -87,7 +88,7 @@ class Loop:
                     if interrupted():
                         raise KeyboardInterrupt
                 progress.epoch, progress.position = progress.epoch + 1, 0
-                after_epoch(progress.epoch, float(summed) / len(loader))
+                after_epoch(progress.epoch, float(self._summed) / len(loader))
                 if progress.epoch == epochs:
                     progress.finished.append(stage)
                 if save is not None:
@@ -102,7 +103,7 @@ class Loop:
         tree: dict[str, Tree] = {"progress": dict(vars(self.progress))}
         if self._optimizer is not None and self._schedule is not None and self._loader is not None:
             tree["optimizer"], tree["schedule"] = self._optimizer.state_dict(), self._schedule.state_dict()
-            tree["scaler"] = self.scaler.state_dict()
+            tree["scaler"], tree["summed"] = self.scaler.state_dict(), self._summed
             tree["epoch_state"], tree["now"] = self._epoch_state, generators.capture(self._loader)
         return tree
 
@@ -136,6 +137,7 @@ class Loop:
         self._schedule.load_state_dict(group(saved, "schedule"))
         self.scaler.load_state_dict(group(saved, "scaler"))
         self._epoch_state = group(saved, "epoch_state") if progress.position else None
+        self._summed = tensor(saved, "summed").to(self.device)
         generators.restore(group(saved, "now"), self._loader)
         return True
 
@@ -146,7 +148,7 @@ class Loop:
         if position and self._epoch_state is not None:
             generators.restore(self._epoch_state, loader)
         else:
-            self._epoch_state = now
+            self._epoch_state, self._summed = now, torch.zeros((), device=self.device)
         batches = iter(loader)
         for _ in range(position):
             next(batches)

@@ -160,3 +160,21 @@ def test_evaluation_looks_at_existing_labelled_pixels_only() -> None:
 
     found = evaluate(answers, [batch], 3, None, 2, 1, 1, 0)
     assert int(found.network.confusion.sum()) == int(found.crf.confusion.sum()) == 3
+
+
+def test_replicas_clamped_apart_share_their_marginal() -> None:
+    crf, logits = problem()
+    clamp = torch.ones(1, 2, 3, dtype=torch.bool)
+    held = torch.tensor([0, 2]).view(1, 2, 1, 1).expand(1, 2, 2, 3)
+    found = tc.marginals(crf, logits, sweeps=1, burn_in=0, labels=held, clamp=clamp, replicas=2)
+    assert found[0, :, 0, 0].tolist() == [0.5, 0, 0.5]
+
+
+def test_wrong_arguments_are_named() -> None:
+    crf, logits = problem()
+    with pytest.raises(ValueError, match=r"init_logits: expected shape \[1, 3, 2, 3\], got \[1, 3, 2, 2\]"):
+        tc.marginals(crf, logits, sweeps=1, burn_in=0, init_logits=logits[..., :2])
+    with pytest.raises(ValueError, match=r"betas: expected a pair \(first, last\)"):
+        tc.anneal(crf, logits, betas=(1, 2, 3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sweeps: expected an integer of at least 1, got 0"):
+        tc.marginals(crf, logits, sweeps=0, burn_in=0)

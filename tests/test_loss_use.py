@@ -193,7 +193,7 @@ def test_forgotten_tables_warn_once() -> None:
     logits, target = batch(1, (3, 3))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for _ in range(140):
+        for _ in range(300):
             loss(logits.clone().requires_grad_(), target).backward()
     assert len(caught) == 1
     assert "loss.parameters() in the optimizer?" in str(caught[0].message)
@@ -206,7 +206,7 @@ def test_tables_that_learn_do_not_warn() -> None:
     logits, target = batch(1, (3, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(140):
+        for _ in range(300):
             loss(logits, target).backward()
             optimizer.step()
 

@@ -6,9 +6,11 @@ new logits and new tables do what they say; bad input raises a sentence and move
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tests import enumeration
-from tritoncrf import GridCRF, Neighborhood, Sampler
+from tritoncrf import GridCRF, Neighborhood, Sampler, engines
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import report
 
@@ -423,7 +425,7 @@ def test_bad_input_to_init(fault: dict[str, Any], kind: type[Exception], message
 
 
 RUN_FAULTS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"sweeps": -1}, ValueError, "sweeps: expected an integer of at least 0, got -1"),
+    ({"sweeps": -1}, ValueError, "sweeps: expected an integer from 0 to 17179869184, got -1"),
     ({"sweeps": 2.0}, TypeError, "sweeps: expected an integer, got 2.0"),
     ({"beta": -0.1}, ValueError, "beta: expected an inverse temperature from 0 to 1e+06, got -0.1"),
     ({"beta": 1.1e6}, ValueError, "beta: expected an inverse temperature"),
@@ -494,3 +496,29 @@ def test_bad_samplers() -> None:
         Sampler(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"chains: expected what Sampler\.init returned, got Tensor"):
         Sampler(model()).run(torch.zeros(3), 1)  # type: ignore[arg-type]
+
+
+def test_chains_of_another_crf_are_refused() -> None:
+    one, other = (GridCRF(3, Neighborhood.from_offsets([step])) for step in ((0, 1), (1, 0)))
+    chains = Sampler(one, "torch").init(noise(1, 3, 5, 6))
+    for call in (lambda: Sampler(other, "torch").run(chains, 1), lambda: Sampler(other, "torch").pair_counts(chains)):
+        with pytest.raises(ValueError, match="chains: expected chains of 3 labels, Neighborhood"):
+            call()
+    with pytest.raises(TypeError, match=r"chains: expected what Sampler.init returned, got NoneType"):
+        Sampler(one, "torch").run(None, 1)  # type: ignore[arg-type]
+
+
+def test_a_sampler_can_be_copied_and_pickled() -> None:
+    sampler, logits = Sampler(model(), "torch", seed=5), noise(2, LABELS, 4, 6)
+    expected = sampler.run(sampler.init(logits), 3).labels
+    for twin in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert torch.equal(twin.run(twin.init(logits), 3).labels, expected)
+
+
+def test_auto_says_when_it_takes_the_slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = engines.load
+    monkeypatch.setattr(engines, "load", lambda name: "it is not here" if name == "numba" else known(name))
+    with pytest.warns(UserWarning, match="the torch engine runs in place of the much faster numba one: it is not here"):
+        assert Sampler(model()).engine_name == "torch"
+    with pytest.raises(RuntimeError, match="engine: expected 'numba' to run on cpu, got: it is not here"):
+        Sampler(model(), "numba")

@@ -151,6 +151,128 @@ def _stops_after(stop: int) -> Callable[[tc.Trainer, str | os.PathLike[str]], No
     return save
 
 
+def bare(folder: Path) -> tuple[tc.Trainer, DataLoader[object]]:
+    """A trainer with nothing given: its seed comes from torch's generator when learning starts."""
+    data = tc.Indexed(Figures(6, seed=1, size=(24, 16)))
+    loader: DataLoader[object] = DataLoader(data, 2, shuffle=True, collate_fn=collate)
+    torch.manual_seed(0)
+    net = nn.Conv2d(1, 20, 3, padding=1)
+    torch.manual_seed(1)
+    return tc.Trainer(net, tc.GridCRF(20, NEAR), quiet=True), loader
+
+
+def chain_of_stages(folder: Path) -> None:
+    """Three stages, two of them of one name, with the defaults of the README."""
+    trainer, loader = bare(folder)
+    path = folder / "run.safetensors"
+    if path.exists():
+        trainer.load(path)
+    trainer.pretrain(loader, 1, checkpoint=path, every=1)
+    trainer.fit(loader, "joint", epochs=1, checkpoint=path, every=1)
+    trainer.fit(loader, "joint", epochs=2, checkpoint=path, every=1)
+
+
+def test_stages_of_one_name_resume_wherever_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    chain_of_stages(whole)
+    expected = state(whole)
+    for stop in range(1, 16):
+        broken = tmp_path / f"broken{stop}"
+        broken.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(tc.Trainer, "save", _stops_after(stop))
+            with pytest.raises(RuntimeError, match="stopped"):
+                chain_of_stages(broken)
+        chain_of_stages(broken)
+        found = state(broken)
+        assert all(torch.equal(value, found[name]) for name, value in expected.items()), stop
+
+
+def test_a_finished_run_is_not_run_again_and_another_one_is_refused(tmp_path: Path) -> None:
+    chain_of_stages(tmp_path)
+    before = state(tmp_path)
+    chain_of_stages(tmp_path)
+    assert all(torch.equal(value, state(tmp_path)[name]) for name, value in before.items())
+    trainer, loader = bare(tmp_path)
+    trainer.load(tmp_path / "run.safetensors")
+    with pytest.raises(CheckpointError, match="expected to go on as saved with 'pretrain', 1 epochs of 3 batches, got 'joint'"):
+        trainer.fit(loader, "joint", epochs=5)
+    trainer, loader = bare(tmp_path)
+    trainer.load(tmp_path / "run.safetensors", resume=False)
+    assert torch.equal(trainer.crf.pairwise, before["pairwise"])
+    trainer.fit(loader, "joint", epochs=1)
+    assert not torch.equal(trainer.crf.pairwise, before["pairwise"])
+
+
+def test_a_load_that_fails_changes_nothing(tmp_path: Path) -> None:
+    chain_of_stages(tmp_path)
+    other = tc.Trainer(
+        nn.Conv2d(1, 20, 3, padding=1), tc.GridCRF(20, NEAR), chains=tc.ChainStore([(24, 16)] * 7, seed=0), quiet=True
+    )
+    weight = other.network.weight.clone()  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match="chains: expected 'labels' of shape"):
+        other.load(tmp_path / "run.safetensors")
+    assert torch.equal(weight, other.network.weight)  # type: ignore[arg-type]
+    assert not bool(other.crf.pairwise.any())
+
+
+def test_known_labels_are_scored_against_the_truth(tmp_path: Path) -> None:
+    trainer, _ = bare(tmp_path)
+    image, target = torch.zeros(1, 1, 4, 4), torch.full((1, 4, 4), 3)
+    known = torch.full((1, 4, 4), 5, dtype=torch.uint8)
+    items = [(image, target, torch.zeros(1).long(), {"known": known})]
+    loader: DataLoader[object] = DataLoader(items, batch_size=None)  # type: ignore[arg-type]
+    assert trainer.evaluate(loader, sweeps=1, burn_in=0).crf.accuracy == 0
+
+
+def test_bad_targets_and_images_stop_every_stage(tmp_path: Path) -> None:
+    trainer, _ = bare(tmp_path)
+    good, label, index = torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4).long(), torch.zeros(1).long()
+
+    def loader(image: Tensor, target: Tensor) -> DataLoader[object]:
+        return DataLoader([(image, target, index)], batch_size=None)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="target: expected labels from 0 to 19"):
+        trainer.pretrain(loader(good, label + 37), 1)
+    with pytest.raises(ValueError, match="target: expected labels from 0 to 19"):
+        trainer.evaluate(loader(good, label + 37))
+    with pytest.raises(ValueError, match=r"logits: .* got NaN"):
+        trainer.pretrain(loader(good * torch.nan, label), 1)
+    assert all(bool(parameter.isfinite().all()) for parameter in trainer.network.parameters())
+
+
+def test_the_first_sample_is_the_pretrained_networks(tmp_path: Path) -> None:
+    """Strong tables hold whatever the first draw gave, so the answer tells which network drew it."""
+    trainer, _ = bare(tmp_path)
+    with torch.no_grad():
+        trainer.crf.pairwise.copy_(-8 * torch.eye(20).expand_as(trainer.crf.pairwise))
+    first = {name: torch.zeros_like(value) for name, value in trainer.network.state_dict().items()}
+    first["bias"][7] = 50.0
+    trainer.pretrained = first
+    from tritoncrf.batches import Batch
+
+    batch = Batch(torch.randn(1, 1, 12, 10), torch.zeros(1, 12, 10).long(), torch.zeros(1).long())
+    assert bool((trainer.answer(batch, 2, 1)[1].argmax(1) == 7).all())
+
+
+def test_rates_frozen_parts_and_modes_are_the_users(tmp_path: Path) -> None:
+    trainer, loader = bare(tmp_path)
+    trainer.network = nn.Sequential(nn.BatchNorm2d(1), trainer.network)
+    trainer.network[0].eval()
+    assert trainer.chains is None
+    trainer.optimizer = torch.optim.SGD([*trainer.network.parameters(), trainer.crf.pairwise], lr=0.1)
+    seen: list[float] = []
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
+    trainer.fit(loader, "joint", epochs=1)
+    trainer.evaluate(loader, sweeps=1, burn_in=0)
+    assert not trainer.network[0].training
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.1
+    trainer.optimizer.param_groups[0]["lr"] = 0.01
+    trainer.fit(loader, "joint", epochs=1)
+    assert seen == pytest.approx([0.1, 0.2 / 3, 0.1 / 3, 0.01, 0.02 / 3, 0.01 / 3])
+
+
 def test_a_fault_in_resuming_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the generators are not restored, so the data order after a resume is another one."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -255,7 +377,7 @@ def test_another_length_of_a_half_done_stage_is_refused(tmp_path: Path) -> None:
     again, loader = make(tmp_path)
     again.network.insert(0, _Stops(-1))  # type: ignore[operator]
     again.load(path)
-    with pytest.raises(CheckpointError, match="pretrain: expected to go on with 2 epochs of 5 batches"):
+    with pytest.raises(CheckpointError, match="go on as saved with 'pretrain', 2 epochs of 5 batches, got 'pretrain', 3 of 5"):
         again.pretrain(loader, 3)
 
 
@@ -276,7 +398,11 @@ class _Stops(nn.Module):
     [
         ((torch.zeros(1), torch.zeros(1)), TypeError, r"loader: expected batches \(image, target, index\) .* got a tuple of 2"),
         ((*(torch.zeros(1),) * 3, {"size": torch.zeros(1)}), ValueError, "loader: expected extras of 'sizes', 'mask', 'known'"),
-        ((torch.zeros(1), torch.zeros(1), 3), TypeError, "loader: expected a torch tensor, got int"),
+        (
+            (torch.zeros(1), torch.zeros(1), 3),
+            TypeError,
+            "loader: expected tensors image, target, index first, got Tensor, Tensor, int",
+        ),
     ],
 )
 def test_foreign_batches_raise(item: tuple[object, ...], error: type[Exception], sentence: str) -> None:

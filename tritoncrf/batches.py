@@ -19,15 +19,15 @@ class Batch:
     image: Tensor
     """float [N, C, *shape]."""
     target: Tensor
-    """integers [N, *shape]; where the label is known at test time too, that label."""
+    """integers [N, *shape]: the true labels, 255 (or what the loss ignores) where there is none."""
     index: Tensor
     """integers [N]."""
     sizes: Tensor | None = None
     """integers [N, d]: the images' own sizes where the batch is padded."""
     mask: Tensor | None = None
     """bool [N, *shape]: False where no pixel exists."""
-    clamp: Tensor | None = None
-    """bool [N, *shape]: True where the label is known at test time too."""
+    known: Tensor | None = None
+    """integers [N, *shape]: the labels that are known at test time too, 255 elsewhere."""
 
     @classmethod
     def of(cls, item: object, device: torch.device) -> Batch:
@@ -38,16 +38,29 @@ class Batch:
         """
         if not isinstance(item, list | tuple) or len(item) not in (3, 4):
             raise TypeError(f"loader: expected batches (image, target, index) or with a dict of extras, got {_kind(item)}")
-        image, target, index = (validation.tensor("loader", part).to(device, non_blocking=True) for part in item[:3])
+        if not all(isinstance(part, Tensor) for part in item[:3]):
+            raise TypeError(f"loader: expected tensors image, target, index first, got {', '.join(map(_kind, item[:3]))}")
+        image, target, index = (part.to(device, non_blocking=True) for part in item[:3])
         extras = item[3] if len(item) == 4 else {}
         if not isinstance(extras, dict) or not set(extras) <= set(EXTRAS):
             raise ValueError(f"loader: expected extras of {', '.join(map(repr, EXTRAS))}, got {_kind(extras)}")
         moved = {name: validation.tensor(name, part).to(device, non_blocking=True) for name, part in extras.items()}
-        known = moved.get("known")
-        clamp = None if known is None else known != contract.VOID
-        if known is not None and clamp is not None:
-            target = torch.where(clamp, known.to(target.dtype), target)
-        return cls(image, target, index, moved.get("sizes"), moved.get("mask"), clamp)
+        return cls(image, target, index, moved.get("sizes"), moved.get("mask"), moved.get("known"))
+
+    @property
+    def clamp(self) -> Tensor | None:
+        """bool ``[N, *shape]``: True where the label is known at test time too."""
+        return None if self.known is None else self.known != contract.VOID
+
+    @property
+    def labels(self) -> Tensor:
+        """integers ``[N, *shape]`` to learn from: the known labels, and the target elsewhere."""
+        clamp = self.clamp
+        return (
+            self.target
+            if clamp is None or self.known is None
+            else torch.where(clamp, self.known.to(self.target.dtype), self.target)
+        )
 
     @property
     def present(self) -> Tensor:

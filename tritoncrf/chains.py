@@ -7,6 +7,7 @@ one byte a pixel and replica, beside a count of sweeps done, an offset and a siz
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,10 @@ class ChainState:
     flips: Tensor
     """int64 [N, R]: label changes in the last run."""
     purpose: int
+    sites: int | None
+    """Free sites of all chains, where counting them stalls nothing."""
     field: Tensor | None = None
+    """What the engine keeps for the incremental way."""
     rate: float | None = None
     """Flips per site update of an earlier run, where the host knows it."""
 
@@ -79,19 +83,25 @@ class ChainStore:
     first visit draws it from the network's marginals. Raises ValueError or TypeError naming the argument.
 
     >>> ChainStore([(4, 6), (3, 5)], seed=0)
-    ChainStore(2 images, 1 replica, 39 bytes of labels + 80 bytes of counts, on cpu)
+    ChainStore(2 images, 1 replica, 40 bytes of labels + 64 bytes of counts, on cpu)
     """
 
     def __init__(
         self, sizes: Iterable[Sequence[int]] | Tensor, *, replicas: int = 1, device: str | torch.device = "cpu",
         seed: int | None = None, latent: bool = False,
     ) -> None:  # fmt: skip
-        table = sizes.tolist() if isinstance(sizes, Tensor) else [tuple(size) for size in sizes]
-        if not table or len({len(size) for size in table}) != 1:
+        try:
+            rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+            table = [tuple(operator.index(n) for n in size) for size in rows]
+        except TypeError:
+            raise TypeError(f"sizes: expected a sequence of tuples of integers or a tensor [D, d], got {sizes!r:.80}") from None
+        if not table or not table[0] or len({len(size) for size in table}) != 1:
             raise ValueError(f"sizes: expected a size of as many axes for every image, at least one image, got {table[:3]}...")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed: expected an integer or None, got {seed!r}")
         for place, size in enumerate(table):
-            if not all(isinstance(n, int) and n >= 1 for n in size):
-                raise ValueError(f"sizes[{place}]: expected whole numbers of at least 1, got {tuple(size)}")
+            if not all(n >= 1 for n in size):
+                raise ValueError(f"sizes[{place}]: expected whole numbers of at least 1, got {size}")
             if math.prod(size) >= 1 << contract.SITE_BITS:
                 raise ValueError(f"sizes[{place}]: expected fewer than 2^32 pixels, got {tuple(size)}")
         self.replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
@@ -163,18 +173,23 @@ class ChainStore:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes over labels, counts and seed. Raises CheckpointError if they are of other images or another contract."""
+        self.check(state)
+        low, high = state["meta"].tolist()[3:]
+        self.labels.copy_(state["labels"])
+        self.sweeps.copy_(state["sweeps"])
+        self.seed = int(low) | int(high) << 32
+
+    def check(self, state: dict[str, Tensor]) -> None:
+        """Raises CheckpointError unless ``state`` is of these images and this contract."""
         for name, kept in self.state_dict().items():
             if name not in state or state[name].shape != kept.shape or state[name].dtype != kept.dtype:
                 got = f"{list(state[name].shape)} {state[name].dtype}" if name in state else "none"
                 raise CheckpointError(f"chains: expected {name!r} of shape {list(kept.shape)} {kept.dtype}, got {got}")
-        version, replicas, latent, low, high = state["meta"].tolist()
+        version, replicas, latent = state["meta"].tolist()[:3]
         if version != contract.VERSION:
             raise CheckpointError(f"chains: expected bit contract version {contract.VERSION}, got {version}")
         if (replicas, latent) != (self.replicas, int(self.latent)) or not torch.equal(state["sizes"], self.sizes.cpu()):
             raise CheckpointError("chains: expected the images this store was made for, got other sizes, replicas or latent")
-        self.labels.copy_(state["labels"])
-        self.sweeps.copy_(state["sweeps"])
-        self.seed = int(low) | int(high) << 32
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the store as safetensors, whole or not at all. Raises OSError if the disk will not take it."""

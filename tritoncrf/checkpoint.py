@@ -37,6 +37,8 @@ def write(path: str | os.PathLike[str], tree: Mapping[str, Tree], *, kind: str) 
         "tritoncrf": kind, "format": str(FORMAT), "contract": str(contract.VERSION), "skeleton": json.dumps(skeleton)
     }  # fmt: skip
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file to write, got a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
@@ -89,10 +91,12 @@ def _sync_folder(folder: Path) -> None:
 # A node of the skeleton is [tag, content]: "t" tensor name, "v" plain value, "l" list, "u" tuple, "d"/"i" dict by str/int.
 def _flatten(node: Tree, name: str, tensors: dict[str, Tensor]) -> list[object]:
     if isinstance(node, Tensor):
+        if name in tensors:
+            name = f"{name}~{len(tensors)}"
         tensors[name] = node.detach().cpu().contiguous().clone()
         return ["t", name]
     if isinstance(node, dict):
-        tag = "i" if node and all(isinstance(key, int) for key in node) else "d"
+        tag = "i" if node and all(type(key) is int for key in node) else "d"
         if tag == "d" and not all(isinstance(key, str) for key in node):
             raise TypeError(f"{name or 'state'}: expected keys that are all strings or all integers, got {list(node)[:3]}")
         return [tag, {str(key): _flatten(value, f"{name}.{key}" if name else str(key), tensors) for key, value in node.items()}]

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tritoncrf import contract
+from tritoncrf import contract, validation
 from tritoncrf.batches import Batch
 from tritoncrf.inference import estimate
 from tritoncrf.metrics import Score
 from tritoncrf.model import GridCRF
+from tritoncrf.validation import Guard
 
 Answer = Callable[[Batch, int, int, int, int], tuple[Tensor, Tensor]]
 
@@ -32,13 +33,15 @@ class Evaluation:
 @torch.no_grad()
 def forward(network: nn.Module, pretrained: Mapping[str, Tensor] | None, image: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits ``[N, L, *shape]`` of the network in eval mode, and those of its pre-trained weights if there are any."""
-    mode = network.training
+    # Module by module: a frozen part of a network that learns is in eval mode already, and stays in it.
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         logits = network(image)
         first = None if pretrained is None else torch.func.functional_call(network, dict(pretrained), (image,))
     finally:
-        network.train(mode)
+        for module, mode in modes:
+            module.training = mode
     return logits.float(), None if first is None else first.float()
 
 
@@ -50,9 +53,8 @@ def answer(
 
     Labels that are known (``batch.clamp``) are one-hot in both. Sampling options as in `inference.estimate`.
     """
-    known = None if batch.clamp is None else torch.where(batch.clamp, batch.target, contract.VOID)
     found = estimate(
-        crf, logits, sweeps=sweeps, burn_in=burn_in, labels=known, index=batch.index, sizes=batch.sizes, mask=batch.mask,
+        crf, logits, sweeps=sweeps, burn_in=burn_in, labels=batch.known, index=batch.index, sizes=batch.sizes, mask=batch.mask,
         clamp=batch.clamp, init_logits=first, replicas=replicas, seed=seed, engine=engine,
     ).marginals  # fmt: skip
     alone = logits.softmax(1)
@@ -65,7 +67,9 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Pools the most probable labels of both answers; pixels that do not exist or have no label do not count."""
     network = crf = Score.empty(labels, background)
+    guard = Guard(immediate=True)
     for batch in batches:
+        validation.label_values(guard, "target", batch.target, labels, batch.present & (batch.target >= 0), also=contract.VOID)
         alone, whole = answers(batch, sweeps, burn_in, replicas, seed)
         target = batch.target.masked_fill(~batch.present, contract.VOID)
         network, crf = network.plus(target, alone.argmax(1)), crf.plus(target, whole.argmax(1))

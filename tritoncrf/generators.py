@@ -32,8 +32,8 @@ def capture(loader: DataLoader[object]) -> dict[str, Tree]:
     }  # fmt: skip
 
 
-def restore(state: dict[str, Tree], loader: DataLoader[object]) -> None:
-    """Puts the states back. Raises CheckpointError if they are not what `capture` gave."""
+def restore(state: dict[str, Tree], loader: DataLoader[object] | None) -> None:
+    """Puts the states back, the loader's own too if there is one. Raises CheckpointError unless `capture` gave them."""
     try:
         torch.set_rng_state(tensor(state, "torch"))
         cuda = state["cuda"]
@@ -44,13 +44,18 @@ def restore(state: dict[str, Tree], loader: DataLoader[object]) -> None:
         np.random.set_state(("MT19937", key, legacy["pos"], legacy["has_gauss"], legacy["gauss"]))  # type: ignore[arg-type]  # noqa: NPY002
         python = group(state, "python")
         random.setstate((python["version"], tuple(python["words"]), python["following"]))  # type: ignore[arg-type]
-        owned, saved = list(_owned(loader)), state["loader"]
-        # A later stage may come with another kind of loader, whose generators then start afresh.
-        if isinstance(saved, list) and len(saved) == len(owned):
-            for generator, kept in zip(owned, saved, strict=True):
-                generator.set_state(kept)
+        if loader is not None:
+            restore_loader(state, loader)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"generators: expected the states of this run's random generators, got {error}") from None
+
+
+def restore_loader(state: dict[str, Tree], loader: DataLoader[object]) -> None:
+    """Puts back the states of the generators that a loader owns, if it is of the saved one's kind."""
+    owned, saved = list(_owned(loader)), state["loader"]
+    if isinstance(saved, list) and len(saved) == len(owned):
+        for generator, kept in zip(owned, saved, strict=True):
+            generator.set_state(kept)
 
 
 def _owned(loader: DataLoader[object]) -> Iterator[torch.Generator]:

@@ -9,9 +9,12 @@ pre-trained network (section 5): from a random labelling the chain takes extreme
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor
 
 from tritoncrf import contract, diagnostics, validation
@@ -72,6 +75,7 @@ def estimate(
         for _ in range(sweeps):
             sampler.run(chains, 1, beta=beta)
             traces.append(sampler.conditionals(chains, total, beta=beta) / free)
+        sampler.guard.settle()
         found = Estimate(_dense(chains, total / sweeps).float(), torch.stack(traces, -1), diagnostics.flip_rate(chains, 1))
     if replicas > 1 and sweeps >= 4:
         apart = found.rhat > diagnostics.DISAGREE
@@ -120,15 +124,16 @@ def anneal(
     the one of lowest energy answers. Raises ValueError or TypeError naming the argument.
     """
     validation.whole("sweeps", sweeps, 1)
+    if not isinstance(betas, Sequence) or len(betas) != 2 or not 0 < betas[0] <= betas[1]:
+        raise ValueError(f"betas: expected a pair (first, last) with 0 < first <= last, got {betas!r}")
     first, last = (validation.beta(beta) for beta in betas)
-    if not 0 < first <= last:
-        raise ValueError(f"betas: expected 0 < first <= last, got {betas}")
     with torch.no_grad():
         sampler = Sampler(crf, engine, seed)
         chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas)
         for step in range(sweeps):
             sampler.run(chains, 1, beta=first * (last / first) ** (step / max(sweeps - 1, 1)))
         sampler.run(chains, 10, beta=contract.MAX_BETA)
+        sampler.guard.settle()
         found = chains.labels
         if replicas == 1:
             return found[:, 0]
@@ -140,7 +145,11 @@ def _start(
     sampler: Sampler, logits: Tensor, init_logits: Tensor | None, labels: Tensor | None, index: Tensor | None,
     sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, replicas: int,
 ) -> ChainState:  # fmt: skip
-    first = logits if init_logits is None else init_logits
+    first = logits
+    if init_logits is not None:
+        validation.logits(logits, sampler.crf.num_labels, sampler.crf.neighborhood.ndim, sampler.crf.device)
+        kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        first = validation.shaped("init_logits", init_logits, [tuple(logits.shape)], kinds, sampler.crf.device)
     chains = sampler.init(first, labels, index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas)
     return chains if init_logits is None else sampler.run(chains, 0, logits=logits)
 
@@ -151,8 +160,8 @@ def _dense(chains: ChainState, total: Tensor) -> Tensor:
     image, slot = plan.exists.nonzero(as_tuple=True)
     held = plan.exists & ~plan.free
     fixed, where = held.nonzero(as_tuple=True)
-    total[fixed, where] = 0
-    total[fixed, where, chains.rows[fixed, 0, plan.positions[where]].long()] = 1
+    kept = chains.rows[fixed, :, plan.positions[where]].long()
+    total[fixed, where] = reduce(F.one_hot(kept, plan.labels).to(total.dtype), "site replica label -> site label", "mean")
     dense = total.new_zeros((len(total), torch.Size(shape).numel(), plan.labels))
     dense[image, plan.pixels[slot]] = total[image, slot]
-    return dense.transpose(1, 2).reshape(len(total), plan.labels, *shape)
+    return rearrange(dense, "image pixel label -> image label pixel").reshape(len(total), plan.labels, *shape)

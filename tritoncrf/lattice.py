@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -34,9 +35,9 @@ def _halves(points: Iterable[Offset]) -> list[Offset]:
 
 
 def _integer(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    return value
+    return operator.index(value)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Neighborhood:
     offsets: tuple[Offset, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.offsets, tuple):
+            raise TypeError(f"offsets: expected a tuple of tuples (or use from_offsets), got {type(self.offsets).__name__}")
         if not self.offsets:
             raise ValueError("offsets: expected at least one offset, got none")
         seen: dict[Offset, int] = {}
@@ -88,6 +91,8 @@ class Neighborhood:
 
     def __or__(self, other: Neighborhood) -> Neighborhood:
         """The union: the classes of ``self``, then those of ``other`` whose edges are not there yet."""
+        if not isinstance(other, Neighborhood):
+            raise TypeError(f"other: expected a Neighborhood, got {type(other).__name__}")
         if other.ndim != self.ndim:
             raise ValueError(f"other: expected a neighbourhood of {self.ndim} axes, got {other.ndim}")
         mine = set(self.offsets) | {_antipode(offset) for offset in self.offsets}
@@ -100,6 +105,8 @@ class Neighborhood:
     def from_offsets(cls, offsets: Iterable[Sequence[int]]) -> Neighborhood:
         """Offsets as given; anything with integer steps (lists, numpy rows). Zero, duplicate and antipodal ones: ValueError."""
         rows: list[Offset] = []
+        if not isinstance(offsets, Iterable):
+            raise TypeError(f"offsets: expected a sequence of offsets, got {type(offsets).__name__}")
         for place, offset in enumerate(offsets):
             try:
                 if any(isinstance(step, bool) for step in offset):
@@ -134,7 +141,7 @@ class Neighborhood:
     @classmethod
     def rays(cls, reach: int | Sequence[int], count: int = 8, ndim: int = 2) -> Neighborhood:
         """Rays along axes and diagonals. ``reach``: the radii in steps, or the longest of ``count`` log-spaced ones."""
-        radii = _spaced(_integer("reach", reach, 1), count) if isinstance(reach, int) else tuple(reach)
+        radii = tuple(reach) if isinstance(reach, Sequence) else _spaced(_integer("reach", reach, 1), count)
         for radius in radii:
             _integer("reach", radius, 1)
         directions = _halves(itertools.product((-1, 0, 1), repeat=_integer("ndim", ndim, 1)))

@@ -29,6 +29,8 @@ class Progress:
     """Stages done, the one under way, its length, and how many epochs and batches of this epoch are done."""
 
     finished: list[str] = field(default_factory=list)
+    lengths: list[list[int]] = field(default_factory=list)
+    """Epochs and batches of each finished stage."""
     stage: str = ""
     epochs: int = 0
     batches: int = 0
@@ -51,29 +53,35 @@ class Loop:
         # Of the epoch's losses: on the device, so that no step waits for it.
         self._summed = torch.zeros((), device=device)
         self._saved: dict[str, Tree] | None = None
-        self._to_skip: list[str] = []
+        self._replayed = 0
 
     def run(
         self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, *,
         value: Callable[[object], Tensor], invalid: Callable[[], Tensor | None], after_step: Callable[[int], None],
         after_epoch: Callable[[int, float], None], save: Callable[[], None] | None, every: int,
+        inherits: bool = False,
     ) -> None:  # fmt: skip
         """Runs a stage, or the rest of it after `load`, or nothing if it was finished then.
 
+        Stages are known by their order: after `load` they must come as they came in the saved run (CheckpointError).
         value: a batch's loss; invalid: the flag of a batch whose loss is void; after_step: told the steps done; after_epoch:
-        told the epochs done and the mean loss; save: writes a checkpoint after each epoch, each ``every``-th step and Ctrl-C.
+        told the epochs done and the mean loss; save: writes a checkpoint after each epoch, each ``every``-th step and Ctrl-C;
+        inherits: the optimizer is the one of the stage before.
         """
-        if stage in self._to_skip:
-            self._to_skip.remove(stage)
-            return
         validation.whole("epochs", epochs, 1)
         validation.whole("every", every, 0)
         total = epochs * len(loader)
         if total == 0:
             raise ValueError("loader: expected at least one batch, got none")
+        if self._is_done(stage, epochs, len(loader)):
+            return
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for part, rate in zip(optimizer.param_groups, rates, strict=True):
+            # A schedule of an earlier stage would otherwise decide where this one starts.
+            part["initial_lr"] = rate
         self._optimizer, self._loader = optimizer, loader
         self._schedule = LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / total))
-        resuming = self._take_over(stage, epochs, len(loader))
+        resuming = self._take_over(stage, epochs, len(loader), inherits)
         progress = self.progress
         with _interruptible() as interrupted:
             while progress.epoch < epochs:
@@ -91,8 +99,13 @@ class Loop:
                 after_epoch(progress.epoch, float(self._summed) / len(loader))
                 if progress.epoch == epochs:
                     progress.finished.append(stage)
+                    progress.lengths.append([epochs, len(loader)])
                 if save is not None:
                     save()
+                if interrupted():
+                    raise KeyboardInterrupt
+        for part, rate in zip(optimizer.param_groups, rates, strict=True):
+            part["lr"] = rate
 
     def bar(self, items: Iterator[object] | DataLoader[object], text: str, total: int, done: int = 0) -> Iterator[object]:
         """The items under a progress bar, on a terminal and unless quiet."""
@@ -113,27 +126,45 @@ class Loop:
             self.progress = Progress(**group(state, "progress"))  # type: ignore[arg-type]
         except TypeError as error:
             raise CheckpointError(f"progress: expected where a run is, got {error}") from None
-        self._to_skip = list(self.progress.finished)
-        self._saved = state
+        self._replayed, self._saved = 0, state
+        if "now" in state:
+            # What is drawn from here on, a seed for instance, is what the saved run went on to draw.
+            generators.restore(group(state, "now"), None)
 
-    def _take_over(self, stage: str, epochs: int, batches: int) -> bool:
-        saved, progress, self._saved = self._saved, self.progress, None
-        if saved is None or progress.stage != stage or stage in progress.finished or "optimizer" not in saved:
-            self.progress = Progress(progress.finished, stage, epochs, batches)
-            if saved is not None and "now" in saved and self._loader is not None:
-                generators.restore(group(saved, "now"), self._loader)
+    def _is_done(self, stage: str, epochs: int, batches: int) -> bool:
+        """Whether the saved run had finished this stage; an unlike one is an error."""
+        if self._saved is None:
             return False
-        if (progress.epochs, progress.batches) != (epochs, batches):
+        progress, place = self.progress, self._replayed
+        ended = place < len(progress.finished)
+        if not ended and progress.epoch >= progress.epochs:
+            return False
+        name = progress.finished[place] if ended else progress.stage
+        length = progress.lengths[place] if ended else [progress.epochs, progress.batches]
+        if (name, length) != (stage, [epochs, batches]):
             raise CheckpointError(
-                f"{stage}: expected to go on with {progress.epochs} epochs of {progress.batches} batches as saved, "
-                f"got {epochs} of {batches}"
+                f"{stage}: expected to go on as saved with {name!r}, {length[0]} epochs of {length[1]} batches, got "
+                f"{stage!r}, {epochs} of {batches}; load(path, resume=False) starts a new run from the saved model"
             )
+        self._replayed += ended
+        return ended
+
+    def _take_over(self, stage: str, epochs: int, batches: int, inherits: bool) -> bool:
+        """Whether a half-done stage goes on; its state is put back."""
         if self._optimizer is None or self._schedule is None or self._loader is None:
             raise RuntimeError("loop: expected a stage under way")
-        try:
-            self._optimizer.load_state_dict(group(saved, "optimizer"))
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"optimizer: expected the one that was saved, got another ({error})") from None
+        saved, progress, self._saved = self._saved, self.progress, None
+        goes_on = saved is not None and progress.epoch < progress.epochs and "optimizer" in saved
+        if saved is not None and "optimizer" in saved and (goes_on or inherits):
+            try:
+                self._optimizer.load_state_dict(group(saved, "optimizer"))
+            except (ValueError, KeyError) as error:
+                raise CheckpointError(f"optimizer: expected the one that was saved, got another ({error})") from None
+        if saved is None or not goes_on:
+            self.progress = Progress(progress.finished, progress.lengths, stage, epochs, batches)
+            if saved is not None and "now" in saved:
+                generators.restore_loader(group(saved, "now"), self._loader)
+            return False
         self._schedule.load_state_dict(group(saved, "schedule"))
         self.scaler.load_state_dict(group(saved, "scaler"))
         self._epoch_state = group(saved, "epoch_state") if progress.position else None

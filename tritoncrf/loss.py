@@ -9,9 +9,6 @@ samples them given the labelled ones, and y is the labelling so completed.
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -20,27 +17,12 @@ from tritoncrf.chains import ChainState, ChainStore
 from tritoncrf.eager import uncompiled
 from tritoncrf.gradient import Sampled, errors
 from tritoncrf.model import GridCRF
+from tritoncrf.monitor import Statistics, TableWatch
 from tritoncrf.sampler import Sampler
 from tritoncrf.validation import Guard
 
 METHODS = ("pcd", "cd")
 REDUCTIONS = ("mean", "sum")
-# Calls after which tables that got gradients but never changed look forgotten; gradient accumulation stays well below it.
-PATIENCE = 64
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of the last call, as tensors on its device: reading one is what waits for the device."""
-
-    flip_rate: Tensor
-    """Label changes per free pixel and sweep of the free phase, 0 .. 1."""
-    energy_gap: Tensor
-    """``E(y) - E(y')`` per labelled pixel, in nats: near 0 once the chains follow the model."""
-    chain_accuracy: Tensor
-    """Share of labelled, unclamped pixels whose sampled label is the target."""
-    labelled: Tensor
-    """Labelled, unclamped pixels in the batch."""
 
 
 class CRFLoss(nn.Module):
@@ -89,6 +71,8 @@ class CRFLoss(nn.Module):
             raise ValueError(
                 f"chains: expected images of {crf.neighborhood.ndim} axes as the neighbourhood, got {chains.sizes.shape[1]}"
             )
+        # Without a seed of its own the loss draws as its chains say, also after they were loaded from a file.
+        self._follows = seed is None and chains is not None
         if seed is None:
             seed = contract.fresh_seed() if chains is None else chains.seed
         self.crf = crf
@@ -98,8 +82,7 @@ class CRFLoss(nn.Module):
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
         self.invalid: Tensor | None = None
         self.statistics: Statistics | None = None
-        self._still: tuple[Tensor, int, int] | None = None
-        self._warned = False
+        self._watch = TableWatch()
 
     @property
     def seed(self) -> int:
@@ -148,6 +131,8 @@ class CRFLoss(nn.Module):
             clamp = validation.shaped("clamp", clamp, [(images, *shape)], [torch.bool], device)
         labelled, known = self._targets(guard, logits, target, present, clamp)
         learning = self.training and torch.is_grad_enabled()
+        if self._follows and self.chains is not None:
+            self.sampler.seed = self.chains.seed
         store = self.chains if learning else None
         index = self._index(guard, index, images, shape, sizes, learning)
         count = None if store is None else store.sweeps[index]
@@ -185,8 +170,10 @@ class CRFLoss(nn.Module):
         bad = guard.flag(device)
         if store is not None:
             self._keep(store, index, data, free, ~bad)
+        elif learning:
+            self.visits += torch.where(bad, 0, images)
         if learning:
-            self._watch_tables()
+            self._watch.look(self.crf.pairwise)
         return self._value(logits, known, labelled if clamp is None else labelled & ~clamp, data, free, bad)
 
     def _targets(
@@ -219,9 +206,7 @@ class CRFLoss(nn.Module):
         if not learning:
             return torch.arange(images, device=device) if index is None else index
         if store is None:
-            running = self.visits + torch.arange(images, device=device)
-            self.visits += images
-            return running
+            return self.visits + torch.arange(images, device=device)
         if store.device != device:
             raise ValueError(f"chains: expected a ChainStore on {device} (that of the CRF's tables), got {store.device}")
         if index is None:
@@ -274,24 +259,3 @@ class CRFLoss(nn.Module):
             logits, self.crf.pairwise, value, unary, tables
         )
         return result
-
-    def _watch_tables(self) -> None:
-        """Warns once if the tables keep getting gradients but never change."""
-        tables = self.crf.pairwise
-        if self._warned or tables.grad is None or not tables.requires_grad:
-            return
-        version = tables._version
-        if self._still is None or self._still[1] != version:
-            self._still = tables.detach().clone(), version, 0
-            return
-        kept, _, calls = self._still
-        self._still = kept, version, calls + 1
-        if calls + 1 == PATIENCE:
-            # Writes through .data leave the version alone, so the values have the last word.
-            if torch.equal(kept, tables):
-                warnings.warn(
-                    f"crf.pairwise had gradients in {PATIENCE} calls, never changed: are loss.parameters() in the optimizer?",
-                    stacklevel=4,
-                )
-                self._warned = True
-            self._still = None

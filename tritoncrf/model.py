@@ -28,7 +28,7 @@ class GridCRF(nn.Module):
 
     >>> crf = GridCRF(3, Neighborhood.nearest(4))
     >>> crf.energy(torch.zeros(1, 3, 5, 7), torch.zeros(1, 5, 7, dtype=torch.long))
-    tensor([0.], grad_fn=<AddBackward0>)
+    tensor([0.], grad_fn=<ToCopyBackward0>)
     """
 
     pairwise: nn.Parameter
@@ -116,7 +116,8 @@ class GridCRF(nn.Module):
             raise ValueError(f"labels: expected shape [N, {ndim} sizes], none 0, got {list(labels.shape)}")
         shape = tuple(labels.shape[1:])
         validation.shaped("labels", labels, [labels.shape], validation.INTEGERS, self.device)
-        guard = Guard()
+        # The answer goes to the caller, so a fault on a GPU has to be waited for.
+        guard = Guard(immediate=True)
         sizes, mask = validation.extents(guard, len(labels), shape, sizes, mask, self.device)
         index = torch.arange(len(labels), device=self.device)
         layout = self.layouts.get(shape, self.device)

@@ -18,8 +18,8 @@ from tritoncrf.model import GridCRF
 from tritoncrf.validation import Guard
 
 WAYS = ("auto", "gather", "incremental")
-# Sweeps between looks at the flip rate, on a CPU where a look costs nothing.
-STRIDE = 4
+# Sweeps between looks at the flip rate, on a CPU where a look costs nothing: first, and once the way has settled.
+STRIDE, LONGEST = 4, 64
 
 
 class Sampler:
@@ -52,6 +52,14 @@ class Sampler:
         self.guard = Guard(True if validate else validate)
         self.engine_name, self._engine = engines.find(engine, crf.device)
         self._layouts = crf.layouts
+
+    def __getstate__(self) -> dict[str, object]:
+        # A module cannot be pickled; the copy finds its engine anew.
+        return {name: value for name, value in vars(self).items() if name != "_engine"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self.engine_name, self._engine = engines.find(self.requested, self.crf.device)
 
     def _settle_down(self) -> torch.device:
         """The CRF's device, on which an engine is found anew where the CRF has moved."""
@@ -110,7 +118,8 @@ class Sampler:
             rows = pack(plan, start)
             self._engine.initial(work, rows, contract.key_of(self.seed), count, purpose)
             flips = torch.zeros((images, replicas), dtype=torch.int64, device=device)
-            return ChainState(plan, layout, shape, logits.detach(), work, tables, rows, count, flips, purpose)
+            sites = int(plan.free.sum()) * replicas if device.type == "cpu" else None
+            return ChainState(plan, layout, shape, logits.detach(), work, tables, rows, count, flips, purpose, sites)
 
     @uncompiled
     def run(self, chains: ChainState, sweeps: int, *, beta: float = 1.0, logits: Tensor | None = None) -> ChainState:
@@ -120,10 +129,9 @@ class Sampler:
         how many labels changed. Raises ValueError or TypeError before any chain moves.
         """
         with self.guard.call():
-            validation.whole("sweeps", sweeps, 0)
+            self._own(chains)
+            validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
             scale = contract.scale_of(validation.beta(beta))
-            if not isinstance(chains, ChainState):
-                raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
             limit = 1 << contract.SWEEP_BITS
             self.guard.require(
                 chains.count <= limit - sweeps,
@@ -134,10 +142,11 @@ class Sampler:
             if self.guard.waits(chains.rows.device):
                 self._sweep(chains, sweeps, scale)
                 return chains
-            rows, count, bad = chains.rows.clone(), chains.count.clone(), self.guard.flag(chains.rows.device)
+            rows, count, flips, bad = chains.rows.clone(), chains.count.clone(), chains.flips, self.guard.flag(self.device)
             self._sweep(chains, sweeps, scale)
             chains.rows = torch.where(bad, rows, chains.rows)
             chains.count = torch.where(bad, count, chains.count)
+            chains.flips = torch.where(bad, flips, chains.flips)
             chains.field = None
             return chains
 
@@ -145,17 +154,18 @@ class Sampler:
         key = contract.key_of(self.seed)
         flips = torch.zeros_like(chains.flips)
         done = 0
-        look = self.way == "auto" and chains.rows.device.type == "cpu"
+        look = self.way == "auto" and chains.sites is not None
+        stride = STRIDE
         while done < sweeps:
-            step = min(sweeps - done, STRIDE) if look else sweeps - done
+            step = min(sweeps - done, stride) if look else sweeps - done
+            stride = min(2 * stride, LONGEST)
             self._choose(chains)
             moved = self._engine.sweep(chains.work, chains.rows, chains.field, step, scale, key, chains.count, chains.purpose)
             chains.count += step
             flips += moved
             done += step
-            if look:
-                updates = step * int(chains.plan.free.sum()) * chains.replicas
-                chains.rate = int(moved.sum()) / max(updates, 1)
+            if look and chains.sites is not None:
+                chains.rate = int(moved.sum()) / max(step * chains.sites, 1)
         chains.flips = flips
 
     @uncompiled
@@ -173,6 +183,7 @@ class Sampler:
 
     def pair_counts(self, chains: ChainState) -> Tensor:
         """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""
+        self._own(chains)
         return self._engine.pair_counts(chains.plan, chains.rows)
 
     def _own(self, chains: ChainState) -> None:

@@ -7,12 +7,9 @@ network fixed, "joint" learns both. Steps diminish (eq. 8): every rate falls lin
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tritoncrf import checkpoint as files
+from tritoncrf import contract, validation
 from tritoncrf.batches import Batch
 from tritoncrf.chains import ChainStore
 from tritoncrf.checkpoint import CheckpointError, Tree
@@ -28,12 +26,12 @@ from tritoncrf.evaluation import Evaluation, answer, evaluate, forward
 from tritoncrf.loop import Loop
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
+from tritoncrf.monitor import Journal, check_fall
+from tritoncrf.validation import Guard
 
 MODES = ("separate", "joint")
 # Adam's peak rates that did best on half-scale body parts: pre-training, the network in joint learning, the tables.
 PRETRAIN_RATE, NETWORK_RATE, TABLE_RATE = 3e-3, 1e-3, 1e-3
-# A fall of the validation accuracy below its best that says the network runs ahead of the chains.
-FALL = 0.03
 LOG_STEPS = 50
 
 
@@ -57,6 +55,10 @@ class Trainer:
             raise ValueError("loss: expected a loss of the trainer's own crf, got one of another")
         if loss is not None and chains is not None and loss.chains is not chains:
             raise ValueError("chains: expected the loss's own ChainStore (or one of the two alone), got another")
+        if not isinstance(network, nn.Module) or not isinstance(crf, GridCRF):
+            raise TypeError(
+                f"network, crf: expected a module and a GridCRF, got {type(network).__name__}, {type(crf).__name__}"
+            )
         first = next(network.parameters(), crf.pairwise)
         self.device = first.device if device is None else torch.device(device)
         self.network = network.to(self.device)
@@ -68,7 +70,7 @@ class Trainer:
         self.pretrained: dict[str, Tensor] | None = None
         self.history: list[dict[str, Tree]] = []
         self.loop = Loop(self.device, precision, quiet)
-        self._log = None if log is None else Path(log)
+        self._journal = Journal(log)
         self.extra: dict[str, Tree] = {}
         self._saved: dict[str, Tree] | None = None
 
@@ -80,12 +82,17 @@ class Trainer:
 
         stage: the name under which a checkpoint knows it; another one makes further epochs a stage of their own.
         """
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=rate)
-        self.network.train()
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=rate, fused=self.device.type == "cuda")
+        guard = Guard()
+        self._set_training(True)
 
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
             logits = self._logits(batch.image).float()
+            void = contract.VOID if self.loss is None else self.loss.ignore_index
+            with guard.call():
+                validation.label_values(guard, "target", batch.target, self.crf.num_labels, batch.present, also=void)
+                validation.logit_values(guard, logits, batch.present)
             ignored = ~batch.present | (batch.target >= self.crf.num_labels) | (batch.target < 0)
             if batch.clamp is not None:
                 ignored |= batch.clamp
@@ -98,7 +105,8 @@ class Trainer:
                 self.pretrained = self._weights()
             return {}
 
-        self._run(stage, loader, epochs, optimizer, value, finished, checkpoint, every)
+        self._run(stage, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: guard.flag(self.device))
+        guard.settle()
 
     def fit(
         self, loader: DataLoader[object], mode: str = "joint", *, epochs: int,
@@ -109,6 +117,7 @@ class Trainer:
         validation: a loader scored after each epoch; a fall of the whole model's accuracy warns that the chains fall behind.
         checkpoint: written after each epoch, after every ``every``-th step, and on Ctrl-C, which then ends the run.
         """
+        held_out = validation
         if mode not in MODES:
             raise ValueError(f"mode: expected 'separate' or 'joint', got {mode!r}")
         loss = self._loss_for(loader)
@@ -118,20 +127,22 @@ class Trainer:
         if mode == "joint":
             groups.append({"params": list(self.network.parameters()), "lr": NETWORK_RATE})
         optimizer = self.optimizer or torch.optim.Adam(groups, lr=TABLE_RATE, fused=self.device.type == "cuda")
-        self.network.train(mode == "joint")
+        self._set_training(mode == "joint")
         loss.train()
 
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
             with torch.set_grad_enabled(mode == "joint"):
                 logits = self._logits(batch.image)
-            result: Tensor = loss(logits, batch.target, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
+            result: Tensor = loss(logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
             return result
 
         def finished(epoch: int) -> dict[str, Tree]:
-            return {} if validation is None else self._validate(mode, validation)
+            return {} if held_out is None else self._validate(mode, held_out)
 
-        self._run(mode, loader, epochs, optimizer, value, finished, checkpoint, every)
+        done = self.loop.progress.finished
+        inherits = self.optimizer is not None and bool(done) and done[-1] in MODES
+        self._run(mode, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: loss.invalid, inherits)
 
     def evaluate(
         self, loader: DataLoader[object], *, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0,
@@ -176,9 +187,10 @@ class Trainer:
             "extra": self.extra,
         }, kind="training")  # fmt: skip
 
-    def load(self, path: str | os.PathLike[str]) -> dict[str, Tree]:
+    def load(self, path: str | os.PathLike[str], *, resume: bool = True) -> dict[str, Tree]:
         """Takes over a saved run; the same calls of `pretrain` and `fit` then go on where it was. Returns its ``extra``.
 
+        resume: False takes the model and its chains alone, for a run of its own.
         Raises CheckpointError if the file is truncated, foreign, newer, or of another network, neighbourhood or data set.
         """
         tree = files.read(path, kind="training")
@@ -191,6 +203,8 @@ class Trainer:
         weights, mine = files.tensors(tree, "network"), self._weights()
         if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in mine.items()}:
             raise CheckpointError(f"{path}: expected the weights of this network, got those of another")
+        if self.chains is not None and tree.get("chains") is not None:
+            self.chains.check(files.tensors(tree, "chains"))
         self.network.load_state_dict(weights)
         with torch.no_grad():
             self.crf.pairwise.copy_(files.tensor(tree, "pairwise"))
@@ -198,8 +212,9 @@ class Trainer:
         if tree.get("pretrained") is not None:
             kept = files.tensors(tree, "pretrained")
             self.pretrained = {name: value.to(self.device) for name, value in kept.items()}
-        self.history = [files.group({"line": line}, "line") for line in tree.get("history") or []]  # type: ignore[union-attr]
-        self.loop.load(files.group(tree, "loop"))
+        self.history = [] if not resume else [files.group({"line": line}, "line") for line in tree.get("history") or []]  # type: ignore[union-attr]
+        if resume:
+            self.loop.load(files.group(tree, "loop"))
         self._saved = tree
         if self.loss is not None:
             self._restore(self.loss)
@@ -212,7 +227,9 @@ class Trainer:
                 sizes = getattr(loader.dataset, "sizes", None)
                 if sizes is None:
                     raise ValueError("chains: expected a ChainStore, or a loader whose dataset has .sizes, got neither")
-                self.chains = ChainStore(sizes, device=self.device)
+                # A seed that a saved run brings must not be drawn again: what is drawn after it would shift.
+                saved = self._saved is not None and self._saved.get("chains") is not None
+                self.chains = ChainStore(sizes, device=self.device, seed=0 if saved else None)
             self.loss = CRFLoss(self.crf, chains=self.chains).to(self.device)
             self._restore(self.loss)
         return self.loss
@@ -227,25 +244,25 @@ class Trainer:
     def _run(
         self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, value: Callable[[object], Tensor],
         finished: Callable[[int], dict[str, Tree]], checkpoint: str | os.PathLike[str] | None, every: int,
+        invalid: Callable[[], Tensor | None], inherits: bool = False,
     ) -> None:  # fmt: skip
         started = time.perf_counter()
 
         def after_step(step: int) -> None:
             if step % LOG_STEPS == 0:
-                self._note({"stage": stage, "step": step, **self._figures(stage)})
+                self._journal.note({"stage": stage, "step": step, **self._figures(stage)})
 
         def after_epoch(epoch: int, mean: float) -> None:
             seconds = time.perf_counter() - started
             line: dict[str, Tree] = {"stage": stage, "epoch": epoch, "loss": mean, "seconds": seconds}
             line |= self._figures(stage) | finished(epoch)
             self.history.append(line)
-            self._note(line)
+            self._journal.note(line)
 
         save = None if checkpoint is None else lambda: self.save(checkpoint)
         self.loop.run(
             stage, loader, epochs, optimizer, value=value, after_step=after_step, after_epoch=after_epoch, save=save,
-            every=every,
-            invalid=lambda: None if self.loss is None or stage not in MODES else self.loss.invalid,
+            every=every, invalid=invalid, inherits=inherits,
         )  # fmt: skip
 
     def _figures(self, stage: str) -> dict[str, Tree]:
@@ -257,20 +274,13 @@ class Trainer:
         """Scores held-out images, and warns if the whole model has fallen behind its best."""
         found = self.evaluate(loader)
         accuracy = found.crf.accuracy
-        earlier = [line["accuracy"] for line in self.history if line["stage"] == stage]
-        best = max((value for value in earlier if isinstance(value, float)), default=0.0)
-        if accuracy < best - FALL:
-            warnings.warn(
-                f"the whole model's validation accuracy fell to {accuracy:.3f} from {best:.3f}: the network runs ahead of "
-                "the chains; raise the loss's sweeps or lower the network's rate",
-                stacklevel=2,
-            )
+        check_fall(accuracy, [line.get("accuracy") for line in self.history if line["stage"] == stage])
         return {"accuracy": accuracy, "network_accuracy": found.network.accuracy, "mean_iou": found.crf.mean_iou}
 
-    def _note(self, line: dict[str, Tree]) -> None:
-        if self._log is not None:
-            with self._log.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+    def _set_training(self, mode: bool) -> None:
+        # A user may have frozen parts of a network that is in training mode already.
+        if self.network.training != mode:
+            self.network.train(mode)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.network.state_dict().items()}

@@ -98,6 +98,8 @@ class Kept(Forwarding):
 
 def read(source: Source, split: str | None, kind: Kind) -> LabeledSamples:
     """The images of one split as a model of ``kind`` sees them. Raises ValueError where they do not fit it."""
+    if source.limit is not None and source.limit < 1:
+        raise ValueError(f"limit: expected at least 1 image, got {source.limit}")
     if source.npz is not None:
         found: LabeledSamples = NpzDataset(source.npz, split, source.split_key, source.limit, kind.depth)
     elif source.generated is not None:
@@ -137,7 +139,7 @@ def first_image(folder: str) -> tuple[int, bool]:
     for path in sorted(root.iterdir()):
         mode = _mode(path)
         if mode is not None:
-            return 1 if mode in ("1", "L", "F") or _is_deep(mode) else 3, _is_deep(mode)
+            return 1 if mode in ("1", "L") or _is_deep(mode) else 3, _is_deep(mode)
     raise ValueError(f"images: expected at least one image in {root}, got none")
 
 

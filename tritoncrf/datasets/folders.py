@@ -119,6 +119,8 @@ class FolderDataset(Dataset[Sample]):
         label = self._label(i)
         target = torch.from_numpy(label.astype(np.int64))
         with _open(path) as file:
+            if file.mode == "F":
+                raise ValueError(f"images: expected 8 bits a channel or 16-bit depth, got floating-point numbers in {path}")
             if file.mode not in _DEEP_MODES:
                 wanted = "L" if self.channels == 1 else "RGB"
                 return scale_bytes(_pixels(file, path, wanted).astype(np.uint8, copy=False)), target

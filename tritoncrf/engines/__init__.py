@@ -7,6 +7,7 @@ only, never a model, and imports no other engine. A new one adds a file and touc
 from __future__ import annotations
 
 import importlib
+import warnings
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -80,7 +81,7 @@ class Engine(Protocol):
         """Draws every free site that holds void from its unaries alone, in place."""
 
     def field(self, work: Work, labels: Tensor) -> Tensor:
-        """The energies of all free sites given their neighbours, for the incremental way."""
+        """What the incremental way keeps current: the energies of all free sites given their neighbours, or bounds on them."""
 
     def sweep(
         self, work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
@@ -118,6 +119,8 @@ def find(name: str, device: torch.device) -> tuple[str, Engine]:
         reason = engine if isinstance(engine, str) else engine.missing(device)
         if reason is None and not isinstance(engine, str):
             return candidate, engine
+        if name == "auto" and candidate == "numba" and device.type == "cpu":
+            warnings.warn(f"engine: the torch engine runs in place of the much faster numba one: {reason}", stacklevel=4)
         if name != "auto":
             raise RuntimeError(f"engine: expected {name!r} to run on {device}, got: {reason}")
     raise RuntimeError(f"engine: expected one that runs on {device}, got none")

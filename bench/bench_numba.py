@@ -1,0 +1,55 @@
+"""How fast is the numba engine? For pytest-benchmark: ``pytest bench/bench_numba.py --benchmark-only``.
+
+Every part of a chain's life on the standard problem: preparing logits, the first draw, sweeps by each way, conditionals, pair
+counts. The flip rate stands in the sweeps' extra info: a throughput means nothing without it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import tritoncrf as tc
+from bench.problem import HEIGHT, LABELS, WIDTH, standard
+from tritoncrf.chains import ChainState
+
+pytest.importorskip("numba", reason="numba is not installed: pip install numba")
+
+SWEEPS = {"calm": 100, "busy": 40, "hot": 10}
+
+
+def started(kind: str, way: str = "incremental") -> tuple[tc.Sampler, ChainState, torch.Tensor]:
+    """A sampler, a chain that has settled, one for each thread, and the logits."""
+    problem = standard(kind)
+    logits = problem.logits.expand(torch.get_num_threads(), -1, -1, -1).contiguous()
+    sampler = tc.Sampler(problem.crf, "numba", seed=1, way=way)
+    return sampler, sampler.run(sampler.init(logits), 30), logits
+
+
+@pytest.mark.parametrize("kind", ["calm", "busy", "hot"])
+@pytest.mark.parametrize("way", ["gather", "incremental", "auto"])
+def test_sweeps(benchmark: BenchmarkFixture, way: str, kind: str) -> None:
+    benchmark.group = f"numba sweeps, {kind}"
+    sampler, chains, logits = started(kind, way)
+    sweeps = SWEEPS["hot" if way == "gather" else kind]
+    benchmark.pedantic(sampler.run, (chains, sweeps), rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    updates = sweeps * HEIGHT * WIDTH * len(logits)
+    benchmark.extra_info["flip_rate"] = int(chains.flips.sum()) / updates
+    benchmark.extra_info["threads"] = torch.get_num_threads()
+    if benchmark.stats is not None:
+        benchmark.extra_info["updates_per_second"] = updates / benchmark.stats.stats.median
+
+
+@pytest.mark.parametrize("part", ["init", "first sweep", "conditionals", "pair counts"])
+def test_parts(benchmark: BenchmarkFixture, part: str) -> None:
+    benchmark.group = "numba, parts of a visit"
+    sampler, chains, logits = started("calm")
+    out = torch.zeros(len(logits), len(chains.plan.positions), LABELS, dtype=torch.float64)
+    calls = {
+        "init": lambda: sampler.init(logits),
+        "first sweep": lambda: sampler.run(sampler.init(logits, chains.labels), 1),
+        "conditionals": lambda: sampler.conditionals(chains, out),
+        "pair counts": lambda: sampler.pair_counts(chains),
+    }
+    benchmark.pedantic(calls[part], rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]

@@ -1,0 +1,267 @@
+"""The numba engine: compiled sweeps on CPU tensors, chains side by side on threads of its own.
+
+The gather way sums each site's table rows at every visit. The incremental way passes over the sites whose label surely stays
+(`numba_sweeps` holds the argument) and gathers at the others; what the sampler keeps for it between calls, the field, is an
+upper bound of each site's odds against staying, one float32 a site, not its energies. A field lives through changes of the
+labels made by sweeps only, as every engine's does; its last entry is the scale that it was made for.
+
+Compiled code is kept on disk beside this package, or in the directory that NUMBA_CACHE_DIR names; where neither can be
+written it is compiled in every process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tritoncrf import contract
+from tritoncrf.engines import Plan
+from tritoncrf.engines import Work as AnyWork
+from tritoncrf.engines import numba_sweeps as compiled
+from tritoncrf.engines.numba_threads import share
+from tritoncrf.engines.numba_vectors import LANES
+
+break_even = 0.15
+Array = npt.NDArray[Any]
+LINE, SHORT = 64, 32767
+_NOWHERE, _NOTHING = np.empty((1, 0), np.int32), np.empty((1, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The free sites of all images, image by image and colour by colour; A of image n, B of all. Independent of energies."""
+
+    first: Array
+    """int64 [N + 1]: where each image's sites begin."""
+    bounds: Array
+    """int64 [N, K + 1]: phase bounds within an image's sites."""
+    position: Array
+    """int32 [B]: position in a chain's labels."""
+    work: Array
+    """int64 [N * R + 1]: sites up to each chain, by which chains are shared among threads."""
+    site: Array
+    """uint32 [B]: rule 2's number."""
+    slot: Array
+    """int32 [B]."""
+    base: Array
+    """int64 [N + 1]: where each image's chains begin in ``uniforms`` / 4 and in the field."""
+    uniforms: Array
+    """float32: for each chain ``[4, A + padding]``, the numbers of its current block of four sweeps."""
+    blocks: Array
+    """int64 [N * R]: which block that is, -1 for none."""
+    stream: list[tuple[int, int, int]]
+    """Key and purpose that ``uniforms`` were drawn with; mutable like them."""
+    index: Array
+    steps: Array
+    """int64 [K]."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What neighbours add."""
+
+    rows: Array
+    """Bytes of [K, 2, L + 1, P]: of neighbours at +d_k, then at -d_k, by label; a void neighbour's row is zero."""
+    short: bool
+    """int16 in steps of the grid, which every entry fits, or else float32."""
+    parts: Array
+    """int64: bounds of ranges of classes whose int16 sums cannot overflow."""
+    spread: Array
+    """float64 [L + 1, 2K]: largest minus smallest entry of the row that the neighbour at +d_k, -d_k reads of a label."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rounded energies of free sites, padded to a multiple of eight labels."""
+
+    plan: Plan
+    sites: Sites
+    unary: Array
+    """float32 [B, P]."""
+    tables: Tables
+    kept: dict[str, Array]
+    """What only the incremental way needs, made when it first runs."""
+
+
+def missing(device: torch.device) -> str | None:
+    """Runs on CPU tensors; the package itself is imported with this module."""
+    if device.type != "cpu":
+        return "it runs on CPU tensors only: use engine='torch' or 'triton'"
+    return None
+
+
+def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
+    sites = _list(plan)
+    width = -(-plan.labels // LANES) * LANES
+    unary = _aligned((len(sites.position), width), np.float32)
+    energies = logits.detach().flatten(2).float().contiguous().numpy()
+    forbidden, cap = np.float32(contract.FORBIDDEN), np.float32(contract.UNARY_CAP)
+    share(compiled.rounding, sites.first, energies, plan.pixels.numpy(), sites.first, sites.slot, forbidden, cap, unary)
+    return Work(plan, sites, unary, _tables(plan, pairwise, width), kept={})
+
+
+def retable(work: AnyWork, pairwise: Tensor) -> Work:
+    work = _own(work)
+    tables = _tables(work.plan, pairwise, work.unary.shape[1])
+    kept = {name: value for name, value in work.kept.items() if name == "lookup"}
+    return replace(work, tables=tables, kept=kept)
+
+
+def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
+    work = _own(work)
+    plan, s = work.plan, work.sites
+    share(
+        compiled.initial, s.work, plan.replicas, plan.void, _flat(labels), s.first, s.position, s.site, s.index,
+        work.unary, s.base, s.uniforms, s.blocks, *key, purpose + contract.INITIAL, count.numpy(),
+        np.float32(contract.scale_of(1.0)),
+    )  # fmt: skip
+
+
+def field(work: AnyWork, labels: Tensor) -> Tensor:
+    """Nothing is known of any site yet: the first sweep gathers everywhere."""
+    return torch.from_numpy(np.full(int(_own(work).sites.base[-1]) + 1, np.inf, np.float32))
+
+
+def sweep(
+    work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
+    key: tuple[int, int], count: Tensor, purpose: int,
+) -> Tensor:  # fmt: skip
+    work = _own(work)
+    plan, s, t = work.plan, work.sites, work.tables
+    flips = torch.zeros(plan.chains, dtype=torch.int64)
+    if s.stream[0] != (*key, purpose):
+        s.blocks.fill(-1)
+        s.stream[0] = (*key, purpose)
+    lookup, push, odds = _NOWHERE, _NOTHING, _NOTHING[0]
+    # At smaller scales a label can pass the 1024 nat at a weight that is not small, and no bound holds.
+    lazy = field is not None and scale * contract.CUTOFF > 1 - contract.MIN_EXPONENT
+    if field is not None:
+        odds = field.numpy()
+        if odds[-1] != scale or not lazy:
+            odds.fill(np.inf)
+            odds[-1] = scale
+    if lazy:
+        lookup, push = _lookup(work), _factors(work, scale)
+    sure = np.float32(1 - (plan.labels + 64) * 2.0**-23)
+    share(
+        compiled.sweep, s.work, plan.replicas, _flat(labels), s.first, s.bounds, s.position, s.site, s.index,
+        work.unary, t.rows, t.short, s.steps, t.parts, s.base, s.uniforms, s.blocks, *key, purpose, count.numpy(), plan.labels,
+        sweeps, np.float32(scale), lazy, odds, lookup, push, sure, flips.numpy(),
+    )  # fmt: skip
+    return flips.view(-1, plan.replicas)
+
+
+def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor) -> Tensor:
+    work = _own(work)
+    plan, s, t = work.plan, work.sites, work.tables
+    energy = np.zeros(plan.chains)
+    share(
+        compiled.conditionals, s.first, plan.replicas, _flat(labels), s.first, s.position, s.slot, work.unary, t.rows,
+        t.short, s.steps, t.parts, plan.labels, np.float32(scale), out.numpy(), energy,
+    )  # fmt: skip
+    return torch.from_numpy(energy).view(-1, plan.replicas)
+
+
+def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
+    rows = labels.flatten(0, -2).contiguous().numpy()
+    counts = torch.zeros((len(rows), plan.num_classes, plan.labels, plan.labels), dtype=torch.int64)
+    steps, classes = (np.array(values, np.int64) for values in (plan.displacements, plan.classes))
+    share(compiled.pair_counts, np.arange(len(rows) + 1), rows, steps, classes, counts.numpy())
+    return counts.view(*labels.shape[:-1], *counts.shape[1:])
+
+
+def _own(work: AnyWork) -> Work:
+    if not isinstance(work, Work):
+        raise TypeError(f"work: expected what the numba engine prepared, got {type(work).__name__}")
+    return work
+
+
+def _flat(labels: Tensor) -> Array:
+    rows: Array = labels.view(-1, labels.shape[-1]).numpy()
+    return rows
+
+
+def _list(plan: Plan) -> Sites:
+    if plan.volume >= 1 << 31:
+        raise ValueError(f"logits: expected images of fewer than 2^31 padded pixels, got {plan.volume}")
+    images = len(plan.index)
+    first = np.zeros(images + 1, np.int64)
+    free = plan.free.contiguous().numpy()
+    # Not torch's sum: its threads spin for a while after an operation, and ours would find the cores taken.
+    first[1:] = np.count_nonzero(free, axis=1).cumsum()
+    total = int(first[-1])
+    # One entry beyond a chain's sites stands for all that are not free, and whole groups are read past the end.
+    strides = (np.diff(first) // compiled.GROUP + 2) * compiled.GROUP * plan.replicas
+    base = np.zeros(images + 1, np.int64)
+    base[1:] = strides.cumsum()
+    position, slot = np.empty(total, np.int32), np.empty(total, np.int32)
+    site, bounds = np.empty(total, np.uint32), np.empty((images, len(plan.phases)), np.int64)
+    share(
+        compiled.listing, first, free, plan.positions.numpy(), plan.sites.contiguous().numpy(),
+        np.array(plan.phases, np.int64), first, position, site, slot, bounds,
+    )  # fmt: skip
+    uniforms, blocks = np.empty(4 * int(base[-1]), np.float32), np.full(plan.chains, -1, np.int64)
+    steps = np.array(plan.displacements, np.int64)
+    work = np.zeros(plan.chains + 1, np.int64)
+    work[1:] = np.diff(first).repeat(plan.replicas).cumsum()
+    return Sites(first, bounds, position, work, site, slot, base, uniforms, blocks, [(0, 0, -1)], plan.index.numpy(), steps)
+
+
+def _tables(plan: Plan, pairwise: Tensor, width: int) -> Tables:
+    grid = (contract.round_pairwise(pairwise)[list(plan.classes)].double() * contract.GRID).numpy()
+    classes, labels = len(grid), plan.labels
+    largest = np.abs(grid).max((1, 2), initial=0).tolist()
+    short = max(largest, default=0) <= SHORT
+    parts, total = [0], 0.0
+    for k, size in enumerate(largest):
+        total += size
+        if short and total > SHORT:
+            parts.append(k)
+            total = size
+    rows = _aligned((classes, 2, labels + 1, width), np.int16 if short else np.float32)
+    rows[:, 0, :-1, :labels] = grid.transpose(0, 2, 1)
+    rows[:, 1, :-1, :labels] = grid
+    spread = np.ptp(rows[..., :labels].astype(np.float64), axis=-1) / contract.GRID
+    if not short:
+        rows /= contract.GRID
+    # The neighbour at +d_k has the flipped site at -d_k.
+    spread = np.ascontiguousarray(spread[:, ::-1].reshape(2 * classes, labels + 1).T)
+    return Tables(rows.reshape(-1).view(np.uint8), short, np.array([*parts, classes], np.int64), spread)
+
+
+def _aligned(shape: tuple[int, ...], kind: Any) -> Array:
+    """Zeros that begin on a cache line, so that a row of 32 labels covers as few as it can."""
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    room = np.zeros(size + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    aligned: Array = room[start : start + size].view(kind).reshape(shape)
+    return aligned
+
+
+def _factors(work: Work, scale: float) -> Array:
+    """float32 [L + 1, 2K]: by how much a label that comes or goes can raise the odds of the neighbour at +d_k, -d_k."""
+    made = work.kept.get("push")
+    if made is None or work.kept["scale"] != scale:
+        with np.errstate(over="ignore"):
+            made = (np.exp2(work.tables.spread * scale) * (1 + 2.0**-16)).astype(np.float32)
+        work.kept["push"], work.kept["scale"] = made, np.array(scale)
+    return made
+
+
+def _lookup(work: Work) -> Array:
+    """int32 [N, volume]: the place of each position among its image's free sites, the one past them where none is."""
+    if "lookup" not in work.kept:
+        s, plan = work.sites, work.plan
+        lookup = np.empty((len(s.index), plan.volume), np.int32)
+        for n, (a, b) in enumerate(itertools.pairwise(s.first)):
+            lookup[n] = b - a
+            lookup[n, s.position[a:b]] = np.arange(b - a)
+        work.kept["lookup"] = lookup
+    return work.kept["lookup"]

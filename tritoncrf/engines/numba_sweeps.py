@@ -1,0 +1,268 @@
+"""What does a thread do? The compiled loops over a range of chains or images; each chain is swept by one thread alone.
+
+The incremental way keeps no field but, for each free site, an upper bound of its odds against staying,
+
+    odds = sum_(l != current) 2^(t_l) / 2^(t_current),        t_l = -e_l * scale,
+
+so that the label stays wherever ``u * (1 + odds) < 1 - margin``: 16 sites are looked at together and most are passed over
+without reading anything else. A doubtful site gathers its energies, draws, and leaves its exact odds behind. A flip adds
+``d = row[new] - row[old]`` to a neighbour's energies, which multiplies that neighbour's odds by at most
+``2^((d_current - min d) * scale) <= 2^(spread[new] * scale) * 2^(spread[old] * scale)``, the spread of a row being its
+largest minus its smallest entry: one product per neighbour in place of a row of labels. Odds multiply where a bound of the
+probability of staying would only shrink: a site deep inside a region keeps odds far below 1 through many flips around it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tritoncrf.engines import numba_draw as one
+from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole, Words
+from tritoncrf.engines.numba_vectors import address, byte, doubtful, entry, jit, prefetch, trailing
+
+Doubles = npt.NDArray[np.float64]
+_WORD = 0xFFFFFFFF
+GROUP = 16
+
+
+@jit
+def _fill(sites: Words, uniforms: Singles, count: int, index: int, replica: int, purpose: int, key0: int, key1: int) -> None:
+    """Uniform numbers ``[4, A]`` of a chain for the block of sweeps that ``count`` falls in."""
+    high = (purpose << 24) | (replica << 8) | (index >> 32)
+    n = len(sites)
+    u = uniforms
+    one.philox(sites, (count >> 2) & _WORD, index & _WORD, high, key0, key1, u[0, :n], u[1, :n], u[2, :n], u[3, :n])
+
+
+@jit
+def _doubtful(
+    a: int, b: int, uniforms: Singles, chances: Singles, sure: float, queue: Positions, unary: int, width: int
+) -> int:
+    """Queues the sites of a phase that must be looked at, their unary rows on the way from memory; returns their number."""
+    found = 0
+    u, r = address(uniforms), address(chances)
+    for group in range(a, b, GROUP):
+        mask = doubtful(u + 4 * group, r + 4 * group, sure)
+        if b - group < GROUP:
+            mask &= (1 << (b - group)) - 1
+        while mask:
+            t = group + trailing(mask)
+            mask &= mask - 1
+            queue[np.uint64(found)] = t
+            found += 1
+            for line in range(0, width, 64):
+                prefetch(unary + width * t + line)
+            prefetch(unary + width * t + width - 1)
+    return found
+
+
+@jit
+def _push(p: Whole, place: Positions, steps: Integers, push: Singles, old: Whole, new: Whole, chances: Singles) -> None:
+    """Raises the odds of the neighbours of position p, whose label went from ``old`` to ``new``."""
+    came, went = np.uint64(new), np.uint64(old)
+    for k in range(len(steps)):
+        there, back = np.uint64(place[np.uint64(p + steps[k])]), np.uint64(place[np.uint64(p - steps[k])])
+        chances[there] *= push[came, 2 * k] * push[went, 2 * k]
+        chances[back] *= push[came, 2 * k + 1] * push[went, 2 * k + 1]
+
+
+@entry
+def sweep(
+    begin: int, end: int, replicas: int, labels: Bytes, first: Integers, bounds: Integers, position: Positions, site: Words,
+    index: Integers, unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, base: Integers,
+    uniforms: Singles, blocks: Integers, key0: int, key1: int, purpose: int, count: Integers, number: int, sweeps: int,
+    scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, sure: float, flips: Integers,
+) -> None:  # fmt: skip
+    """Sweeps of chains ``begin`` to ``end``: by gather, or passing over sites that surely stay if ``lazy``."""
+    width = unary.shape[1]
+    energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
+    e, w = address(energies), address(weight)
+    queue = np.empty(np.max(bounds) if lazy else 0, np.int32)
+    for chain in range(begin, end):
+        image = chain // replicas
+        replica = chain - image * replicas
+        start, size = first[image], first[image + 1] - first[image]
+        stride = (base[image + 1] - base[image]) // replicas
+        own = base[image] + replica * stride
+        u = uniforms[4 * own : 4 * (own + stride)].reshape(4, stride)
+        chances = field[own : own + stride] if lazy else field[:0]
+        sites = site[start : start + size]
+        place = lookup[image] if lazy else lookup[0]
+        row = labels[chain]
+        here, energy = address(row), address(unary) + 4 * width * start
+        changed = 0
+        for done in range(sweeps):
+            now = count[image] + done
+            if blocks[chain] != now >> 2:
+                _fill(sites, u, now, index[image], replica, purpose, key0, key1)
+                blocks[chain] = now >> 2
+            chosen = u[now & 3]
+            for phase in range(bounds.shape[1] - 1):
+                a, b = bounds[image, phase], bounds[image, phase + 1]
+                visits = b - a
+                if lazy:
+                    visits = _doubtful(a, b, chosen, chances, sure, queue, energy, 4 * width)
+                for group in range(0, visits, 4):
+                    together = min(4, visits - group)
+                    for j in range(together):
+                        t = np.int64(queue[np.uint64(group + j)]) if lazy else a + group + j
+                        one.gather(
+                            here + position[np.uint64(start + t)], steps, parts, rows, number, width, short,
+                            energy + 4 * width * t, e,
+                        )  # fmt: skip
+                        one.weights(e, w + 4 * width * j, width, scale)
+                    one.totals(weight, number, total)
+                    for j in range(together):
+                        t = np.int64(queue[np.uint64(group + j)]) if lazy else a + group + j
+                        p = np.int64(position[np.uint64(start + t)])
+                        old = np.int64(row[np.uint64(p)])
+                        new = one.draw(weight, j, number, old, chosen[np.uint64(t)], total[j])
+                        if lazy:
+                            chances[np.uint64(t)] = one.odds(weight, j, number, new, total[j])
+                        if new != old:
+                            changed += 1
+                            row[np.uint64(p)] = new
+                            if lazy:
+                                _push(p, place, steps, push, old, new, chances)
+        flips[chain] += changed
+
+
+@entry
+def initial(
+    begin: int, end: int, replicas: int, void: int, labels: Bytes, first: Integers, position: Positions, site: Words,
+    index: Integers, unary: Singles, base: Integers, uniforms: Singles, blocks: Integers,
+    key0: int, key1: int, purpose: int, count: Integers, scale: float,
+) -> None:  # fmt: skip
+    """Draws the free sites of chains that hold void from their unaries alone."""
+    width = unary.shape[1]
+    weight = np.empty((1, width), np.float32)
+    for chain in range(begin, end):
+        image = chain // replicas
+        replica = chain - image * replicas
+        start, size = first[image], first[image + 1] - first[image]
+        stride = (base[image + 1] - base[image]) // replicas
+        own = base[image] + replica * stride
+        u = uniforms[4 * own : 4 * (own + stride)].reshape(4, stride)
+        _fill(site[start : start + size], u, count[image], index[image], replica, purpose, key0, key1)
+        # These are another purpose's numbers.
+        blocks[chain] = -1
+        chosen = u[count[image] & 3]
+        for t in range(size):
+            p = position[start + t]
+            if labels[chain, p] == void:
+                one.weights(address(unary) + 4 * width * (start + t), address(weight), width, scale)
+                total = weight[0, 0]
+                for label in range(1, void):
+                    total += weight[0, label]
+                labels[chain, p] = one.draw(weight, 0, void, 0, chosen[t], total)
+
+
+@entry
+def conditionals(
+    begin: int, end: int, replicas: int, labels: Bytes, first: Integers, position: Positions, slot: Positions,
+    unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, number: int, scale: float,
+    out: Doubles, energy: Doubles,
+) -> None:  # fmt: skip
+    """Adds the conditionals of images ``begin`` to ``end``, averaged over replicas, to ``out`` ``[N, S, L]``."""
+    width = unary.shape[1]
+    energies, weight = np.empty(width, np.float32), np.empty(width, np.float32)
+    e, w = address(energies), address(weight)
+    for image in range(begin, end):
+        for replica in range(replicas):
+            chain = image * replicas + replica
+            here = address(labels[chain])
+            own = 0.0
+            for t in range(first[image], first[image + 1]):
+                p = here + np.int64(position[t])
+                one.gather(p, steps, parts, rows, number, width, short, address(unary) + 4 * width * t, e)
+                one.weights(e, w, width, scale)
+                total = weight[0]
+                for label in range(1, number):
+                    total += weight[label]
+                share = 1.0 / (np.float64(total) * replicas)
+                target = out[image, slot[t]]
+                for label in range(number):
+                    target[label] += weight[label] * share
+                own += energies[byte(p)]
+            energy[chain] = own
+
+
+@entry
+def pair_counts(begin: int, end: int, labels: Bytes, steps: Integers, classes: Integers, counts: Integers) -> None:
+    """Counts label pairs of chains ``begin`` to ``end`` into zeroed ``counts`` ``[chains, C, L, L]``."""
+    number, volume = counts.shape[2], labels.shape[1]
+    size = number + 1
+    # Four histograms in turn: equal pairs in a row would wait for each other's store.
+    bins = np.empty((4, size * size), np.int32)
+    for chain in range(begin, end):
+        row = address(labels[chain])
+        for k in range(len(steps)):
+            bins[:] = 0
+            step = steps[k]
+            a, b = max(0, -step), volume - max(0, step)
+            middle = a + (b - a) // 4 * 4
+            for p in range(row + a, row + middle, 4):
+                for j in range(4):
+                    bins[j, np.uint64(byte(p + j) * size + byte(p + j + step))] += 1
+            for p in range(row + middle, row + b):
+                bins[0, np.uint64(byte(p) * size + byte(p + step))] += 1
+            target = counts[chain, classes[k]]
+            for label in range(number):
+                for m in range(number):
+                    j = label * size + m
+                    target[label, m] = np.int64(bins[0, j]) + bins[1, j] + bins[2, j] + bins[3, j]
+
+
+@entry
+def listing(
+    begin: int, end: int, free: npt.NDArray[np.bool_], positions: Integers, sites: Integers, phases: Integers,
+    first: Integers, position: Positions, site: Words, slot: Positions, bounds: Integers,
+) -> None:  # fmt: skip
+    """Lists the free sites of images ``begin`` to ``end``, colour by colour."""
+    for image in range(begin, end):
+        t = first[image]
+        for phase in range(len(phases) - 1):
+            bounds[image, phase] = t - first[image]
+            for s in range(phases[phase], phases[phase + 1]):
+                if free[image, s]:
+                    position[t], site[t], slot[t] = positions[s], sites[image, s], s
+                    t += 1
+        bounds[image, len(phases) - 1] = t - first[image]
+
+
+@entry
+def rounding(
+    begin: int, end: int, logits: Singles, pixels: Integers, first: Integers, slot: Positions, forbidden: float, cap: float,
+    unary: Singles,
+) -> None:  # fmt: skip
+    """Rule 1: logits ``[N, L, pixels]`` of images ``begin`` to ``end`` to the rows of their free sites."""
+    number, area = logits.shape[1], logits.shape[2]
+    part = 64
+    listed = np.empty(area, np.int32)
+    values, top = np.empty((number, part), np.float32), np.empty(part, np.float32)
+    grid, half, back = np.float32(4096.0), np.float32(0.5), np.float32(1 / 4096)
+    for image in range(begin, end):
+        listed[:] = -1
+        for t in range(first[image], first[image + 1]):
+            listed[pixels[slot[t]]] = t - first[image]
+        for corner in range(0, area, part):
+            n = min(part, area - corner)
+            source = logits[image, :, corner : corner + n]
+            top[:n] = source[0]
+            for label in range(1, number):
+                for j in range(n):
+                    top[j] = max(top[j], source[label, j])
+            for label in range(number):
+                for j in range(n):
+                    value = source[label, j]
+                    away = np.floor(min(top[j] - value, cap) * grid + half) * back
+                    values[label, j] = forbidden if value == -np.inf else away
+            for j in range(n):
+                t = listed[corner + j]
+                if t >= 0:
+                    target = unary[first[image] + t]
+                    for label in range(number):
+                        target[label] = values[label, j]
+                    for label in range(number, len(target)):
+                        target[label] = forbidden

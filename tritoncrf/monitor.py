@@ -1,0 +1,92 @@
+"""Is learning going right? What the loss tells of its last call, and the alarms that need no reading of the device."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tritoncrf.checkpoint import Tree
+
+# Calls after which tables that got gradients but never changed look forgotten; gradient accumulation stays well below it.
+PATIENCE = 256
+# A fall of the validation accuracy below its best that says the network runs ahead of the chains.
+FALL = 0.03
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the last call, as tensors on its device: reading one is what waits for the device."""
+
+    flip_rate: Tensor
+    """Label changes per free pixel and sweep of the free phase, 0 .. 1."""
+    energy_gap: Tensor
+    """``E(y) - E(y')`` per labelled pixel, in nats: near 0 once the chains follow the model."""
+    chain_accuracy: Tensor
+    """Share of labelled, unclamped pixels whose sampled label is the target."""
+    labelled: Tensor
+    """Labelled, unclamped pixels in the batch."""
+
+
+class TableWatch:
+    """Warns once if tables keep getting gradients but never change: forgotten in the optimizer, most likely."""
+
+    def __init__(self) -> None:
+        self._still: tuple[Tensor, int, int] | None = None
+        self._warned = False
+
+    def look(self, tables: Tensor) -> None:
+        """Called at every learning call of the loss."""
+        if self._warned or tables.grad is None or not tables.requires_grad:
+            return
+        version = tables._version
+        if self._still is None or self._still[1] != version:
+            self._still = tables.detach().clone(), version, 0
+            return
+        kept, _, calls = self._still
+        self._still = kept, version, calls + 1
+        if calls + 1 < PATIENCE:
+            return
+        self._still = None
+        # Writes through .data leave the version alone, so the values have the last word.
+        if torch.equal(kept, tables):
+            self._warned = True
+            warnings.warn(
+                f"crf.pairwise had gradients in {PATIENCE} calls, never changed: are loss.parameters() in the optimizer?",
+                stacklevel=5,
+            )
+
+
+def check_fall(accuracy: float, earlier: Iterable[Tree]) -> None:
+    """Warns if the whole model's validation accuracy has fallen behind its best of the same stage."""
+    best = max((value for value in earlier if isinstance(value, float)), default=0.0)
+    if accuracy < best - FALL:
+        warnings.warn(
+            f"the whole model's validation accuracy fell to {accuracy:.3f} from {best:.3f}: the network runs ahead of "
+            "the chains; raise the loss's sweeps or lower the network's rate",
+            stacklevel=3,
+        )
+
+
+class Journal:
+    """A file with a line of JSON per note; None writes nothing. Its folder is made at once, so that a bad path fails early."""
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self._path = None if path is None else Path(path)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def note(self, line: Mapping[str, Tree]) -> None:
+        if self._path is None:
+            return
+        # JSON knows no NaN.
+        plain = {name: None if isinstance(part, float) and not math.isfinite(part) else part for name, part in line.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(plain) + "\n")

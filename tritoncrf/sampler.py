@@ -237,7 +237,7 @@ class Sampler:
         self.guard.require(
             ~bad, f"{name}: expected integers from 0 to 2^{limit.bit_length() - 1} - 1", lambda: f"{int(value[bad][0])}"
         )
-        return value.clamp(0, limit - 1)
+        return value.clamp(0, limit - 1).contiguous()
 
     def _start(self, labels: Tensor | None, present: Tensor, clamp: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         device = self.crf.device

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 NAMES = ("triton", "numba", "torch")
+# What "auto" tries, in this order. The Triton engine joins once its checks have passed on a GPU, which none has yet run.
+AUTOMATIC = ("numba", "torch")
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,13 @@ def load(name: str) -> Engine | str:
 
 
 def find(name: str, device: torch.device) -> tuple[str, Engine]:
-    """The engine called ``name``, or for "auto" the first of `NAMES` that runs on ``device``.
+    """The engine called ``name``, or for "auto" the first of `AUTOMATIC` that runs on ``device``.
 
     Raises ValueError for an unknown name and RuntimeError, saying how to get it, for a named engine that cannot run.
     """
     if name != "auto" and name not in NAMES:
         raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, NAMES))}, got {name!r}")
-    for candidate in NAMES if name == "auto" else (name,):
+    for candidate in AUTOMATIC if name == "auto" else (name,):
         engine = load(candidate)
         reason = engine if isinstance(engine, str) else engine.missing(device)
         if reason is None and not isinstance(engine, str):

@@ -1,0 +1,206 @@
+"""What does the compiler make of the kernels? ``python -m bench.compiled`` compiles ahead of time, with no GPU at hand.
+
+For each kernel: registers a thread, bytes spilled and shared, instructions, and how many of them contract a product and a sum
+(where labels are decided none may). ``--write`` puts the figures under the Triton version in ``bench/results/compiled.json``
+and makes the page beside it. It must run without TRITON_INTERPRET: an interpreted kernel cannot be compiled.
+"""
+
+# mypy: disable-error-code="import-not-found"
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "compiled.json"
+TARGETS: dict[str, tuple[str, int | str, int]] = {
+    "sm_90": ("cuda", 90, 32), "sm_80": ("cuda", 80, 32), "gfx942": ("hip", "gfx942", 64),
+}  # fmt: skip
+POINTERS = {
+    "labels": "u8", "unary": "fp32", "rows": "fp32", "displacements": "i32", "phases": "i32", "position": "i32", "site": "i32",
+    "slot": "i32", "counts": "i32", "tables": "i32", "index": "i64", "count": "i64", "flips": "i64", "field": "fp32",
+    "bounds": "fp32", "lookup": "i32", "scratch": "i32", "logits": "fp32", "pixels": "i64", "energy": "fp64",
+    "free": "u8", "data": "u8", "factor": "fp32",
+}  # fmt: skip
+# Outputs whose type differs from kernel to kernel.
+OUT = {"add_conditionals": "fp64", "pair_products": "i64", "unary_differences": "fp32"}
+FLOATS, LONGS = ("scale", "share"), ("stride_image", "stride_label")
+# Kernel -> (module, way of the launch table, fused).
+KERNELS: dict[str, tuple[str, str, bool]] = {
+    "unary_rows": ("initial", "gather", False),
+    "initial_draw": ("initial", "gather", False),
+    "gather_phase": ("gather", "gather", False),
+    "gather_fused": ("gather", "gather", True),
+    "build_field": ("incremental", "incremental", False),
+    "incremental_phase": ("incremental", "incremental", False),
+    "incremental_fused": ("incremental", "incremental", True),
+    "add_conditionals": ("conditionals", "gather", False),
+    "pair_products": ("counts", "", False),
+    "unary_differences": ("errors", "", False),
+}
+FUSED = r"v_(pk_)?(fma|mad|fmac|mac)_.*f32|v_fmaak|v_fmamk"
+# Launched with room for registers.
+ROOMY = ("gather_fused", "incremental_fused", "add_conditionals")
+# Those that decide labels. A correctly rounded quotient, as of `add_conditionals`, is made of contracted operations.
+EXACT = ("unary_rows", "initial_draw", "gather_phase", "gather_fused", "build_field", "incremental_phase", "incremental_fused")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one kernel on one target."""
+
+    registers: int
+    spilled: int
+    """Bytes of the stack frame and of spills, a thread."""
+    shared: int
+    """Bytes a program."""
+    instructions: int
+    fused_multiply_adds: int
+    """In float32; of a kernel with a draw none are allowed."""
+    wide_addresses: int
+    """64-bit integer multiplications or additions with carry that addresses are made of."""
+    barriers: int
+    """Waits of a program for its own threads."""
+    warps: int
+    block: int
+
+
+def compiled(kernel: str, labels: int, target: str, single: bool = True, contract: bool = False) -> Figures:
+    """Compiles ``kernel`` for ``labels`` labels as its launcher would (one replica if ``single``), and reads the machine code.
+
+    contract: leave contraction on, as no launcher does, to see that it would be found.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from tritoncrf.kernels.rows import padded, width
+    from tritoncrf.kernels.shapes import launch
+
+    name, way, fused = KERNELS[kernel]
+    function = getattr(importlib.import_module(f"tritoncrf.kernels.{name}"), kernel)
+    backend, architecture, lanes = TARGETS[target]
+    shape = launch(labels, way, fused, lanes == 64) if way else None
+    block = shape.block if shape else 256
+    if kernel == "pair_products":
+        block = importlib.import_module("tritoncrf.kernels.counts").BLOCK
+    fixed = {
+        "LABELS": labels, "PAD": padded(labels), "WIDTH": width(labels), "BLOCK": block, "SINGLE": single, "GATHER": True,
+        "TILE": max(16, triton.next_power_of_2(labels)), "stride_pixel": 1, "SPREAD": 64,
+    }  # fmt: skip
+    signature: dict[str, str] = {}
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+    for place, argument in enumerate(function.arg_names):
+        pointer = OUT.get(kernel) if argument == "out" else POINTERS.get(argument)
+        if argument in fixed:
+            signature[argument] = "constexpr"
+        elif pointer is not None:
+            signature[argument] = f"*{pointer}"
+            aligned[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[argument] = "fp32" if argument in FLOATS else "i64" if argument in LONGS else "i32"
+    constants = {argument: value for argument, value in fixed.items() if argument in function.arg_names}
+    source = ASTSource(function, signature, constants, aligned)
+    options = shape.options(roomy=kernel in ROOMY) if shape else {"num_warps": 4}
+    options["enable_fp_fusion"] = contract
+    binary = triton.compile(source, target=GPUTarget(backend, architecture, lanes), options=options)
+    read = _nvidia if backend == "cuda" else _amd
+    return Figures(**read(binary), shared=binary.metadata.shared, warps=options["num_warps"], block=block)
+
+
+@functools.cache
+def _tool(name: str) -> Path:
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def _nvidia(binary: Any) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage = _output("cuobjdump", "-res-usage", file.name)
+        code = _output("nvdisasm", "-c", file.name)
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    # One instruction a line, behind its address; what follows the closing jump to itself is padding.
+    lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", code)
+    opcodes = [re.sub(r"^@!?U?P\w+\s+", "", line).split()[0] for line in lines]
+    opcodes = [opcode for opcode in opcodes if opcode != "NOP"]
+    return {
+        "registers": found["REG"],
+        "spilled": found["STACK"] + found["LOCAL"],
+        "instructions": len(opcodes),
+        "fused_multiply_adds": sum(opcode.startswith("FFMA") for opcode in opcodes),
+        "barriers": sum(opcode.startswith("BAR.") for opcode in opcodes),
+        "wide_addresses": sum(".WIDE" in opcode or ".64" in opcode or opcode.endswith(".X") for opcode in opcodes),
+    }
+
+
+def _amd(binary: Any) -> dict[str, int]:
+    code = binary.asm["amdgcn"]
+
+    def number(key: str) -> int:
+        return max(map(int, re.findall(rf"\.{key}:\s+(\d+)", code)), default=0)
+
+    # A quotient in float32 (of a stay bound, which any rounding serves) takes five of them.
+    quotients = len(re.findall(r"\bv_div_fixup_f32\b", code))
+    opcodes = re.findall(r"^\s+((?:[vs]|global|ds|buffer|flat|scratch)_\w+)", code, re.MULTILINE)
+    return {
+        "registers": number("vgpr_count"),
+        "spilled": 4 * number("vgpr_spill_count") + number("private_segment_fixed_size"),
+        "instructions": len(opcodes),
+        "fused_multiply_adds": sum(re.match(FUSED, opcode) is not None for opcode in opcodes) - 5 * quotients,
+        "barriers": opcodes.count("s_barrier"),
+        "wide_addresses": sum("_u64" in opcode or "addc" in opcode for opcode in opcodes),
+    }
+
+
+def _output(tool: str, *arguments: str) -> str:
+    return subprocess.run([_tool(tool), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def page(kept: dict[str, dict[str, dict[str, int]]]) -> str:
+    """The readable table of everything kept."""
+    lines = ["# The kernels as compiled", "", "Made by `python -m bench.compiled --write`; nothing here was run on a GPU."]
+    for version, found in kept.items():
+        names = [name.replace("_", " ") for name in Figures.__dataclass_fields__]
+        lines += ["", f"## Triton {version}", "", f"| kernel, labels, target | {' | '.join(names)} |"]
+        lines += ["|---" * (1 + len(names)) + "|"]
+        lines += [f"| {name} | {' | '.join(map(str, figures.values()))} |" for name, figures in found.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kernels", nargs="*", default=list(KERNELS), choices=list(KERNELS))
+    parser.add_argument("--labels", nargs="*", type=int, default=[20])
+    parser.add_argument("--targets", nargs="*", default=["sm_90"], choices=list(TARGETS))
+    parser.add_argument("--contract", action="store_true", help="let the compiler contract, to see that it shows")
+    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}")
+    options = parser.parse_args()
+    if options.write and options.contract:
+        parser.error("--write keeps what the launchers compile, which contract nothing")
+    import triton
+
+    found = {
+        f"{kernel} {labels} {target}": asdict(compiled(kernel, labels, target, contract=options.contract))
+        for target in options.targets for labels in options.labels for kernel in options.kernels
+    }  # fmt: skip
+    print(json.dumps(found, indent=1))
+    if options.write:
+        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        kept.setdefault(triton.__version__, {}).update(found)
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(page(kept))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The error that flows into the network: ``[y' = l] - [y = l]`` at every pixel, times the reduction's factor.
+
+Kirillov et al. 2016, Algorithm 1, step 6, with the sign of a loss to be minimised; averaged over replicas.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="import-not-found"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit(do_not_specialize=["share", "blocks", "area", "replicas"])
+def unary_differences(
+    free, data, factor, out, share, blocks, area, replicas, LABELS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Program ``image * blocks + block`` writes BLOCK pixels of all labels.
+
+    free, data: uint8 [N, R, area], 255 where no pixel exists; factor: float32 []; out: float32 [N, L, area], written.
+    """
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    pixel = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < area
+    scale = tl.load(factor)
+    for label in range(LABELS):
+        error = tl.zeros((BLOCK,), tl.float32)
+        for replica in range(replicas):
+            drawn = tl.load(free + (image * replicas + replica) * area + pixel, mask=inside, other=255).to(tl.int32)
+            error += tl.where(drawn == label, share, 0.0)
+        for replica in range(replicas):
+            stands = tl.load(data + (image * replicas + replica) * area + pixel, mask=inside, other=255).to(tl.int32)
+            error -= tl.where(stands == label, share, 0.0)
+        tl.store(out + (image * LABELS + label) * area + pixel, error * scale, mask=inside)
+
+
+def unary_errors(free: Tensor, data: Tensor, factor: Tensor, num_labels: int, block: int = 256) -> Tensor:
+    """float32 ``[N, L, *shape]`` of labels uint8 ``[N, R, *shape]``, 255 where no pixel exists; factor float32 ``[]``."""
+    images, replicas, *shape = free.shape
+    area = free[0, 0].numel()
+    out = torch.empty((images, num_labels, *shape), device=free.device)
+    blocks = -(-area // block)
+    unary_differences[(images * blocks,)](
+        free.contiguous(), data.contiguous(), factor, out, 1.0 / replicas, blocks, area, replicas, LABELS=num_labels,
+        BLOCK=block, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,220 @@
+"""A colour phase from energies kept current: read the field's row, draw, and push row differences for the flips only.
+
+When a site flips, ``row[new] - row[old]`` is added to the field of its neighbours, ``row[y]`` being ``pairwise[c, y, :]`` for
+the one at +d_c and ``pairwise[c, :, y]`` for the one at -d_c. Rule 1 makes every addition exact, so atomics in any order give
+the bits of a gather. A stay bound per site, ``(1 - 2^-20) w_label / total``, holds until the site's field changes: a site
+whose u lies below it keeps its label unread.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="import-not-found"
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from tritoncrf.kernels.draw import draw, uniform
+from tritoncrf.kernels.gather import SCALARS, count_flips
+from tritoncrf.kernels.rows import add_neighbours, lanes, load_row, padded, separate, store_row, width
+from tritoncrf.kernels.shapes import Launch
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def build_field(
+    labels, unary, rows, displacements, position, field, blocks, replicas, volume, slots, classes,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """Energies of all free sites by gather; program ``image * blocks + block``.
+
+    labels: uint8 [N, R, volume]; unary: float32 [N, slots, PAD]; rows: float32 [2, classes, L + 1, PAD]; displacements: int32
+    [classes]; position: int32 [N, slots] by rank, -1 where no free site is; field: float32 [N, R, slots, PAD], written there.
+    """
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    start = (tl.program_id(0) % blocks) * BLOCK
+    rank, replica, inside = lanes(start, slots, slots, replicas, BLOCK, SINGLE)
+    row = image * slots + rank
+    where = tl.load(position + row, mask=inside, other=-1)
+    valid = where >= 0
+    chain = image * replicas + replica
+    pieces = load_row(unary + row * PAD, valid, PAD, WIDTH, "")
+    pieces = add_neighbours(
+        pieces, labels + chain * volume + where, rows, displacements, classes, valid, LABELS, PAD, WIDTH, ""
+    )
+    store_row(field + (chain * slots + rank) * PAD, pieces, valid, PAD, WIDTH)
+
+
+def new_field(
+    labels: Tensor, unary: Tensor, rows: Tensor, displacements: Tensor, position: Tensor, num_labels: int, launch: Launch
+) -> Tensor:
+    """The field float32 ``[N, R, S, PAD]`` of labels; rows where no free site is stay unwritten."""
+    images, replicas, volume = labels.shape
+    slots = position.shape[1]
+    field = torch.empty((images, replicas, slots, padded(num_labels)), device=labels.device)
+    blocks = -(-slots * replicas // launch.block)
+    build_field[(images * blocks,)](
+        labels, unary, rows, displacements, position, field, blocks, replicas, volume, slots, len(displacements),
+        LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), BLOCK=launch.block, SINGLE=replicas == 1,
+        **launch.options(),
+    )  # fmt: skip
+    return field
+
+
+@triton.jit
+def incremental_block(
+    labels, field, bounds, rows, displacements, position, site, lookup, flips, scratch, image, origin, start, length,
+    available, here_replicas, first, sweep, index, scale, key0, key1, purpose, replicas, volume, slots, classes,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
+    SPREAD: tl.constexpr,
+):  # fmt: skip
+    """Redraws up to BLOCK sites of one phase and pushes their flips; ``scratch`` is this program's."""
+    rank, replica, valid = lanes(start, length, available, here_replicas, BLOCK, SINGLE)
+    replica = replica + origin
+    listed = image.to(tl.int64) * slots + first + rank
+    chain = image.to(tl.int64) * replicas + replica
+    row = chain * slots + first + rank
+    u = uniform(tl.load(site + listed, mask=valid, other=0), sweep, index, replica, purpose, key0, key1)
+    # Atomics write to L2 past L1, so everything they or this program's other threads change is read there.
+    open_ = valid & (u >= tl.load(bounds + row, mask=valid, other=2.0, cache_modifier=".cg"))
+    where = tl.load(position + listed, mask=open_, other=0)
+    here = labels + chain * volume + where
+    energies = separate(load_row(field + row * PAD, open_, PAD, WIDTH, ".cg"), PAD, WIDTH)
+    current = tl.load(here, mask=open_, other=0, cache_modifier=".cg").to(tl.int32)
+    drawn, bound = draw(energies, current, u, scale, LABELS)
+    flipped = open_ & (drawn != current)
+    tl.store(here, drawn.to(tl.uint8), mask=flipped)
+    tl.store(bounds + row, bound, mask=open_)
+    count_flips(flips, chain, flipped, SINGLE)
+    # The list of flips: position and replica | old | new, so that a lane can then hold a flip's neighbour.
+    place = tl.cumsum(flipped.to(tl.int32), 0) - 1
+    tl.store(scratch + 2 * place, where, mask=flipped)
+    tl.store(scratch + 2 * place + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
+    tl.debug_barrier()
+    flipping = tl.sum(flipped.to(tl.int32), 0)
+    column = tl.arange(0, WIDTH)
+    # A lane keeps its neighbour through all flips, SPREAD >= 2 * classes lanes to a flip.
+    TILE: tl.constexpr = SPREAD if SPREAD < BLOCK else BLOCK
+    for part in tl.static_range(SPREAD // TILE):
+        k = part * TILE + tl.arange(0, BLOCK) % TILE
+        behind = k >= classes
+        step = tl.load(displacements + tl.where(behind, k - classes, k), mask=k < 2 * classes, other=0)
+        step = tl.where(behind, -step, step)
+        # The neighbour at +d sees the flipped site at -d: the second half of the rows, and the other way round.
+        base = tl.where(behind, k - classes, k + classes) * (LABELS + 1)
+        for begin in range(0, flipping, BLOCK // TILE):
+            flip = begin + tl.arange(0, BLOCK) // TILE
+            live = (flip < flipping) & (k < 2 * classes)
+            target = tl.load(scratch + 2 * flip, mask=live, other=0, cache_modifier=".cg") + step
+            word = tl.load(scratch + 2 * flip + 1, mask=live, other=0, cache_modifier=".cg")
+            theirs = tl.load(lookup + image.to(tl.int64) * volume + target, mask=live, other=-1)
+            live = live & (theirs >= 0)
+            to = (image.to(tl.int64) * replicas + ((word >> 16) & 0xFFFF)) * slots + theirs
+            new = rows + (base + (word & 0xFF)) * PAD
+            old = rows + (base + ((word >> 8) & 0xFF)) * PAD
+            for q in tl.static_range(PAD // WIDTH):
+                shift = (q * WIDTH + column)[None, :]
+                gain = tl.load(new[:, None] + shift, mask=live[:, None], other=0.0)
+                loss = tl.load(old[:, None] + shift, mask=live[:, None], other=0.0)
+                tl.atomic_add((field + to * PAD)[:, None] + shift, gain - loss, mask=live[:, None], sem="relaxed")
+            tl.store(bounds + to, tl.zeros((BLOCK,), tl.float32), mask=live)
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def incremental_phase(
+    labels, field, bounds, rows, displacements, position, site, lookup, counts, index, count, flips, scratch,
+    scale, key0, key1, purpose, done, first, length, phase, blocks, replicas, volume, slots, colors, classes,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
+    SPREAD: tl.constexpr,
+):  # fmt: skip
+    """One phase of all chains; program ``image * blocks + block``.
+
+    labels: uint8 [N, R, volume], field: float32 [N, R, slots, PAD], bounds: float32 [N, R, slots], changed in place.
+    rows: float32 [2, classes, L + 1, PAD]; displacements: int32 [classes]; position, site: int32 [N, slots] by rank.
+    lookup: int32 [N, volume], the rank of the free site at a position (-1: none); counts: int32 [N, colors].
+    index, count: int64 [N]; flips: int64 [N, R], added to; scratch: int32 [programs, BLOCK, 2]. All contiguous.
+    """
+    image = tl.program_id(0) // blocks
+    start = (tl.program_id(0) % blocks) * BLOCK
+    available = tl.load(counts + image.to(tl.int64) * colors + phase)
+    if (not SINGLE) | (start < available):
+        sweep = tl.load(count + image) + done
+        incremental_block(
+            labels, field, bounds, rows, displacements, position, site, lookup, flips,
+            scratch + tl.program_id(0).to(tl.int64) * (2 * BLOCK), image, 0, start, length, available, replicas, first, sweep,
+            tl.load(index + image), scale, key0, key1, purpose, replicas, volume, slots, classes,
+            LABELS, PAD, WIDTH, BLOCK, SINGLE, SPREAD,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def incremental_fused(
+    labels, field, bounds, rows, displacements, phases, position, site, lookup, counts, index, count, flips, scratch,
+    scale, key0, key1, purpose, sweeps, groups, together, replicas, volume, slots, colors, classes,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
+    SPREAD: tl.constexpr,
+):  # fmt: skip
+    """All phases of ``sweeps`` sweeps; program ``image * groups + group`` holds ``together`` replicas of its image.
+
+    phases: int32 [colors + 1], first column of each phase; the rest as in `incremental_phase`.
+    """
+    image = tl.program_id(0) // groups
+    origin = (tl.program_id(0) % groups) * together
+    here_replicas = tl.minimum(together, replicas - origin)
+    begun = tl.load(count + image)
+    number = tl.load(index + image)
+    own = scratch + tl.program_id(0).to(tl.int64) * (2 * BLOCK)
+    for done in range(sweeps):
+        for phase in range(colors):
+            first = tl.load(phases + phase)
+            length = tl.load(phases + phase + 1) - first
+            available = tl.load(counts + image.to(tl.int64) * colors + phase)
+            items = available if SINGLE else length * here_replicas
+            for start in range(0, items, BLOCK):
+                incremental_block(
+                    labels, field, bounds, rows, displacements, position, site, lookup, flips, own, image, origin, start,
+                    length, available, here_replicas, first, begun + done, number, scale, key0, key1, purpose, replicas,
+                    volume, slots, classes, LABELS, PAD, WIDTH, BLOCK, SINGLE, SPREAD,
+                )  # fmt: skip
+                # The next block's list takes this one's place, and the next phase reads what was pushed.
+                tl.debug_barrier()
+
+
+def incremental(
+    labels: Tensor, field: Tensor, rows: Tensor, displacements: Tensor, phases: Tensor, position: Tensor, site: Tensor,
+    lookup: Tensor, counts: Tensor, index: Tensor, count: Tensor, flips: Tensor, bounds: list[int], sweeps: int,
+    scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch,
+) -> None:  # fmt: skip
+    """Runs ``sweeps`` sweeps in place, the field with them. bounds: the numbers in ``phases``; key: signed 32-bit words."""
+    images, replicas, volume = labels.shape
+    slots, colors = position.shape[1], len(bounds) - 1
+    device, block = labels.device, launch.block
+    # Bounds belong to one temperature, so they live for one call.
+    stay = torch.zeros((images, replicas, slots), device=device)
+    shape = {
+        "LABELS": num_labels, "PAD": padded(num_labels), "WIDTH": width(num_labels), "BLOCK": block,
+        "SINGLE": replicas == 1, "SPREAD": triton.next_power_of_2(max(2 * len(displacements), 1)),
+        **launch.options(roomy=launch.fused),
+    }  # fmt: skip
+    place = (labels, field, stay, rows, displacements)
+    if launch.fused:
+        together = launch.together(replicas, slots // max(colors, 1))
+        groups = -(-replicas // together)
+        scratch = torch.empty((images * groups, block, 2), dtype=torch.int32, device=device)
+        incremental_fused[(images * groups,)](
+            *place, phases, position, site, lookup, counts, index, count, flips, scratch, scale, *key, purpose, sweeps, groups,
+            together, replicas, volume, slots, colors, len(displacements), **shape,
+        )  # fmt: skip
+        return
+    longest = max((last - first for first, last in pairwise(bounds)), default=0)
+    scratch = torch.empty((images * -(-longest * replicas // block), block, 2), dtype=torch.int32, device=device)
+    for done in range(sweeps):
+        for phase, (first, last) in enumerate(pairwise(bounds)):
+            blocks = -(-(last - first) * replicas // block)
+            if blocks:
+                incremental_phase[(images * blocks,)](
+                    *place, position, site, lookup, counts, index, count, flips, scratch, scale, *key, purpose, done, first,
+                    last - first, phase, blocks, replicas, volume, slots, colors, len(displacements), **shape,
+                )  # fmt: skip

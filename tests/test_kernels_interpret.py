@@ -1,0 +1,473 @@
+"""The Triton kernels in Triton's interpreter: the torch engine's labels, counts and conditionals, bit for bit.
+
+Interpretation is switched on before Triton is imported and excludes compilation, so the checks (functions named ``check_*``)
+run in a process of their own, with every fresh tensor poisoned; what stands here as a test starts that process.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="import-not-found"
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests import enumeration
+from tritoncrf import GridCRF, Neighborhood, Sampler, contract
+from tritoncrf.chains import ChainState
+from tritoncrf.engines import load
+from tritoncrf.gradient import errors
+
+HERE = Path(__file__)
+VECTORS = HERE.resolve().parents[2] / "shared" / "contract" / "vectors.json"
+# Set for the process in which Triton interprets.
+INTERPRETED = "TRITONCRF_CHECKS"
+NO_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
+
+
+def interpret(*arguments: str) -> None:
+    """Runs this file's checks in the interpreter; fails with their report."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_functions=check_*"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", INTERPRETED: "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(HERE), *arguments], env=environment, cwd=HERE.parent.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    print(done.stdout.strip().splitlines()[-1])
+
+
+if INTERPRETED in os.environ:
+    import triton
+    import triton.language as tl
+    from tritoncrf.kernels.draw import draw, exp2, philox
+
+    @triton.jit
+    def philox_words(inputs, out):
+        """inputs: int64 [4, 6], counter and key; out: int64 [4, 4]."""
+        lane = tl.arange(0, 4)
+        c0 = tl.load(inputs + lane * 6).to(tl.uint32)
+        c1 = tl.load(inputs + lane * 6 + 1).to(tl.uint32)
+        c2 = tl.load(inputs + lane * 6 + 2).to(tl.uint32)
+        c3 = tl.load(inputs + lane * 6 + 3).to(tl.uint32)
+        k0 = tl.load(inputs + lane * 6 + 4).to(tl.uint32)
+        k1 = tl.load(inputs + lane * 6 + 5).to(tl.uint32)
+        w0, w1, w2, w3 = philox(c0, c1, c2, c3, k0, k1)
+        tl.store(out + lane * 4, w0.to(tl.int64))
+        tl.store(out + lane * 4 + 1, w1.to(tl.int64))
+        tl.store(out + lane * 4 + 2, w2.to(tl.int64))
+        tl.store(out + lane * 4 + 3, w3.to(tl.int64))
+
+    @triton.jit
+    def powers_of_two(inputs, out):
+        """inputs, out: float32 [4096]."""
+        lane = tl.arange(0, 4096)
+        tl.store(out + lane, exp2(tl.load(inputs + lane)))
+
+    @triton.jit
+    def draws(energies, current, u, out, bounds):
+        """energies: float32 [5, 1024]; current, out: int32 [1024]; u, bounds: float32 [1024]."""
+        lane = tl.arange(0, 1024)
+        e0, e1 = tl.load(energies + lane), tl.load(energies + 1024 + lane)
+        e2, e3 = tl.load(energies + 2048 + lane), tl.load(energies + 3072 + lane)
+        values = e0, e1, e2, e3, tl.load(energies + 4096 + lane)
+        drawn, bound = draw(values, tl.load(current + lane), tl.load(u + lane), 1.0, 5)
+        tl.store(out + lane, drawn)
+        tl.store(bounds + lane, bound)
+
+
+@NO_TRITON
+def test_the_checks_pass_in_the_interpreter() -> None:
+    interpret()
+
+
+@NO_TRITON
+@pytest.mark.slow
+def test_the_full_checks_pass_in_the_interpreter() -> None:
+    interpret("-m", "slow")
+
+
+@NO_TRITON
+@pytest.mark.slow
+def test_the_check_for_gpus_runs_dry(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.gpu_check", "--dry-run", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=HERE.parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert found["equality"]["mismatches"] == 0
+    assert len(found) == 8
+
+
+@NO_TRITON
+def test_the_engine_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load("triton")
+    assert not isinstance(engine, str)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "needs a GPU" in str(engine.missing(torch.device("cpu")))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert engine.missing(torch.device("cpu")) is None
+    monkeypatch.setattr(engine, "_version", lambda: "3.5.1")
+    assert "needs Triton 3.6 or newer and found 3.5.1" in str(engine.missing(torch.device("cpu")))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'tritoncrf[triton]'" in str(engine.missing(torch.device("cpu")))
+
+
+@pytest.fixture(autouse=True)
+def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no kernel wrote must not look like an answer."""
+    empty = torch.empty
+
+    def poisoned(*arguments: Any, **options: Any) -> Tensor:
+        made = empty(*arguments, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else 255 if made.dtype == torch.uint8 else 0x7F7F7F7F)
+
+    if request.node.name.startswith("check_"):
+        monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem small enough for the interpreter."""
+
+    shape: tuple[int, ...]
+    labels: int
+    offsets: tuple[tuple[int, ...], ...]
+    images: int = 1
+    replicas: int = 1
+    ragged: bool = False
+    holes: bool = False
+    clamps: bool = False
+    forbidden: bool = False
+    beta: float = 1.0
+    sweeps: int = 2
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        extras = [name for name in ("ragged", "holes", "clamps", "forbidden") if getattr(self, name)]
+        counts = f"{self.labels}L{len(self.offsets)}C{self.images}N{self.replicas}R"
+        return "-".join(["x".join(map(str, self.shape)), counts, *extras])
+
+
+FIVE = ((0, 1), (1, 0), (1, -1), (-2, 3), (0, 6))
+LINE, SOLID = ((1,), (3,), (40,)), ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (1, -1, 2))
+FAR = Neighborhood.nearest(64).offsets
+CASES = [
+    Case((37,), 2, LINE, images=3, ragged=True, clamps=True),
+    Case((7, 9), 3, FIVE, images=2, replicas=3, ragged=True, holes=True),
+    Case((3, 4, 5), 5, SOLID, replicas=2, clamps=True, forbidden=True, beta=0.3, dtype=torch.float64),
+    Case((6, 7), 20, FIVE, images=2, holes=True, clamps=True, forbidden=True, dtype=torch.float16),
+    Case((5, 4), 33, ((0, 1),), images=2, forbidden=True, beta=40.0),
+    Case((4, 5), 64, ((1, 1), (9, 0)), replicas=2),
+    Case((4, 6), 20, FAR, sweeps=1, holes=True),
+]
+SLOW = [
+    Case(shape, labels, offsets, images=2, replicas=replicas, ragged=True, holes=True, clamps=True, forbidden=True)
+    for labels in (2, 3, 5, 20, 33, 64)
+    for shape, offsets, replicas in (((41,), LINE, 1), ((9, 8), FIVE, 2), ((3, 4, 5), SOLID, 2), ((6, 9), FAR, 1))
+]
+# (sites a program, whether it goes through all phases itself)
+LAUNCHES = [(16, False), (32, True)]
+
+
+@dataclass(frozen=True)
+class Problem:
+    crf: GridCRF
+    logits: Tensor
+    given: dict[str, Any]
+
+    def start(self, engine: str, way: str, order: list[int] | None = None) -> tuple[Sampler, ChainState]:
+        rows = list(range(len(self.logits))) if order is None else order
+        given: dict[str, Any] = dict(self.given)
+        if order is not None:
+            given |= {name: value[rows] for name, value in given.items() if isinstance(value, Tensor)}
+        sampler = Sampler(self.crf, engine, seed=2**63 + 12345, way=way)
+        return sampler, sampler.init(self.logits[rows], **given)
+
+
+def problem(case: Case, seed: int = 0) -> Problem:
+    rng = np.random.default_rng(seed)
+    size = (case.images, *case.shape)
+    tables = torch.from_numpy(rng.normal(0, 0.5, (len(case.offsets), case.labels, case.labels))).float()
+    logits = rng.normal(0, 1.5, (case.images, case.labels, *case.shape))
+    if case.forbidden:
+        banned = rng.random(logits.shape) < 0.2
+        banned[:, 1] = False
+        logits[banned] = -np.inf
+    given: dict[str, Any] = {"replicas": case.replicas, "phase": "data"}
+    # Every other number of a longer list, as a view.
+    given["index"] = torch.from_numpy(rng.integers(0, 2**40, 2 * case.images))[::2]
+    given["count"] = torch.from_numpy(rng.integers(0, 2**33, 2 * case.images))[::2]
+    labels = np.full(size, 255)
+    if case.ragged:
+        given["sizes"] = torch.from_numpy(rng.integers(1, np.array(case.shape) + 1, (case.images, len(case.shape))))
+        given["sizes"][0] = torch.tensor(case.shape)
+    if case.holes:
+        given["mask"] = torch.from_numpy(rng.random(size) < 0.85)
+    if case.clamps:
+        held = rng.random(size) < 0.3
+        labels[held] = rng.integers(0, case.labels, int(held.sum()))
+        given["clamp"] = torch.from_numpy(held)
+    given["labels"] = torch.from_numpy(labels)
+    crf = GridCRF(case.labels, Neighborhood.from_offsets(case.offsets), tables)
+    return Problem(crf, torch.from_numpy(logits).to(case.dtype), given)
+
+
+@pytest.fixture(params=LAUNCHES, ids=["phases", "fused"])
+def launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of few sites, so that phases take several and end in half-empty ones."""
+    from tritoncrf.kernels import shapes
+
+    block, fused = request.param
+    table = {(64, way, kind): block for way in ("gather", "incremental") for kind in (False, True)}
+    monkeypatch.setattr(shapes, "TABLE", table)
+    monkeypatch.setattr(shapes, "FUSED_PROGRAMS", 0 if fused else 1 << 30)
+
+
+def compare(case: Case, way: str) -> None:
+    asked = problem(case)
+    ours, chains = asked.start("triton", way)
+    theirs, expected = asked.start("torch", "gather")
+    assert torch.equal(chains.rows, expected.rows), "initial labels"
+    # In one call: a stay bound lives from one of its sweeps to the next.
+    ours.run(chains, case.sweeps, beta=case.beta)
+    theirs.run(expected, case.sweeps, beta=case.beta)
+    assert torch.equal(chains.rows, expected.rows), f"{int((chains.rows != expected.rows).sum())} labels differ"
+    assert torch.equal(chains.flips, expected.flips)
+    assert int(expected.flips.sum()) > 0
+    found = [torch.zeros((*state.plan.free.shape, case.labels), dtype=torch.float64) for state in (chains, expected)]
+    energies = [
+        sampler.conditionals(state, out, beta=case.beta)
+        for sampler, state, out in zip((ours, theirs), (chains, expected), found, strict=True)
+    ]
+    assert torch.equal(*energies)
+    assert torch.equal(*found)
+    assert torch.equal(ours.pair_counts(chains), theirs.pair_counts(expected))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.usefixtures("launches")
+def check_small_problems(case: Case, request: pytest.FixtureRequest) -> None:
+    """Each case with both launches and both ways, in two of the four pairs; the slow checks have them all."""
+    odd = CASES.index(case) % 2 == 1
+    compare(case, "incremental" if odd != ("fused" in request.node.name) else "gather")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("case", [*CASES, *SLOW], ids=str)
+@pytest.mark.usefixtures("launches")
+def check_all_pairs(case: Case, way: str) -> None:
+    compare(case, way)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("labels", [2, 20, 64])
+def check_the_tables_own_shapes(labels: int, way: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tritoncrf.kernels import shapes
+
+    monkeypatch.setattr(shapes, "FUSED_PROGRAMS", 0 if fused else 1 << 30)
+    compare(Case((21, 18), labels, FIVE, images=2, clamps=True), way)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("launches")
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+def check_offsets_past_two_to_the_31(way: str) -> None:
+    """A problem whose labels and energies lie beyond 2^31 elements; memory that is not touched is not there."""
+    from tritoncrf.kernels import shapes
+    from tritoncrf.kernels.gather import gather
+    from tritoncrf.kernels.incremental import incremental
+
+    case = Case((6, 7), 3, FIVE, images=2, replicas=3)
+    asked = problem(case)
+    sampler, chains = asked.start("triton", way)
+    start, work, plan = chains.rows.clone(), cast(Any, chains.work), chains.plan
+    engine = load("triton")
+    assert not isinstance(engine, str)
+    field = engine.field(work, chains.rows)
+    sampler.run(chains, 1)
+    # Two images of rows of 4, or six chains.
+    shift, ahead = (1 << 31) - 1000, 1 << (28 if way == "gather" else 27)
+    slots, volume = ahead + len(plan.positions), shift + plan.volume
+
+    def far(small: Tensor, *shape: int) -> Tensor:
+        """Uninitialised but for the last columns, which hold ``small``'s."""
+        large = torch.UntypedStorage(math.prod(shape) * small.element_size())
+        wide = torch.tensor([], dtype=small.dtype).set_(large).view(shape)
+        axis = small.dim() - 1 if wide.dim() == small.dim() and shape[-1] != small.shape[-1] else small.dim() - 2
+        wide.narrow(axis, shape[axis] - small.shape[axis], small.shape[axis]).copy_(small)
+        return wide
+
+    labels = far(start, 2, 3, volume)
+    energies = far(field, 2, 3, slots, 4) if way == "incremental" else far(work.unary, 2, slots, 4)
+    position, site = far(work.position + shift, 2, slots), far(work.site, 2, slots)
+    bounds = [ahead + bound for bound in plan.phases]
+    phases, flips = torch.tensor(bounds, dtype=torch.int32), torch.zeros(2, 3, dtype=torch.int64)
+    rest = (work.counts, plan.index, asked.given["count"].contiguous(), flips, bounds, 1, contract.scale_of(1.0))
+    key = tuple((word ^ 1 << 31) - (1 << 31) for word in contract.key_of(sampler.seed))
+    launch = shapes.choose(3, way, 2, 3, 6)
+    lists = (work.rows, work.grid.displacements, phases, position, site)
+    if way == "gather":
+        gather(labels, energies, *lists, *rest, key, 1, 3, launch)
+    else:
+        lookup = far(torch.where(work.lookup[0] >= 0, work.lookup[0] + ahead, -1), 2, volume)
+        incremental(labels, energies, *lists, lookup, *rest, key, 1, 3, launch)
+    assert torch.equal(labels[:, :, shift:], chains.rows)
+    assert torch.equal(flips, chains.flips)
+
+
+@pytest.mark.usefixtures("launches")
+def check_the_order_of_a_batch_does_not_show() -> None:
+    asked = problem(CASES[1])
+    (ours, chains), (theirs, swapped) = asked.start("triton", "incremental"), asked.start("triton", "gather", [1, 0])
+    ours.run(chains, 2)
+    theirs.run(swapped, 2)
+    assert torch.equal(chains.rows, swapped.rows.flip(0))
+
+
+def check_temperature_tables_and_way_may_change() -> None:
+    """A stay bound of another temperature, or a field of other tables, would show."""
+    case = Case((6, 7), 5, FIVE)
+    asked = problem(case)
+    (ours, chains), (theirs, expected) = asked.start("triton", "incremental"), asked.start("torch", "gather")
+    changes = ((3.0, 1.0, "incremental"), (0.2, 1.0, "incremental"), (1.0, -0.5, "incremental"), (1.0, 1.0, "gather"))
+    for beta, tables, way in changes:
+        with torch.no_grad():
+            asked.crf.pairwise.mul_(tables)
+        ours.way = way
+        for sampler, state in ((ours, chains), (theirs, expected)):
+            sampler.run(state, 3, beta=beta)
+        assert torch.equal(chains.rows, expected.rows)
+
+
+def check_the_unary_error() -> None:
+    from tritoncrf.kernels.operators import unary_errors
+
+    for replicas in (1, 3):
+        case = Case((7, 9), 5, FIVE, images=2, replicas=replicas, ragged=True, holes=True)
+        asked = problem(case)
+        (sampler, data), (_, free) = asked.start("torch", "gather"), asked.start("torch", "gather")
+        sampler.run(free, 2)
+        expected, _ = errors(sampler, data, free)
+        factor = torch.tensor(0.3)
+        assert torch.equal(unary_errors(free.labels, data.labels, factor, 5), expected * factor)
+
+
+def check_the_operators_are_what_they_say() -> None:
+    """Their schemas name what they change, and their fake versions give the same shapes: a compiler relies on both."""
+    from tritoncrf.kernels import operators
+
+    case = Case((3, 4), 3, FIVE, images=2, replicas=2)
+    asked = problem(case)
+    _, chains = asked.start("triton", "gather")
+    engine = load("triton")
+    assert not isinstance(engine, str)
+    work, plan, rows = cast(Any, chains.work), chains.plan, chains.rows
+    field = engine.field(work, rows)
+    shape, steps = (32, 1), work.grid.displacements
+    lists = (work.rows, steps, work.grid.phases, work.position, work.site)
+    flips, out = torch.zeros(2, 2, dtype=torch.int64), torch.zeros((*plan.free.shape, 3), dtype=torch.float64)
+    counts = (work.counts, plan.index, asked.given["count"].contiguous(), flips)
+    rest = (*counts, list(plan.phases), 1, contract.scale_of(1.0), 1, 2, 0, 3)
+    marginals = (rows, work.unary, field, work.rows, steps, work.position, work.slot, out, 1.0, 3)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (operators.unary_rows, (asked.logits, plan.pixels, work.slot, *shape)),
+        (operators.field, (rows, work.unary, work.rows, steps, work.position, 3, *shape)),
+        (operators.gather_sweeps, (rows, work.unary, *lists, *rest, *shape, False)),
+        (operators.incremental_sweeps, (rows, field, *lists, work.lookup[0], *rest, *shape, False)),
+        (operators.add_conditionals, (*marginals, *shape)),
+        (operators.pair_counts, (rows, steps, work.grid.tables, 3, plan.num_classes)),
+        (operators.unary_errors, (chains.labels, chains.labels, torch.tensor(1.0), 3)),
+    ]
+    for operator, arguments in calls:
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def check_too_many_labels_name_the_torch_engine() -> None:
+    crf = GridCRF(65, Neighborhood.nearest(4))
+    with pytest.raises(ValueError, match=r"at most 64 for engine='triton', got 65; use engine='torch'"):
+        Sampler(crf, "triton").init(torch.zeros(1, 65, 3, 3))
+
+
+def check_philox_and_weights() -> None:
+    """Random123's known answers, and the contract's polynomial at every argument of its vector."""
+    pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0]
+    inputs = torch.tensor([[0] * 6, [2**32 - 1] * 6, pi, [7] * 6])
+    out = torch.zeros(4, 4, dtype=torch.int64)
+    philox_words[(1,)](inputs, out)
+    expected = [enumeration.philox(row[:4], row[4:]) for row in inputs.tolist()]
+    assert out.tolist() == [list(row) for row in expected]
+    assert out[0].tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    t = -(torch.arange(4096, dtype=torch.float64) * 100 / 4096).float()
+    found = torch.empty(4096)
+    powers_of_two[(1,)](t, found)
+    assert torch.equal(found, contract.exp2(t))
+
+
+def check_ties_and_the_last_resort() -> None:
+    """Weights that are powers of two and a u of few bits, so that the walk meets equality; u near 1, so that none passes."""
+    rng = np.random.default_rng(1)
+    energies = torch.from_numpy(rng.choice([0.0, 1.0, 2.0, 150.0, 3071.0], (5, 1024))).float()
+    current = torch.from_numpy(rng.integers(0, 5, 1024)).int()
+    # No u of the contract is 1; with it the walk's sum can end at what is left, and the last label of weight is taken.
+    u = torch.from_numpy(rng.choice([0.125, 0.25, 0.5, 0.75, 1 - 2.0**-24, 1.0], 1024)).float()
+    out, bounds = torch.empty(1024, dtype=torch.int32), torch.empty(1024)
+    draws[(1,)](energies, current, u, out, bounds)
+    others = contract.weights(energies, 1.0).scatter(0, current.long()[None], 0.0).amax(0) > 0
+    defined = (u < 1) | others
+    assert torch.equal(out.long()[defined], contract.draw(energies, current.long(), u, 1.0)[defined])
+    for below in (bounds * (1 - 2.0**-23), bounds * 0.5):
+        open_ = bounds > 0
+        kept = contract.draw(energies, out.long(), below, 1.0)
+        assert torch.equal(kept[open_], out.long()[open_])
+    assert 0 < int((bounds > 0).sum()) < 1024
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    if not VECTORS.is_file():
+        pytest.skip("the contract's vectors are not here: they lie in the shared folder beside the checkout")
+    small: dict[str, Any] = json.loads(VECTORS.read_text())["small"]
+    return small
+
+
+GOLDEN = [("line", "incremental"), ("plane", "incremental"), ("volume", "gather")]
+
+
+@pytest.mark.parametrize(("name", "way"), GOLDEN)
+def check_the_contracts_vectors(name: str, way: str, golden: dict[str, Any]) -> None:
+    case = golden[name]
+    sites, labels, classes = int(np.prod(case["shape"])), case["labels"], len(case["offsets"])
+    words = [[enumeration.philox((s, k, 0, 0), (1, 0))[0] >> 16 for s in range(sites)] for k in range(labels)]
+    entries = [[enumeration.philox((c, k, 1, 0), (1, 0))[0] >> 20 for k in range(labels**2)] for c in range(classes)]
+    tables = (torch.tensor(entries).view(classes, labels, labels) - 2048) / 4096
+    crf = GridCRF(labels, Neighborhood.from_offsets(case["offsets"]), tables.float())
+    logits = (torch.tensor(words) / 4096).view(1, labels, *case["shape"])
+    sampler = Sampler(crf, "triton", case["seed"], way=way)
+    replica = case["replica"]
+    chains = sampler.init(logits, index=torch.tensor([case["index"]]), replicas=replica + 1, phase=case["phase"])
+    (sweeps, (expected, changed)) = next(iter(case["after_sweeps"].items()))
+
+    def sha() -> str:
+        return hashlib.sha256(chains.labels[0, replica].contiguous().numpy().tobytes()).hexdigest()
+
+    assert sha() == case["initial"]
+    sampler.run(chains, int(sweeps) - 1, beta=case["beta"])
+    sampler.run(chains, 1, beta=case["beta"])
+    assert sha() == expected
+    assert f"changed {int(chains.flips[0, replica])}" == changed

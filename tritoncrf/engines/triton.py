@@ -1,0 +1,232 @@
+"""The Triton engine: fused kernels for NVIDIA and AMD GPUs, the torch engine's labels bit for bit.
+
+Free sites are listed phase by phase and image by image without a look from the host: a site's rank in its phase is a running
+count, so no launch depends on how many there are, and lanes past the end do nothing. Few chains are updated phase by phase,
+many by one program each that goes through all phases and sweeps (`tritoncrf.kernels.shapes`). With TRITON_INTERPRET=1 in the
+environment when Triton is first imported the same kernels run on CPU tensors, slowly. Every entry is an opaque custom
+operator, so a compiler neither looks inside nor contracts its arithmetic.
+"""
+
+# mypy: disable-error-code="import-not-found"
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import re
+from dataclasses import dataclass, replace
+from dataclasses import field as column
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from tritoncrf import contract
+from tritoncrf.engines import Plan
+from tritoncrf.engines import Work as AnyWork
+
+break_even = 0.05
+MAX_LABELS = 64
+OLDEST = (3, 6)
+
+
+@dataclass
+class Work:
+    """Energies and tables by rank: free site r of phase k is column ``phases[k] + r`` of its image's lists."""
+
+    plan: Plan
+    grid: Grid
+    unary: Tensor
+    """float32 [N, S, PAD], unwritten where no free site is."""
+    rows: Tensor
+    """float32 [2, K, L + 1, PAD]: of the neighbour at +d_k by its label, then of the one at -d_k; 0 for void."""
+    slot: Tensor
+    """int32 [N, S]: which slot a rank is, -1: none."""
+    position: Tensor
+    """int32 [N, S]: where its label is in a chain's row, -1: none."""
+    site: Tensor
+    """int32 [N, S]: the bits of its site number (rule 2)."""
+    counts: Tensor
+    """int32 [N, phases]: free sites of each phase."""
+    lookup: list[Tensor] = column(default_factory=list)
+    """int32 [N, volume], once a field was asked for: the rank at a position, -1: none."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a layout's batches share, on their device."""
+
+    phases: Tensor
+    """int32 [phases + 1]."""
+    phase: Tensor
+    """int64 [S]: the phase of each slot."""
+    ends: Tensor
+    """int64 [phases + 1]: as ``phases``, to index by."""
+    displacements: Tensor
+    """int32 [K]."""
+    tables: Tensor
+    """int32 [K]."""
+
+
+@functools.lru_cache(maxsize=64)
+def _grid(phases: tuple[int, ...], displacements: tuple[int, ...], classes: tuple[int, ...], device: torch.device) -> Grid:
+    # Copied to the device once a layout: a step that is captured or must not stall finds them there.
+    ends = torch.tensor(phases, dtype=torch.int64)
+    phase = torch.repeat_interleave(torch.arange(len(phases) - 1), ends.diff())
+    parts = ends.int(), phase, ends, torch.tensor(displacements, dtype=torch.int32), torch.tensor(classes, dtype=torch.int32)
+    return Grid(*(part.to(device) for part in parts))
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def missing(device: torch.device) -> str | None:
+    """Why Triton cannot run on ``device``, and what to do about it."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'tritoncrf[triton]' (Linux; GPU builds of torch bring their own)"
+    version = _version()
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
+        return f"it needs Triton 3.6 or newer and found {version}: pip install -U 'triton>=3.6'"
+    if device.type != "cuda" and not _interpreted():
+        return f"it needs a GPU and the tensors are on {device}: move model and logits there, or use engine='torch'"
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"it needs compute capability 8.0 or newer and {device} has less: use engine='torch'"
+    return None
+
+
+def _version() -> str:
+    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    # Built from source, without metadata: as new as whoever built it wanted.
+    return f"{OLDEST[0]}.{OLDEST[1]}"
+
+
+def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
+    if plan.labels > MAX_LABELS:
+        raise ValueError(f"labels: expected at most {MAX_LABELS} for engine='triton', got {plan.labels}; use engine='torch'")
+    if plan.volume >= 1 << 31 or len(plan.positions) * plan.replicas >= 1 << 31:
+        raise ValueError("logits: expected fewer than 2^31 sites times replicas an image for engine='triton', got more")
+    grid = _grid(plan.phases, plan.displacements, plan.classes, plan.positions.device)
+    slots = len(plan.positions)
+    seen = torch.nn.functional.pad(plan.free.cumsum(1), (1, 0))
+    before = seen[:, grid.ends]
+    rank = grid.ends[grid.phase] + seen[:, :-1] - before[:, grid.phase]
+    # One column more than there are slots: what is not free goes there.
+    slot = torch.full((len(plan.index), slots + 1), -1, dtype=torch.int32, device=plan.free.device)
+    numbers = torch.arange(slots, dtype=torch.int32, device=slot.device).expand(len(slot), -1)
+    slot.scatter_(1, torch.where(plan.free, rank, slots), numbers)
+    slot = slot[:, :-1].contiguous()
+    chosen = slot.clamp(min=0).long()
+    position = torch.where(slot >= 0, plan.positions[chosen], -1).int()
+    site = plan.sites.gather(1, chosen)
+    # The bits of a uint32 in an int32, without a conversion that would be out of range.
+    site = torch.where(site >= 1 << 31, site - (1 << 32), site).int()
+    rows = _rows(plan, grid, pairwise)
+    # Kernels read numbers one behind the other, whatever view the caller gave.
+    plan = replace(plan, index=plan.index.contiguous())
+    unary = _operators().unary_rows(logits.detach(), plan.pixels, slot, *_shape(plan, "gather")[:2])
+    return Work(plan, grid, unary, rows, slot, position, site, before.diff(dim=1).int())
+
+
+def retable(work: AnyWork, pairwise: Tensor) -> Work:
+    work = _own(work)
+    return replace(work, rows=_rows(work.plan, work.grid, pairwise))
+
+
+def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
+    work = _own(work)
+    plan = work.plan
+    _operators().initial_labels(
+        labels, work.unary, work.position, work.site, plan.index, count.contiguous(), contract.scale_of(1.0),
+        *_signed(key), purpose, plan.labels, *_shape(plan, "gather")[:2],
+    )  # fmt: skip
+
+
+def field(work: AnyWork, labels: Tensor) -> Tensor:
+    work = _own(work)
+    plan = work.plan
+    if not work.lookup:
+        # One position more than there are: what is not free goes there.
+        lookup = torch.full((len(plan.index), plan.volume + 1), -1, dtype=torch.int32, device=labels.device)
+        numbers = torch.arange(len(plan.positions), dtype=torch.int32, device=labels.device).expand(len(lookup), -1)
+        lookup.scatter_(1, torch.where(work.slot >= 0, work.position, plan.volume).long(), numbers)
+        work.lookup.append(lookup[:, :-1].contiguous())
+    built: Tensor = _operators().field(
+        labels, work.unary, work.rows, work.grid.displacements, work.position, plan.labels, *_shape(plan, "incremental")[:2]
+    )
+    return built
+
+
+def sweep(
+    work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
+    key: tuple[int, int], count: Tensor, purpose: int,
+) -> Tensor:  # fmt: skip
+    work = _own(work)
+    plan, grid = work.plan, work.grid
+    flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
+    lists = (work.rows, grid.displacements, grid.phases, work.position, work.site)
+    counted = (work.counts, plan.index, count.contiguous(), flips, list(plan.phases), sweeps, scale)
+    drawn = (*_signed(key), purpose, plan.labels)
+    if field is None:
+        _operators().gather_sweeps(labels, work.unary, *lists, *counted, *drawn, *_shape(plan, "gather"))
+    else:
+        _operators().incremental_sweeps(labels, field, *lists, work.lookup[0], *counted, *drawn, *_shape(plan, "incremental"))
+    return flips
+
+
+def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor) -> Tensor:
+    work = _own(work)
+    energy: Tensor = _operators().add_conditionals(
+        labels, work.unary, field, work.rows, work.grid.displacements, work.position, work.slot, out, scale,
+        work.plan.labels, *_shape(work.plan, "gather" if field is None else "incremental")[:2],
+    )  # fmt: skip
+    return energy
+
+
+def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
+    grid = _grid(plan.phases, plan.displacements, plan.classes, labels.device)
+    labels = labels.contiguous()
+    counts: Tensor = _operators().pair_counts(labels, grid.displacements, grid.tables, plan.labels, plan.num_classes)
+    return counts
+
+
+def _operators() -> ModuleType:
+    from tritoncrf.kernels import operators
+
+    module: ModuleType = operators
+    return module
+
+
+def _own(work: AnyWork) -> Work:
+    if not isinstance(work, Work):
+        raise TypeError(f"work: expected what the triton engine prepared, got {type(work).__name__}")
+    return work
+
+
+def _signed(key: tuple[int, int]) -> tuple[int, int]:
+    """Key words as signed 32-bit integers, so that every seed runs the same compiled kernel."""
+    low, high = ((word ^ 1 << 31) - (1 << 31) for word in key)
+    return low, high
+
+
+def _rows(plan: Plan, grid: Grid, pairwise: Tensor) -> Tensor:
+    from tritoncrf.kernels.rows import padded
+
+    tables = contract.round_pairwise(pairwise).index_select(0, grid.tables)
+    rows = tables.new_zeros((2, len(plan.classes), plan.labels + 1, padded(plan.labels)))
+    rows[0, :, :-1, : plan.labels] = tables.transpose(1, 2)
+    rows[1, :, :-1, : plan.labels] = tables
+    return rows
+
+
+def _shape(plan: Plan, way: str) -> tuple[int, int, bool]:
+    from tritoncrf.kernels import shapes
+
+    length = len(plan.positions) // max(len(plan.phases) - 1, 1)
+    launch = shapes.choose(plan.labels, way, len(plan.index), plan.replicas, length, torch.version.hip is not None)
+    return launch.block, launch.warps, launch.fused

@@ -76,13 +76,15 @@ class Trainer:
 
     def pretrain(
         self, loader: DataLoader[object], epochs: int, *, rate: float = PRETRAIN_RATE, stage: str = "pretrain",
-        checkpoint: str | os.PathLike[str] | None = None, every: int = 0,
+        checkpoint: str | os.PathLike[str] | None = None, every: int = 0, optimizer: Optimizer | None = None,
     ) -> None:  # fmt: skip
         """Cross-entropy over the labelled pixels whose label is not known anyway, by Adam from ``rate`` down to 0.
 
         stage: the name under which a checkpoint knows it; another one makes further epochs a stage of their own.
+        optimizer: one of the network's parameters to use instead, from its own rates down to 0.
         """
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=rate, fused=self.device.type == "cuda")
+        if optimizer is None:
+            optimizer = torch.optim.Adam(self.network.parameters(), lr=rate, fused=self.device.type == "cuda")
         guard = Guard()
         self._set_training(True)
 

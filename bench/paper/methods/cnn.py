@@ -1,0 +1,35 @@
+"""The network alone: as it was pre-trained, and after as many further epochs of cross-entropy as every other row learns for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.paper.problem import Predictor, Problem, descent
+from tritoncrf.batches import Batch
+from tritoncrf.evaluation import forward
+from tritoncrf.training import Trainer
+
+
+def learn(problem: Problem, work: Path, *, further: bool) -> Predictor:
+    """further: the control, whose epochs are those of the other rows at the rate of their network."""
+    network = problem.network()
+    if further:
+        trainer = Trainer(network, problem.crf(), log=work / "log.jsonl")
+        saved = work / "model.safetensors"
+        if saved.exists():
+            trainer.load(saved)
+        optimizer = descent(problem.preset, list(network.parameters()), problem.preset.network_rate)
+        trainer.pretrain(problem.loader(), problem.preset.epochs, optimizer=optimizer, stage="control", checkpoint=saved)
+
+    def predict(batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, _ = forward(network, None, batch.image)
+        alone = logits.softmax(1)
+        if batch.clamp is not None and batch.known is not None:
+            known = torch.nn.functional.one_hot(batch.known.long() % logits.shape[1], logits.shape[1]).movedim(-1, 1)
+            alone = torch.where(batch.clamp[:, None], known.to(alone.dtype), alone)
+        return alone, alone
+
+    return predict

@@ -1,0 +1,63 @@
+"""At which size? What a preset fixes for all rows: data, network, visits, neighbourhood, rates and sweeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tritoncrf as tc
+from tritoncrf.training import NETWORK_RATE, TABLE_RATE
+
+CLIP, RANDOM = "split_by_clip", "split"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of the experiment."""
+
+    name: str
+    file: str | None
+    """The archive within the data folder; None: generated figures."""
+    splits: tuple[str, ...]
+    """Names of the archive's split arrays, or of folds; the headline first."""
+    train: int | None
+    """Training images; None: all of the split."""
+    test: int | None
+    network: str
+    pretrain: int
+    """Epochs of cross-entropy before any row starts."""
+    epochs: int
+    """Further visits of each training image, the same in every row."""
+    neighborhood: tc.Neighborhood
+    table_rate: float = TABLE_RATE
+    network_rate: float = NETWORK_RATE
+    pretrain_rate: float = 3e-3
+    momentum: float | None = None
+    """SGD with this momentum, as the paper has it; None: Adam."""
+    burn_in: int = 20
+    """Sweeps before averaging at test time."""
+    sweeps: int = 40
+    """Sweeps averaged at test time."""
+
+
+def far(reach: int = 24, step: int = 6, unit: int = 1) -> tc.Neighborhood:
+    """A sparse grid that reaches about a seventh of a figure's height, and two dense blocks around the site."""
+    return tc.Neighborhood.grid(reach * unit, step * unit) | tc.Neighborhood.grid(unit, unit) | tc.Neighborhood.grid(
+        2 * unit, 2 * unit
+    )
+
+
+FOLDS = tuple(f"fold{k}" for k in range(5))
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("toy", None, ("figures",), 48, 16, "small", pretrain=2, epochs=1, neighborhood=far(8, 4), burn_in=4, sweeps=8),
+        Preset("half", "bodyparts_depth.npz", (CLIP, RANDOM), 1200, None, "small", pretrain=10, epochs=3, neighborhood=far()),
+        Preset("whole", "bodyparts_depth.npz", (CLIP, RANDOM), None, None, "small", pretrain=10, epochs=6, neighborhood=far()),
+        Preset(
+            "full", "bodyparts_depth_full.npz", (CLIP, RANDOM), None, None, "table1", pretrain=10, epochs=3,
+            neighborhood=far(unit=2), table_rate=1e-3, network_rate=1e-5, pretrain_rate=1e-4, momentum=0.99,
+        ),
+        Preset("facades", "cmp_facade.npz", FOLDS, None, None, "small", pretrain=20, epochs=4, neighborhood=far()),
+    )
+}  # fmt: skip

@@ -1,0 +1,115 @@
+"""What is given to every method? Images, the pre-trained network, and fresh tables: the same for all rows of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import tritoncrf as tc
+from bench.paper.presets import FOLDS, Preset
+from tritoncrf import networks
+from tritoncrf.batches import Batch
+from tritoncrf.datasets import Figures, NpzDataset, collate
+from tritoncrf.datasets.base import Forwarding, LabeledSamples, Sample, check_index
+from tritoncrf.training import Trainer
+
+Predictor = Callable[[Batch], tuple[Tensor, Tensor]]
+"""Scores or marginals ``[N, L, H, W]`` of the network alone, and of the whole model."""
+
+
+class Chosen(Forwarding):
+    """Some of a data set's items, in the order given."""
+
+    def __init__(self, dataset: LabeledSamples, places: list[int]) -> None:
+        super().__init__(dataset)
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> Sample:
+        return self.dataset[self.places[check_index(i, len(self))]]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        whole = super().sizes
+        return [whole[place] for place in self.places]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A preset's data of one split and seed, with the network that every row starts from."""
+
+    preset: Preset
+    split: str
+    seed: int
+    train: tc.Indexed
+    test: tc.Indexed
+    start: nn.Module
+    """The pre-trained network; `network` copies it."""
+    device: torch.device
+
+    def network(self) -> nn.Module:
+        """A fresh copy of the pre-trained network."""
+        return copy.deepcopy(self.start)
+
+    def crf(self) -> tc.GridCRF:
+        """Zero tables over the preset's neighbourhood."""
+        return tc.GridCRF(self.train.num_labels, self.preset.neighborhood).to(self.device)
+
+    def loader(self, shuffle: bool = True) -> DataLoader[object]:
+        """The training images one at a time."""
+        return DataLoader(self.train, batch_size=1, shuffle=shuffle, collate_fn=collate)
+
+    def tests(self) -> DataLoader[object]:
+        """The test images one at a time, in order."""
+        return DataLoader(self.test, batch_size=1, collate_fn=collate)
+
+
+def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.Indexed]:
+    """Training and test images. Raises ValueError or FileNotFoundError if the archive is not there or another."""
+    if preset.file is None:
+        if preset.train is None or preset.test is None:
+            raise ValueError(f"preset: expected a number of generated figures, got none in {preset.name!r}")
+        return tc.Indexed(Figures(preset.train, seed=0)), tc.Indexed(Figures(preset.test, seed=1))
+    if data is None:
+        raise ValueError(f"data: expected the folder that holds {preset.file}, which preset {preset.name!r} needs, got none")
+    if split in FOLDS:
+        whole = NpzDataset(data / preset.file, split=None)
+        fold = np.arange(len(whole)) % len(FOLDS) == FOLDS.index(split)
+        parts = [Chosen(whole, np.flatnonzero(part).tolist()) for part in (~fold, fold)]
+        return tc.Indexed(parts[0]), tc.Indexed(parts[1])
+    train, test = (
+        NpzDataset(data / preset.file, split=part, split_key=split, limit=limit)
+        for part, limit in (("train", preset.train), ("test", preset.test))
+    )
+    return tc.Indexed(train), tc.Indexed(test)
+
+
+def prepare(preset: Preset, split: str, seed: int, data: Path | None, work: Path, device: torch.device) -> Problem:
+    """Reads the data and pre-trains the network, or takes it from ``work`` where that was done before."""
+    train, test = read(preset, split, data)
+    torch.manual_seed(seed)
+    network = networks.build(preset.network, train.channels, train.num_labels).to(device)
+    problem = Problem(preset, split, seed, train, test, network, device)
+    trainer = Trainer(network, problem.crf(), log=work / "pretrain.jsonl")
+    saved = work / "pretrain.safetensors"
+    if saved.exists():
+        trainer.load(saved)
+    optimizer = descent(preset, list(network.parameters()), preset.pretrain_rate)
+    trainer.pretrain(problem.loader(), preset.pretrain, optimizer=optimizer, checkpoint=saved)
+    return problem
+
+
+def descent(preset: Preset, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """The preset's optimizer for some parameters."""
+    if preset.momentum is None:
+        return torch.optim.Adam(parameters, lr=rate, fused=parameters[0].is_cuda)
+    return torch.optim.SGD(parameters, lr=rate, momentum=preset.momentum)

@@ -1,0 +1,146 @@
+"""How is a row made? Learn, test every image, measure; what is done stands in a file and is not done again."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import tritoncrf as tc
+from bench.paper.methods import learn
+from bench.paper.presets import Preset
+from bench.paper.problem import Problem
+from tritoncrf.batches import Batch
+from tritoncrf.metrics import Score
+
+Row = dict[str, object]
+
+
+def claim(out: Path, preset: Preset, resume: bool) -> None:
+    """Makes ``out`` the folder of this preset's runs.
+
+    Raises FileExistsError if it holds a run and ``resume`` is not asked for, or another preset's run.
+    """
+    about = out / "run.json"
+    now = json.dumps(asdict(preset), indent=1) + "\n"
+    if about.exists():
+        if about.read_text() != now:
+            raise FileExistsError(f"out: expected a folder of preset {preset.name!r} as it is now, got {out} of another run")
+        if not resume:
+            raise FileExistsError(f"out: expected a new folder, or --resume to go on, got {out}, which holds a run")
+    elif out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"out: expected a new or empty folder, got {out}, which holds other files")
+    out.mkdir(parents=True, exist_ok=True)
+    about.write_text(now)
+
+
+def rows_of(file: Path) -> list[Row]:
+    """The rows that stand in a file; none if there is no file. Raises ValueError if it holds something else."""
+    if not file.exists():
+        return []
+    try:
+        rows = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"out: expected rows in {file}, got no JSON: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+        raise ValueError(f"out: expected a list of rows in {file}, got {type(rows).__name__}")
+    return rows
+
+
+def make(name: str, problem: Problem, work: Path) -> Row:
+    """Learns and tests one row."""
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(problem.seed + 1)
+    _reset_peak()
+    with _stopwatch(work / "seconds"):
+        predict = learn(name, problem, work)
+    seconds = float((work / "seconds").read_text())
+    began = time.perf_counter()
+    alone = whole = Score.empty(problem.test.num_labels, problem.test.background)
+    per_image: list[list[int]] = []
+    with torch.no_grad():
+        for item in problem.tests():
+            batch = Batch.of(item, problem.device)
+            target = batch.target.masked_fill(~batch.present, 255)
+            first, last = predict(batch)
+            alone, whole = alone.plus(target, first.argmax(1)), whole.plus(target, last.argmax(1))
+            counted = (target != 255) & (target != (-1 if problem.test.background is None else problem.test.background))
+            per_image.append([int(((last.argmax(1) == target) & counted).sum()), int(counted.sum())])
+    preset = problem.preset
+    return {
+        "name": name, "preset": preset.name, "split": problem.split, "seed": problem.seed, "accuracy": whole.accuracy,
+        "network_accuracy": alone.accuracy, "mean_iou": whole.mean_iou, "network_mean_iou": alone.mean_iou,
+        "images": len(problem.train), "test_images": len(problem.test),
+        "visits": 0 if name in ("cnn", "forest") else preset.epochs * len(problem.train), "seconds": round(seconds, 1),
+        "seconds_test": round(time.perf_counter() - began, 1), "peak_mb": round(_peak()), "burn_in": preset.burn_in,
+        "sweeps": preset.sweeps, "commit": _commit(), "machine": _machine(problem.device), "tritoncrf": tc.__version__,
+        "per_image": per_image,
+    }  # fmt: skip
+
+
+@contextmanager
+def slice_of(minutes: float | None) -> Iterator[None]:
+    """Ends what runs after so many minutes as Ctrl-C does: the step is finished, and saved."""
+    if minutes is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _stopwatch(file: Path) -> Iterator[None]:
+    """Adds the seconds spent inside to those in ``file``, also where it is left by an error."""
+    earlier, began = float(file.read_text()) if file.exists() else 0.0, time.perf_counter()
+    try:
+        yield
+    finally:
+        file.write_text(str(earlier + time.perf_counter() - began))
+
+
+def _reset_peak() -> None:
+    # Linux alone forgets a process's peak; elsewhere the figure is that of the whole run so far.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak() -> float:
+    """Peak memory in MB: of the device where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def _commit() -> str:
+    with suppress(OSError, subprocess.CalledProcessError):
+        here = Path(__file__).parent
+        return subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    return "unknown"
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"

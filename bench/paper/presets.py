@@ -41,9 +41,8 @@ class Preset:
 
 def far(reach: int = 24, step: int = 6, unit: int = 1) -> tc.Neighborhood:
     """A sparse grid that reaches about a seventh of a figure's height, and two dense blocks around the site."""
-    return tc.Neighborhood.grid(reach * unit, step * unit) | tc.Neighborhood.grid(unit, unit) | tc.Neighborhood.grid(
-        2 * unit, 2 * unit
-    )
+    grid = tc.Neighborhood.grid
+    return grid(reach * unit, step * unit) | grid(unit, unit) | grid(2 * unit, 2 * unit)
 
 
 FOLDS = tuple(f"fold{k}" for k in range(5))

@@ -1,0 +1,107 @@
+"""The paper's experiment: rows at toy size, runs that are stopped and go on, and what bad input says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.paper import run as running
+from bench.paper.__main__ import main
+from bench.paper.methods import METHODS
+from bench.paper.presets import CLIP, FOLDS, PRESETS
+from bench.paper.problem import read
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def _rows(out: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads((out / "toy_figures_0.json").read_text())
+    return found
+
+
+def _learned(row: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in row.items() if key not in ("seconds", "seconds_test", "peak_mb", "commit")}
+
+
+def test_a_stopped_run_goes_on_to_the_same_rows(tmp_path: Path) -> None:
+    rows = ["--rows", "cnn", "control", "joint_pcd"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["--preset", "toy", "--out", str(whole), *rows]) == 0
+    stops = 0
+    code = main(["--preset", "toy", "--out", str(parts), "--minutes", "0.01", *rows])
+    while code == 130 and stops < 40:
+        stops += 1
+        code = main(["--preset", "toy", "--out", str(parts), "--minutes", str(0.01 * (stops + 1)), "--resume", *rows])
+    assert code == 0
+    assert stops >= 2
+    assert [_learned(row) for row in _rows(parts)] == [_learned(row) for row in _rows(whole)]
+    for row in _rows(whole):
+        correct, counted = (sum(pair[k] for pair in row["per_image"]) for k in (0, 1))  # type: ignore[attr-defined]
+        assert row["accuracy"] == correct / counted
+        assert row["visits"] == (0 if row["name"] == "cnn" else 48)
+    assert main(["--preset", "toy", "--out", str(whole), "--resume", *rows]) == 0
+    assert len(_rows(whole)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--preset", "tiny"], "preset: expected one of toy, half"),
+        (["--preset", "toy", "--rows", "cnn", "dnn"], "rows: expected some of cnn, control"),
+        (["--preset", "toy", "--splits", "fold0"], "splits: expected some of figures for preset 'toy', got 'fold0'"),
+        (["--preset", "half"], "data: expected the folder that holds bodyparts_depth.npz"),
+        (["--preset", "half", "--data", "."], "data: expected a folder that holds bodyparts_depth.npz, got ."),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("bench.paper: " + sentence)
+    assert said.count("\n") == 1
+
+
+def test_a_foreign_archive_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bodyparts_depth.npz").write_bytes(b"not an archive")
+    assert main(["--preset", "half", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "expected a .npz archive" in capsys.readouterr().err
+
+
+def test_folders_of_other_runs_are_left_alone(tmp_path: Path) -> None:
+    running.claim(tmp_path / "a", PRESETS["toy"], False)
+    running.claim(tmp_path / "a", PRESETS["toy"], True)
+    with pytest.raises(FileExistsError, match="or --resume to go on"):
+        running.claim(tmp_path / "a", PRESETS["toy"], False)
+    with pytest.raises(FileExistsError, match="of another run"):
+        running.claim(tmp_path / "a", PRESETS["half"], True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds other files"):
+        running.claim(tmp_path / "b", PRESETS["toy"], True)
+    assert (tmp_path / "b" / "thesis.txt").read_text() == "mine"
+    (tmp_path / "rows.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected a list of rows"):
+        running.rows_of(tmp_path / "rows.json")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside this checkout")
+def test_folds_and_splits_share_no_image() -> None:
+    seen: list[int] = []
+    for fold in FOLDS:
+        train, test = (part.dataset for part in read(PRESETS["facades"], fold, DATA))
+        assert not set(train.places) & set(test.places)  # type: ignore[attr-defined]
+        assert len(test.sizes) == len(test)  # type: ignore[attr-defined]
+        seen += test.places  # type: ignore[attr-defined]
+    assert sorted(seen) == list(range(378))
+    train, test = read(PRESETS["half"], CLIP, DATA)
+    assert (len(train), len(test)) == (1200, 429)
+
+
+def test_every_row_of_the_table_is_there() -> None:
+    assert list(METHODS) == [
+        "cnn", "control", "forest", "crfrnn_separate", "crfrnn_joint", "separate_pcd", "joint_cd1", "joint_cd2", "joint_cd5",
+        "joint_cd10", "joint_pcd1", "joint_pcd", "piecewise", "pseudolikelihood", "meanfield2", "meanfield5", "meanfield10",
+    ]  # fmt: skip

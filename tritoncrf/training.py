@@ -213,7 +213,8 @@ class Trainer:
         self.pretrained = None
         if tree.get("pretrained") is not None:
             kept = files.tensors(tree, "pretrained")
-            self.pretrained = {name: value.to(self.device) for name, value in kept.items()}
+            # In the weights' own memory format: convolutions of another one round differently.
+            self.pretrained = {name: torch.empty_like(mine[name]).copy_(value) for name, value in kept.items()}
         self.history = [] if not resume else [files.group({"line": line}, "line") for line in tree.get("history") or []]  # type: ignore[union-attr]
         if resume:
             self.loop.load(files.group(tree, "loop"))

@@ -1,0 +1,91 @@
+"""What must learning remember? Dual variables of every factor, or one labelling: bytes, from the model's own factors.
+
+Section 4 of Kirillov et al. 2016 on interleaving gradient steps with the minimisation over the dual variables of the LP
+relaxation (Chen et al. 2015): their current values are kept for every training image. Each pairwise factor has a dual variable
+for either end and each label, so an image has ``2 L |E|``, ``|E| = sum_c prod_j (size_j - |d_cj|)``. Persistent contrastive
+divergence keeps the current labelling: a byte a pixel. The paper's own numbers: 2000 images "of the approximate size 320 x 120"
+(section 5: "varying around 130 x 330"), 20 labels, "around 10^6" factors, "around 200MB per image and 0.4TB for the whole
+dataset" against 78 MB. Both sizes are rows here, and bracket its figures.
+
+``python -m bench.paper.methods.storage [--data FOLDER]`` prints rows of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tritoncrf as tc
+from bench.paper.presets import PRESETS
+from bench.paper.problem import read
+
+# A dual variable is a float32.
+FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What a training set needs; bytes an image are means."""
+
+    name: str
+    labels: int
+    classes: int
+    images: int
+    pixels: int
+    factors_per_image: float
+    dual_bytes_per_image: float
+    dual_bytes: int
+    chain_bytes_per_image: float
+    chain_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """Dual variables' bytes to a labelling's."""
+        return self.dual_bytes / self.chain_bytes
+
+
+def storage(name: str, neighborhood: tc.Neighborhood, labels: int, sizes: Sequence[Sequence[int]]) -> Storage:
+    """Counts for images of ``sizes``. Raises ValueError without any."""
+    if not sizes:
+        raise ValueError("sizes: expected at least one image, got none")
+    pixels = sum(math.prod(size) for size in sizes)
+    edges = sum(factors(neighborhood, size) for size in sizes)
+    duals = 2 * labels * FLOAT * edges
+    count = len(sizes)
+    return Storage(
+        name, labels, len(neighborhood), count, pixels, edges / count, duals / count, duals, pixels / count, pixels
+    )  # fmt: skip
+
+
+def factors(neighborhood: tc.Neighborhood, size: Sequence[int]) -> int:
+    """Pairwise factors of an image: pairs of pixels, both inside."""
+    return sum(
+        math.prod(max(length - abs(step), 0) for length, step in zip(size, offset, strict=True))
+        for offset in neighborhood.offsets
+    )
+
+
+def paper() -> list[Storage]:
+    """The paper's own problem at both sizes it names: 2000 images, 20 labels, 64 neighbours (which, it does not say)."""
+    closest = tc.Neighborhood.grid(15, 5) | tc.Neighborhood.grid(1) | tc.Neighborhood.grid(2, 2)
+    return [storage(f"paper, {h} x {w}", closest, 20, [(h, w)] * 2000) for h, w in ((320, 120), (330, 130))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="the data folder; without it, the paper's own numbers alone")
+    options = parser.parse_args()
+    rows = paper()
+    for preset in PRESETS.values() if options.data is not None else ():
+        train, _ = read(preset, preset.splits[0], options.data)
+        rows.append(storage(preset.name, preset.neighborhood, train.num_labels, train.sizes))
+    for row in rows:
+        print(json.dumps({**asdict(row), "ratio": round(row.ratio, 1)}))
+
+
+if __name__ == "__main__":
+    main()

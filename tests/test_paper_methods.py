@@ -250,6 +250,19 @@ def test_a_kernel_in_chunks_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.allclose(crfrnn.appearance_filter(image, free, crfrnn.Bandwidths())(q), whole, atol=1e-5)
 
 
+def test_a_kernel_is_not_used_after_the_next_one_took_its_memory() -> None:
+    batch, logits, _ = scene(7)
+    image, free = batch.image[0], free_of(batch)[0]
+    scratch = crfrnn.Scratch()
+    first = crfrnn.appearance_filter(image, free, crfrnn.Bandwidths(), scratch)
+    q = logits[0][:, free].T
+    assert torch.equal(first(q), crfrnn.appearance_filter(image, free, crfrnn.Bandwidths())(q))
+    second = crfrnn.appearance_filter(batch.image[1], free_of(batch)[1], crfrnn.Bandwidths(), scratch)
+    assert second(logits[1][:, free_of(batch)[1]].T).isfinite().all()
+    with pytest.raises(RuntimeError, match="scratch: expected a kernel's last use before the next one is built"):
+        first(q)
+
+
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_dense_crf_is_its_formula(iterations: int) -> None:
     batch, logits, _ = scene(8)

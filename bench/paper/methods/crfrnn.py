@@ -9,7 +9,7 @@ diagonal (Potts) and ``w_r [L]`` from `START`.
 Filtering is exact, no permutohedral lattice. K_1 is a product of two small matrices, one an axis, over the whole image:
 known pixels are in it as one-hot rows, void ones as zeros. K_2 is a dense float32 matrix over the free pixels of one image,
 built once a visit: 4 N^2 bytes, 2 N^2 L multiply-adds an iteration in learning; background has no depth and is not in it. Above
-`WHOLE` entries its rows are built anew, chunk by chunk, at every use. Both leave out the pixel itself and are normalised
+`WHOLE` entries its rows are built anew, `CHUNK` at a time, at every use. Both leave out the pixel itself and are normalised
 symmetrically, ``D^-1/2 K D^-1/2``, so they are their own adjoints in the backward.
 """
 
@@ -34,8 +34,8 @@ from tritoncrf.evaluation import forward
 # Kernel weights at the start, and the CRF parameters' rate: tried on training images held out, see the report.
 START, RATE = (1.0, 1.0), 1e-2
 LEARNED, TESTED = 5, 10
-# Entries of a kernel matrix that is kept whole: 1 GB. Rows a chunk otherwise.
-WHOLE, CHUNK = 1 << 28, 1024
+# Entries of a kernel matrix that is kept whole: 1 GB. Rows a chunk otherwise; rows that are built at a time, for the cache.
+WHOLE, CHUNK, BUILT = 1 << 28, 1024, 64
 # Half-scale bodies' median height in pixels: the bandwidths below are for that.
 HEIGHT = 164
 
@@ -64,16 +64,20 @@ class DenseCRF(nn.Module):
         self.widths = widths
         self.compatibility = nn.Parameter(-torch.eye(labels))
         self.weights = nn.Parameter(torch.tensor(start)[:, None].repeat(1, labels))
+        self.scratch = Scratch()
 
-    def forward(self, logits: Tensor, image: Tensor, free: Tensor, known: Tensor | None, iterations: int) -> Tensor:
+    def forward(
+        self, logits: Tensor, image: Tensor, free: Tensor, known: Tensor | None, iterations: int, alone: bool = False
+    ) -> Tensor:
         """``log Q^T`` up to a constant a pixel for one image: logits ``[L, H, W]``, image ``[C, H, W]`` -> ``[N, L]``.
 
         free bool ``[H, W]``, N of them true; known one-hot ``[L, H, W]``, zeros where nothing is known, None without any.
+        alone: the last image's kernel is done with, and its memory may be taken.
         """
         unary = logits[:, free].T
         rest = torch.zeros_like(logits) if known is None else known.to(logits)
         smooth = position_filter(free | (rest.sum(0) > 0), self.widths.smooth)
-        appear = appearance_filter(image, free, self.widths)
+        appear = appearance_filter(image, free, self.widths, self.scratch if alone else None)
         found = unary
         for _ in range(iterations):
             q = found.softmax(1)
@@ -126,8 +130,9 @@ def _each(crf: DenseCRF, logits: Tensor, batch: Batch, iterations: int) -> list[
         fixed = batch.clamp & batch.present
         known = F.one_hot(batch.known.long().clamp(max=logits.shape[1] - 1), logits.shape[1]).movedim(-1, 1) * fixed[:, None]
     return [
-        crf(logits[n], batch.image[n], free[n], None if known is None else known[n], iterations) for n in range(len(logits))
-    ]  # fmt: skip
+        crf(logits[n], batch.image[n], free[n], None if known is None else known[n], iterations, len(logits) == 1)
+        for n in range(len(logits))
+    ]
 
 
 def position_filter(exists: Tensor, width: float) -> Callable[[Tensor], Tensor]:
@@ -148,32 +153,65 @@ def position_filter(exists: Tensor, width: float) -> Callable[[Tensor], Tensor]:
     return apply
 
 
-def appearance_filter(image: Tensor, free: Tensor, widths: Bandwidths) -> Callable[[Tensor], Tensor]:
-    """``q [N, L] -> D^-1/2 (K - 1) D^-1/2 q`` with the Gaussian of distance and difference between free pixels."""
+class Scratch:
+    """Memory for one image's kernel, taken again for the next: fresh pages cost more than the kernel's arithmetic."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+        self.taken = 0
+
+    def take(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """``[rows, columns]`` of ``like``'s kind; what was taken before is overwritten from here on."""
+        count = rows * columns
+        if self._held.numel() < count or (self._held.dtype, self._held.device) != (like.dtype, like.device):
+            self._held = torch.empty(count, dtype=like.dtype, device=like.device)
+        self.taken += 1
+        return self._held[:count].view(rows, columns)
+
+
+def appearance_filter(
+    image: Tensor, free: Tensor, widths: Bandwidths, scratch: Scratch | None = None
+) -> Callable[[Tensor], Tensor]:
+    """``q [N, L] -> D^-1/2 (K - 1) D^-1/2 q`` with the Gaussian of distance and difference between free pixels.
+
+    The kernel lies in ``scratch``: what comes after the next taking from it raises RuntimeError.
+    """
     places = free.nonzero().to(image.dtype) / widths.reach
     features = torch.cat([places, image[:, free].T / widths.tone], 1)
-    # Centred, so that |a - b|^2 = |a|^2 + |b|^2 - 2 a b loses no digits.
+    # Centred, so that -|a - b|^2 / 2 = a b - |a|^2 / 2 - |b|^2 / 2 loses no digits; the last two are columns of the product.
     features = features - features.mean(0)
-    lengths, count = 0.5 * features.square().sum(1), len(features)
+    count, lengths = len(features), -0.5 * features.square().sum(1, keepdim=True)
+    left = torch.cat([features, lengths, torch.ones_like(lengths)], 1)
+    right = torch.cat([features, torch.ones_like(lengths), lengths], 1).T
+    memory = Scratch() if scratch is None else scratch
     step = max(count, 1) if count**2 <= WHOLE else CHUNK
-    spans = [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
+    kernel = memory.take(min(step, count), count, features)
+    ticket = memory.taken
 
-    def rows(span: slice) -> Tensor:
-        found = torch.addmm(lengths[span, None] + lengths, features[span], features.T, beta=-1).clamp_(max=0).exp_()
-        found[torch.arange(len(found), device=found.device), torch.arange(count, device=found.device)[span]] = 0.0
-        return found
-
-    kept = rows(spans[0]) if len(spans) == 1 else None
-    total = torch.cat([(rows(span) if kept is None else kept).sum(1) for span in spans]) if spans else lengths
-    norm = total.clamp(min=1e-6).rsqrt()[:, None]
+    def rows(begin: int) -> Tensor:
+        span = kernel[: min(step, count - begin)]
+        for start in range(0, len(span), BUILT):
+            part, at = span[start : start + BUILT], begin + start
+            torch.mm(left[at : at + len(part)], right, out=part).exp_()
+            part[:, at : at + len(part)].fill_diagonal_(0.0)
+        return span
 
     def product(q: Tensor) -> Tensor:
-        scaled = q.to(norm.dtype) * norm
-        return (torch.cat([(rows(span) if kept is None else kept) @ scaled for span in spans]) * norm).to(q.dtype)
+        """``K q`` as ``(q' K)'``, which is the faster way round for few labels."""
+        if memory.taken != ticket:
+            raise RuntimeError("scratch: expected a kernel's last use before the next one is built, got a later one")
+        flat = q.to(features.dtype).T.contiguous()
+        return torch.cat([flat @ (kernel if step == count else rows(begin)).T for begin in range(0, count, step)], 1).T
+
+    if count == 0:
+        return lambda q: q
+    if step == count:
+        rows(0)
+    norm = product(torch.ones_like(lengths)).clamp(min=1e-6).rsqrt()
 
     def apply(q: Tensor) -> Tensor:
-        result: Tensor = _Symmetric.apply(q, product)  # type: ignore[no-untyped-call]
-        return result if spans else q
+        result: Tensor = _Symmetric.apply(q, lambda value: (product(value * norm) * norm).to(value.dtype))  # type: ignore[no-untyped-call]
+        return result
 
     return apply
 

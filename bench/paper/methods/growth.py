@@ -2,8 +2,8 @@
 
 Section 4 of Kirillov et al. 2016: unrolled inference pays for every iteration, in time and in what is kept for the backward.
 A step is the network, the objective, its backward; the weights do not matter. Memory is the most that torch held at once
-beyond what stood before, time that of the processor, both a mean over the same visits. Mean field is measured twice: as
-autograd unrolls it, keeping every neighbour's row, and as `messages` does, gathering rows anew.
+beyond what stood before, the images' maximum; time is the processor's, their mean. Mean field is measured twice: as autograd
+unrolls it, keeping every neighbour's row, and as `messages` does, gathering rows anew.
 
 ``python -m bench.paper.methods.growth --preset half --data FOLDER`` prints rows of JSON.
 """
@@ -35,11 +35,11 @@ from tritoncrf.batches import Batch
 
 @dataclass(frozen=True)
 class Step:
-    """A learning step's cost, a mean over visits."""
+    """A learning step's cost over visits."""
 
     name: str
     milliseconds: float
-    peak_bytes: float
+    peak_bytes: int
     visits: int
     pixels: float
     """Of an image."""
@@ -48,20 +48,26 @@ class Step:
 def rows(problem: Problem, iterations: Sequence[int] = (2, 5, 10), visits: int = 8) -> list[Step]:
     """Steps over the first ``visits`` training images, on one thread or whatever torch is set to."""
     crf, labels = problem.crf(), problem.train.num_labels
-    dense = crfrnn.DenseCRF(labels, crfrnn.Bandwidths()).to(problem.device)
-    pcd = tc.CRFLoss(crf, chains=tc.ChainStore(problem.train.sizes, seed=0, device=problem.device))
 
-    def sampled(logits: Tensor, batch: Batch) -> Tensor:
-        value: Tensor = pcd(logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
+    def sampling() -> Objective:
+        pcd = tc.CRFLoss(crf, chains=tc.ChainStore(problem.train.sizes, seed=0, device=problem.device))
+
+        def value(logits: Tensor, batch: Batch) -> Tensor:
+            found: Tensor = pcd(logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
+            return found
+
         return value
 
-    steps: dict[str, Objective] = {"cross-entropy": cross_entropy, "PCD-10": sampled}
-    steps["pseudo-likelihood"] = pseudolikelihood.objective(crf)
+    def dense() -> Objective:
+        return crfrnn.objective(crfrnn.DenseCRF(labels, crfrnn.Bandwidths()).to(problem.device))
+
+    steps: dict[str, Callable[[], Objective]] = {"cross-entropy": lambda: cross_entropy, "PCD-10": sampling}
+    steps["pseudo-likelihood"] = lambda: pseudolikelihood.objective(crf)
     for count in iterations:
-        steps[f"mean field {count}"] = meanfield.objective(crf, count, messages)
-        steps[f"mean field {count}, autograd"] = meanfield.objective(crf, count, plain)
-    steps[f"CRF-as-RNN {crfrnn.LEARNED}"] = crfrnn.objective(dense)
-    return [_measure(problem, name, objective, visits) for name, objective in steps.items()]
+        steps[f"mean field {count}"] = partial(meanfield.objective, crf, count, messages)
+        steps[f"mean field {count}, autograd"] = partial(meanfield.objective, crf, count, plain)
+    steps[f"CRF-as-RNN {crfrnn.LEARNED}"] = dense
+    return [_measure(problem, name, make, visits) for name, make in steps.items()]
 
 
 def show(found: Sequence[Step]) -> None:
@@ -92,26 +98,25 @@ def peak(step: Callable[[], None]) -> int:
     return most
 
 
-def _measure(problem: Problem, name: str, objective: Objective, visits: int) -> Step:
+def _measure(problem: Problem, name: str, make: Callable[[], Objective], visits: int) -> Step:
     network = problem.network()
     batches = [Batch.of(item, problem.device) for item in islice(problem.loader(shuffle=False), visits)]
 
-    def step(batch: Batch) -> None:
-        network.zero_grad()
-        objective(network(batch.image).float(), batch).backward()  # type: ignore[no-untyped-call]
+    def step(objective: Objective) -> None:
+        for batch in batches:
+            network.zero_grad()
+            objective(network(batch.image).float(), batch).backward()  # type: ignore[no-untyped-call]
 
+    objective = make()
     # Compiled engines, layouts and gradients are made by the first visits.
-    for batch in batches:
-        step(batch)
-    spent, most = 0.0, 0
-    for batch in batches:
-        began = time.process_time()
-        step(batch)
-        spent += time.process_time() - began
-        most += peak(partial(step, batch))
+    step(objective)
+    began = time.process_time()
+    step(objective)
+    spent = time.process_time() - began
     count = len(batches)
     pixels = sum(batch.target.numel() for batch in batches) / count
-    return Step(name, 1e3 * spent / count, most / count, count, pixels)
+    # A new objective, so that what it keeps from visit to visit counts as well.
+    return Step(name, 1e3 * spent / count, peak(lambda: step(make())), count, pixels)
 
 
 def main() -> None:

@@ -1,0 +1,186 @@
+"""What came out? ``python -m bench.paper.report`` writes docs/paper.md from the JSON of bench/paper/results and nothing else.
+
+The same JSON gives the same page. What was not measured says so, with the command that would; where the order differs from
+the paper's, the sentence is made from the interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.paper import report_open, report_tables, statistics
+from bench.paper.presets import PRESETS
+from bench.paper.report_claims import CLAIM, FURTHER, METHODS
+from bench.paper.report_rows import Results, Row, read
+
+ROOT = Path(__file__).parents[2]
+RESULTS, PAGE = ROOT / "bench" / "paper" / "results", ROOT / "docs" / "paper.md"
+FOLDERS = ("half", "whole", "full", "facades", "toy")
+
+HEAD = f"""\
+<!-- Written by `python -m bench.paper.report` from bench/paper/results/*.json; changes belong there. -->
+# The paper, reproduced
+
+Kirillov et al., *Joint Training of Generic CNN-CRF Models with Stochastic Optimization* (ACCV 2016): every method of its
+Table 2, and those its section 4 argues against, on a substitute for its data: 20 labels, 19 body parts and background, from
+depth. The images are others, so what can be reproduced is the order of the methods and the margins between them. Within a
+preset every row starts from the same pre-trained network, visits each training image as often and is tested on the same images.
+
+Accuracy is the per cent of body pixels right, pooled over the test images. *a ± b (n)* is mean and standard deviation over n
+seeds, a lone figure one run. Intervals are {100 * statistics.LEVEL:.0f} % bootstrap intervals of the paired difference,
+{statistics.RESAMPLES} resamples of the test images, over the seeds that both rows have; seeds share the images and so the draw.
+They say how much another sample of such images might change, not another seed; frames of one clip resemble each other, so they
+are rather too narrow."""
+
+TITLES = {
+    "half": "Half scale",
+    "whole": "Half scale, the whole training split",
+    "full": "Full scale, the paper's network",
+    "facades": "Facades: colour photographs, 12 classes",
+    "toy": "Toy: generated figures",
+}
+NOTES = {
+    "full": "Wants one GPU; on an H200 the main rows should take less than 25 minutes (predicted, not measured).",
+    "facades": "Does joint learning help outside body parts? Every fold is test data once.",
+    "toy": "Minutes on a CPU, so that the machinery is tested; no evidence for real images.",
+}
+FIGURES = {
+    "figure1.png": "Depth, truth, network, CRF-as-RNN joint, ours separate, ours joint; the share of right body pixels under "
+                   "each (the paper's Fig. 1).",
+    "figure2.png": "Parts, neighbourhood, and learned energies of one part around another for every offset: red discouraged, "
+                   "blue encouraged (the paper's Fig. 2).",
+    "figure3.png": "The network before and after joint learning, with the marginals of the circled pixel, and the max-marginal "
+                   "labels of both CRFs (the paper's Fig. 3).",
+    "learning.png": "Learning: energy gap, chain accuracy and flip rate of the sampled rows. Chains keep up where the gap "
+                    "stays near zero.",
+    "inference.png": "Accuracy after so many sweeps, from the pre-trained network's marginals and from a random labelling.",
+}  # fmt: skip
+
+
+def page(results: Results, figures: Path, link: str) -> str:
+    """The whole page. figures: the folder to look for pictures in; link: its path as the page writes it."""
+    unknown = sorted({row.name for row in results.rows} - set(METHODS))
+    if unknown:
+        raise ValueError(f"results: expected rows of {', '.join(METHODS)}, got {unknown[0]!r}")
+    strange = sorted({row.preset for row in results.rows} - set(PRESETS))
+    if strange:
+        raise ValueError(f"results: expected rows of presets {', '.join(PRESETS)}, got {strange[0]!r}")
+    lines = [HEAD, "", "## Is it the paper's order?", "", *_order(results.rows)]
+    for preset in FOLDERS:
+        lines += ["", f"## {TITLES[preset]}", "", *_preset(preset, [row for row in results.rows if row.preset == preset])]
+    lines += ["", "## Inference", ""]
+    lines += report_tables.inference_lines(results.inference) if results.inference else ["Not measured."]
+    lines += ["", "## Memory between visits", ""]
+    lines += report_tables.storage_table(results.storage) if results.storage else ["Not measured."]
+    lines += ["", "## Figures", "", *_figures(figures, link)]
+    lines += ["", "## What the paper leaves open", "", "Where no other setting is named, none was measured.", ""]
+    lines += report_open.lines(results.trials)
+    lines += ["", "## What was tried", ""]
+    if results.trials:
+        lines += ["On validation images, held out of the training split; several seeds as mean ± deviation (number).", ""]
+        lines += report_tables.trials_table(results.trials)
+    else:
+        lines += ["Not measured."]
+    return "\n".join(lines) + "\n"
+
+
+def _order(rows: Sequence[Row]) -> list[str]:
+    """The claim on the headline split of `half`, sentence by sentence."""
+    half = PRESETS["half"]
+    mine = [row for row in rows if row.preset == half.name]
+    split = half.splits[0]
+    lines = [
+        "The claim: joint PCD > joint CD-K > separate PCD, and ours joint > CRF-as-RNN joint. On the headline split of `half`, "
+        f"{report_tables.split_title(split)}, in points of accuracy; the paper's PCD has K = 1 and stands beside ours here:",
+        "",
+    ]
+    for first, second in CLAIM:
+        lines.append(f"- {report_tables.sentence(report_tables.compare(mine, [split], first, second), first, second)}")
+    return lines
+
+
+def _preset(name: str, rows: Sequence[Row]) -> list[str]:
+    preset = PRESETS[name]
+    lines = [NOTES[name], ""] if name in NOTES else []
+    if not rows:
+        return [*lines, f"Not measured: `{_command(name, ' '.join(preset.splits), None)}`"]
+    splits = [*preset.splits, *sorted({row.split for row in rows} - set(preset.splits))]
+    images = sorted({row.images for row in rows})
+    tests = {row.split: str(len(row.scores)) for row in rows if row.scores is not None}
+    tested = " / ".join(tests.values()) or "an unknown number of"
+    lines += [
+        f"{' / '.join(map(str, images))} training images, {tested} test images; {_answer(rows)}", "",
+        "Accuracy of the whole model:", "",
+        *report_tables.by_split(rows, splits, lambda row: row.accuracy, paper=name in ("half", "whole", "full")), "",
+        "Accuracy of its network alone:", "",
+        *report_tables.by_split(rows, splits, lambda row: row.network_accuracy, paper=False), "",
+        "Mean IoU of the whole model:", "", *report_tables.by_split(rows, splits, lambda row: row.mean_iou, paper=False), "",
+    ]  # fmt: skip
+    lines += _missing(name, splits, rows)
+    groups = [[split] for split in splits] if len(splits) <= 2 else [list(splits)]
+    for group in groups:
+        pairs = [report_tables.compare(rows, group, *pair) for pair in (*CLAIM, *FURTHER)]
+        known = [pair for pair in pairs if pair is not None]
+        if known:
+            title = report_tables.split_title(group[0]) if len(group) == 1 else "all folds"
+            lines += [f"Paired differences in points, {title}:", "", *report_tables.pairs_table(known), ""]
+    machines = ", ".join(sorted({row.machine or "unknown" for row in rows}))
+    commits = ", ".join(sorted({row.commit for row in rows}))
+    return [*lines, f"Costs ({machines}; commits {commits}):", "", *report_tables.costs_table(rows)]
+
+
+def _answer(rows: Sequence[Row]) -> str:
+    sweeps = sorted({(row.burn_in, row.sweeps) for row in rows if row.burn_in is not None and row.sweeps is not None})
+    if not sweeps:
+        return "burn-in and sweeps unknown."
+    return f"sampled rows answer with {' / '.join(f'a burn-in of {b} and {s} averaged sweeps' for b, s in sweeps)}."
+
+
+def _missing(name: str, splits: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The commands for what the tables lack."""
+    lines = []
+    for split in splits:
+        missing = [method for method in METHODS if not any(row.name == method and row.split == split for row in rows)]
+        if missing:
+            lines.append(f"- `{_command(name, split, missing if len(missing) < len(METHODS) else None)}`")
+    return ["To measure what is missing:", "", *lines, ""] if lines else []
+
+
+def _command(preset: str, split: str | None, rows: Sequence[str] | None) -> str:
+    data = "" if PRESETS[preset].file is None else " --data FOLDER"
+    device = " --device cuda" if preset == "full" else ""
+    some = ("" if split is None else f" --splits {split}") + ("" if rows is None else f" --rows {' '.join(rows)}")
+    return f"python -m bench.paper --preset {preset}{data} --out runs/{preset}{device}{some}"
+
+
+def _figures(folder: Path, link: str) -> list[str]:
+    lines = []
+    for name, caption in FIGURES.items():
+        if (folder / name).is_file():
+            lines += [f"![{caption}]({link}/{name})", "", caption, ""]
+    return lines[:-1] or ["None drawn yet: `python -m bench.paper.figures --work runs/half --data FOLDER`"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.paper.report", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=PAGE)
+    options = parser.parse_args(arguments)
+    try:
+        if not options.out.parent.is_dir():
+            raise FileNotFoundError(f"out: expected a file in an existing folder, got {options.out}")
+        figures = options.out.parent / "figures"
+        text = page(read(options.results), figures, os.path.relpath(figures, options.out.parent))
+        options.out.write_text(text, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"bench.paper.report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

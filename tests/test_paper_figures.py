@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from bench.paper import figures, figures_ambiguity, figures_canvas, figures_curv
 from bench.paper.__main__ import main as run
 from bench.paper.figures_ambiguity import Panel
 from bench.paper.figures_labels import Example
+from bench.paper.presets import PRESETS
 from bench.paper.report_rows import Curve
 
 NAMES = ["head", "foot", "background"]
@@ -166,8 +168,12 @@ def test_curves_write_pictures(tmp_path: Path) -> None:
         figures_curves.inference(curves, tmp_path / "none" / "inference.png")
 
 
-def test_a_finished_toy_run_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_toy_run_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     work, out = tmp_path / "work", tmp_path / "figures"
+    small = dataclasses.replace(PRESETS["toy"], train=12, test=16, pretrain=1)
+    monkeypatch.setitem(PRESETS, "toy", small)
     assert run(["--preset", "toy", "--out", str(work), "--rows", "cnn", "separate_pcd", "joint_pcd"]) == 0
     models = {path: path.read_bytes() for path in work.rglob("*.safetensors")}
     capsys.readouterr()

@@ -141,7 +141,7 @@ def figure3(work: Work, path: Path, search: int) -> str:
     counted = np.where(truth == background, 255, truth) if background is not None else truth
     pixel = figures_ambiguity.choose_pixel(counted, before, separate, after, joint)
     figures_ambiguity.ambiguity(panels, truth, pixel, work.problem.test.class_names, background, path)
-    return f"test image {place} of {len(work.spread(search))} searched, {100 * gain:+.1f} points, pixel {pixel}"
+    return f"test image {place}, of {len(work.spread(search))} searched, {100 * gain:+.1f} points, pixel {pixel}"
 
 
 def learning(work: Work, path: Path) -> str:

@@ -49,12 +49,13 @@ NOTES = {
     "toy": "Minutes on a CPU, so that the machinery is tested; no evidence for real images.",
 }
 FIGURES = {
-    "figure1.png": "Depth, truth, network, CRF-as-RNN joint, ours separate, ours joint; the share of right body pixels under "
-                   "each (the paper's Fig. 1).",
+    "figure1.png": "Depth, truth, network, CRF-as-RNN joint, ours separate, ours joint, with the share of right body pixels "
+                   "(the paper's Fig. 1); test images evenly spaced, not chosen.",
     "figure2.png": "Parts, neighbourhood, and learned energies of one part around another for every offset: red discouraged, "
-                   "blue encouraged (the paper's Fig. 2).",
-    "figure3.png": "The network before and after joint learning, with the marginals of the circled pixel, and the max-marginal "
-                   "labels of both CRFs (the paper's Fig. 3).",
+                   "blue encouraged (the paper's Fig. 2). L is the body's left, to the right in a picture from the front.",
+    "figure3.png": "The network before and after joint learning, the max-marginal labels of both CRFs, and the marginals of "
+                   "the circled pixel (the paper's Fig. 3); chosen: the image where the joint CRF gains most over the separate "
+                   "one, of some evenly spaced, and in it, of the pixels put right, the one that grew most ambiguous.",
     "learning.png": "Learning: energy gap, chain accuracy and flip rate of the sampled rows. Chains keep up where the gap "
                     "stays near zero.",
     "inference.png": "Accuracy after so many sweeps, from the pre-trained network's marginals and from a random labelling.",

@@ -125,7 +125,8 @@ def choices() -> list[Choice]:
         Choice(
             "Input and start of the network",
             "Table 1's layers; neither the scaling of depth, nor padding, nor the weights' start",
-            "depth about the body's own mean in units of 0.3 m, zero padding to full resolution, torch's default start",
+            "depth about the body's own mean in units of 0.3 m, zero padding to full resolution; the small network "
+            "starts as He et al. 2015, the paper's with torch's default",
         ),
         Choice(
             "Choice of settings",

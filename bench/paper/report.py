@@ -112,7 +112,7 @@ def _preset(name: str, rows: Sequence[Row]) -> list[str]:
     splits = [*preset.splits, *sorted({row.split for row in rows} - set(preset.splits))]
     images = sorted({row.images for row in rows})
     tests = {row.split: str(len(row.scores)) for row in rows if row.scores is not None}
-    tested = " / ".join(tests.values()) or "an unknown number of"
+    tested = " / ".join(tests[split] for split in splits if split in tests) or "an unknown number of"
     lines += [
         f"{' / '.join(map(str, images))} training images, {tested} test images; {_answer(rows)}", "",
         "Accuracy of the whole model:", "",

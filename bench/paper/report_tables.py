@@ -126,7 +126,8 @@ def sentence(pair: Pair | None, first: str, second: str) -> str:
     if found.verdict == "above":
         return f"**Holds**: {a} is above {b} ({said})."
     if found.verdict == "below":
-        return f"**Differs from the paper's order**: {a} is below {b} ({said})."
+        order = "claimed" if paper is None else "paper's"
+        return f"**Differs from the {order} order**: {a} is below {b} ({said})."
     return f"**Open**: {a} and {b} are not told apart, the interval holds zero ({said})."
 
 

@@ -96,6 +96,13 @@ def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.
 def prepare(preset: Preset, split: str, seed: int, data: Path | None, work: Path, device: torch.device) -> Problem:
     """Reads the data and pre-trains the network, or takes it from ``work`` where that was done before."""
     train, test = read(preset, split, data)
+    return pretrained(preset, split, seed, train, test, work, device)
+
+
+def pretrained(
+    preset: Preset, split: str, seed: int, train: tc.Indexed, test: tc.Indexed, work: Path, device: torch.device
+) -> Problem:
+    """The problem of given images, its network pre-trained on them."""
     torch.manual_seed(seed)
     network = networks.build(preset.network, train.channels, train.num_labels).to(device)
     problem = Problem(preset, split, seed, train, test, network, device)

@@ -43,7 +43,7 @@ def claim(out: Path, preset: Preset, resume: bool) -> None:
     about.write_text(now)
 
 
-def rows_of(file: Path) -> list[Row]:
+def rows_of(file: Path, key: str = "name") -> list[Row]:
     """The rows that stand in a file; none if there is no file. Raises ValueError if it holds something else."""
     if not file.exists():
         return []
@@ -51,7 +51,7 @@ def rows_of(file: Path) -> list[Row]:
         rows = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"out: expected rows in {file}, got no JSON: {error}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and key in row for row in rows):
         raise ValueError(f"out: expected a list of rows in {file}, got {type(rows).__name__}")
     return rows
 

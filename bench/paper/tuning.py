@@ -1,0 +1,169 @@
+"""What would make learning better? Settings side by side on training clips held out for it; the test images are not looked at.
+
+``python -m bench.paper.tuning --data FOLDER --out DIR [--settings ...] [--seeds N]``: a network is pre-trained on images of
+most training clips, then each setting learns from it, and images of the clips left out tell how well. Rows are appended to
+``tuning.json`` in the folder; a row that stands there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import tritoncrf as tc
+from bench.paper.methods import cnn
+from bench.paper.methods.descent import by_sampling, cross_entropy, descend
+from bench.paper.presets import CLIP, PRESETS, Preset, far
+from bench.paper.problem import Chosen, Predictor, Problem, pretrained
+from bench.paper.run import rows_of
+from tritoncrf.batches import Batch
+from tritoncrf.datasets import NpzDataset
+from tritoncrf.metrics import Score
+
+# Every so many-th clip, by name, is held out.
+HELD = 5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a row changes; the rest is the preset's."""
+
+    joint: bool = True
+    learns: bool = True
+    """False: the control, cross-entropy alone."""
+    auxiliary: float = 0.0
+    """Weight of a cross-entropy of the network alone beside the sampled likelihood."""
+    soften: float = 1.0
+    """Factor on the pre-trained network's last layer: a start that is less sure of itself."""
+    centred: bool = False
+    """Takes from the tables after each step what a label's bias in the unaries says as well."""
+    sweeps: int = 10
+    changes: dict[str, object] = field(default_factory=dict)
+    """Fields of the preset."""
+
+
+_grid, _log = tc.Neighborhood.grid, tc.Neighborhood.log_polar
+SETTINGS: dict[str, Setting] = {
+    "control": Setting(learns=False),
+    "separate": Setting(joint=False),
+    "joint": Setting(),
+    "separate, start x 0.5": Setting(joint=False, soften=0.5),
+    "joint, start x 0.5": Setting(soften=0.5),
+    "separate, table rate 3e-3": Setting(joint=False, changes={"table_rate": 3e-3}),
+    "joint, table rate 3e-3": Setting(changes={"table_rate": 3e-3}),
+    "joint, cross-entropy x 0.05": Setting(auxiliary=0.05),
+    "joint, cross-entropy x 0.2": Setting(auxiliary=0.2),
+    "joint, centred tables": Setting(centred=True),
+    "joint, 12 epochs": Setting(changes={"epochs": 12}),
+    "control, 12 epochs": Setting(learns=False, changes={"epochs": 12}),
+    "joint, 32 classes to 24": Setting(changes={"neighborhood": far(24, 8)}),
+    "joint, 48 classes to 32": Setting(changes={"neighborhood": far(32, 8)}),
+    "joint, 64 log-polar to 40": Setting(changes={"neighborhood": _log(40)}),
+    "joint, network rate 3e-3": Setting(changes={"network_rate": 3e-3}),
+}
+
+
+class _Sampled(nn.Module):
+    """The sampled likelihood with a cross-entropy beside it, an objective for `descend`."""
+
+    def __init__(self, problem: Problem, crf: tc.GridCRF, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+        chains = tc.ChainStore(problem.train.sizes, seed=problem.seed)
+        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=setting.sweeps)
+
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        value: Tensor = self.loss(logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
+        if self.setting.auxiliary:
+            value = value + self.setting.auxiliary * cross_entropy(logits, batch)
+        if self.setting.centred:
+            with torch.no_grad():
+                tables = self.loss.crf.pairwise
+                tables.sub_(tables.mean(1, keepdim=True) + tables.mean(2, keepdim=True) - tables.mean((1, 2), keepdim=True))
+        return value
+
+
+def _learn(problem: Problem, setting: Setting, work: Path) -> Predictor:
+    if not setting.learns:
+        return cnn.learn(problem, work, further=True)
+    network, crf = problem.network(), problem.crf()
+    objective = _Sampled(problem, crf, setting)
+    descend(problem, network, objective, objective, work, "tuning", joint=setting.joint)
+    return by_sampling(problem, network, crf)
+
+
+def clips(data: Path, preset: Preset) -> tuple[tc.Indexed, tc.Indexed]:
+    """The preset's number of training images from most training clips, and half as many from the clips held out."""
+    if preset.file is None or preset.train is None:
+        raise ValueError(f"preset: expected one with an archive and a number of images, got {preset.name!r}")
+    whole = NpzDataset(data / preset.file, split="train", split_key=CLIP)
+    names = np.load(data / preset.file)["clip"][whole.indices]
+    held = np.isin(names, np.unique(names)[::HELD])
+    parts = np.flatnonzero(~held)[: preset.train].tolist(), np.flatnonzero(held)[: preset.train // 2].tolist()
+    return tc.Indexed(Chosen(whole, parts[0])), tc.Indexed(Chosen(whole, parts[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--train", type=int, default=300)
+    parser.add_argument("--pretrain", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    preset = replace(PRESETS["half"], train=options.train, pretrain=options.pretrain, epochs=options.epochs)
+    train, held = clips(options.data, preset)
+    for seed in range(options.seed, options.seed + options.seeds):
+        work = options.out / f"{options.train}_{options.pretrain}_{seed}"
+        problem = pretrained(preset, CLIP, seed, train, held, work, torch.device("cpu"))
+        for name in options.settings:
+            file = options.out / "tuning.json"
+            about = {"images": options.train, "pretrain": options.pretrain, "epochs": options.epochs}
+            if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
+                continue
+            row = {"what": name, "seed": seed, "setting": about, **_row(problem, SETTINGS[name], work / name.replace(" ", "_"))}
+            print(json.dumps(row), flush=True)
+            file.write_text(json.dumps([*rows_of(file, "what"), row], indent=1) + "\n")
+
+
+def _row(problem: Problem, setting: Setting, work: Path) -> dict[str, object]:
+    preset = replace(problem.preset, **setting.changes)  # type: ignore[arg-type]
+    network = problem.network()
+    if setting.soften != 1.0:
+        *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+        with torch.no_grad():
+            for parameter in last.parameters():
+                parameter.mul_(setting.soften)
+    problem = replace(problem, preset=preset, start=network)
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(problem.seed + 1)
+    began = time.perf_counter()
+    predict = _learn(problem, setting, work)
+    seconds = time.perf_counter() - began
+    alone = whole = Score.empty(problem.test.num_labels, problem.test.background)
+    with torch.no_grad():
+        for item in DataLoader(problem.test, batch_size=1, collate_fn=tc.datasets.collate):
+            batch = Batch.of(item, problem.device)
+            first, last_answer = predict(batch)
+            alone, whole = alone.plus(batch.target, first.argmax(1)), whole.plus(batch.target, last_answer.argmax(1))
+    return {
+        "validation_accuracy": round(whole.accuracy, 5), "network_accuracy": round(alone.accuracy, 5),
+        "validation_images": len(problem.test), "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

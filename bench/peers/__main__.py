@@ -1,100 +1,138 @@
 """How do we compare, at this moment, on this machine? ``python -m bench.peers --kind calm busy hot --threads 2``
 
-Peers and our engines take turns on the same problem, so that what else the machine does meets all of them; medians over the
-turns, and medians of each row's ratio to the yardstick's same way within a turn. Flip rates stand beside the throughputs.
-The table goes to stdout and, with ``--write``, to ``bench/results/peers.md``.
+Peers and our engines take turns on the same problem from the same settled labels, a chain for each thread: medians over the
+turns, and medians of ratios within a turn, to the yardstick's same way and of our incremental way to the others. Beside
+each throughput stand the flip rate and the mean energy per site of the labels left behind, in which all must agree.
+``--write`` puts both tables into ``bench/results/peers.md`` and the rows into ``peers.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 
-import tritoncrf as tc
-from bench.peers import Runs
-from bench.problem import HEIGHT, KINDS, WIDTH, standard
+from bench.peers import Array, Chains, Task, Ways, library
+from bench.problem import KINDS, Standard, standard
+from bench.turns import RESULTS, Turn, save, sweeps_for, table, take_turns
 
-RESULTS = Path(__file__).parents[1] / "results" / "peers.md"
-PEERS = ("yardstick",)
-SECONDS = 0.4
-
-
-def ours(engine: str, kind: str, threads: int) -> Runs | str:
-    """Our engine by each way, a chain for each thread."""
-    problem = standard(kind)
-    reason = tc.engines.report(torch.device("cpu"))[engine]
-    if reason != "ready":
-        return reason
-
-    def start(way: str) -> Callable[[int], int]:
-        sampler = tc.Sampler(problem.crf, engine, seed=1, way=way)
-        chains = sampler.run(sampler.init(problem.logits.expand(threads, -1, -1, -1)), 30 if engine == "numba" else 6)
-        return lambda sweeps: int(sampler.run(chains, sweeps).flips.sum())
-
-    return {way: start(way) for way in ("gather", "incremental", "auto")}
+PEERS = ("yardstick", "user_loop", "torch_programs", "jax_by_hand", "thrml_blocks")
+# A published package, or a program in one, against which the goal is set.
+PUBLISHED = ("torch_programs", "jax_by_hand", "thrml_blocks")
+Row = dict[str, object]
+COLUMNS = {
+    "kind": "problem", "threads": "threads", "program": "program", "way": "way", "median": "M updates/s", "least": "least",
+    "most": "most", "to_yardstick": "/ yardstick, same way", "flip_rate": "flip rate", "energy": "energy per site",
+}  # fmt: skip
+GOALS = {
+    "kind": "problem", "threads": "threads", "figure": "our incremental way over", "ratio": "median of ratios",
+    "least": "least", "most": "most",
+}  # fmt: skip
 
 
-def compare(kind: str, threads: int, engines: list[str], turns: int) -> list[str]:
-    """Rows of the table for one kind of problem."""
-    runs: dict[str, Callable[[int], int]] = {}
-    for name in [*PEERS, *engines]:
-        start = importlib.import_module(f"bench.peers.{name}").start if name in PEERS else partial(ours, name)
-        found = start(kind, threads)
+def compare(
+    problem: Standard, kind: str, threads: int, programs: Sequence[str], *, turns: int = 5, seconds: float = 0.4,
+    burn_in: int = 100,
+) -> tuple[list[Row], list[Row]]:  # fmt: skip
+    """A row for every program and way, and the ratios of our incremental way to the others'."""
+    task = Task.of(problem, library.settled(problem, threads, burn_in), kind)
+    chains: dict[str, Chains] = {}
+    for name in programs:
+        found = _start(name, problem, task)
         if isinstance(found, str):
             print(f"{name}: left out, {found}", file=sys.stderr)
         else:
-            runs |= {f"{name} {way}": run for way, run in found.items()}
-    area, sweeps = HEIGHT * WIDTH * threads, {}
-    for name, run in runs.items():
-        began = time.perf_counter()
-        run(1)
-        sweeps[name] = max(1, int(SECONDS / (time.perf_counter() - began)))
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    flips = dict.fromkeys(runs, 0)
-    for _ in range(turns):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            flips[name] += run(sweeps[name])
-            rates[name].append(sweeps[name] * area / (time.perf_counter() - began) / 1e6)
+            chains |= {f"{name} {way}": run for way, run in found.items()}
+    sweeps = {name: sweeps_for(run.run, seconds) for name, run in chains.items()}
+    calls = {name: partial(run.run, sweeps[name]) for name, run in chains.items()}
+    found_turns = take_turns(calls, turns)
+    area = task.color.size * threads
     rows = []
-    for name, found in rates.items():
-        way = name.split()[-1].replace("auto", "incremental")
-        base = rates.get(f"yardstick {way}")
-        ratio = f"{statistics.median(a / b for a, b in zip(found, base, strict=True)):.2f}" if base else "-"
-        rate = flips[name] / (turns * sweeps[name] * area)
-        rows.append(f"| {kind} | {threads} | {name} | {statistics.median(found):.2f} | {ratio} | {rate:.4f} |")
-    return rows
+    for name, measured in found_turns.items():
+        program, way = name.split()
+        updates = sweeps[name] * area
+        rates = [updates / elapsed / 1e6 for elapsed, _ in measured]
+        base = f"yardstick {'gather' if way == 'gather' else 'incremental'}"
+        rows.append({
+            "kind": kind, "threads": threads, "program": program, "way": way, "median": statistics.median(rates),
+            "least": min(rates), "most": max(rates), "sweeps": sweeps[name], "turns": turns,
+            "to_yardstick": statistics.median(_ratios(found_turns, sweeps, base, name)) if base in chains else None,
+            "flip_rate": sum(flips for _, flips in measured) / (turns * updates),
+            "energy": energy_per_site(problem, chains[name].labels()),
+        })  # fmt: skip
+    return rows, _goals(rows, found_turns, sweeps, kind, threads)
+
+
+def _start(name: str, problem: Standard, task: Task) -> Ways | str:
+    if name in PEERS:
+        found: Ways | str = importlib.import_module(f"bench.peers.{name}").start(task)
+        return found
+    return library.start(problem, task, name)
+
+
+def energy_per_site(problem: Standard, labels: Array) -> float:
+    """Mean energy of labellings ``[chains, H, W]``, in nats a site."""
+    y = torch.from_numpy(labels.astype("int64"))
+    with torch.no_grad():
+        energy = problem.crf.energy(problem.logits.expand(len(y), -1, -1, -1), y)
+    return float(energy.double().mean()) / y[0].numel()
+
+
+def _ratios(found: Mapping[str, list[Turn]], sweeps: Mapping[str, int], below: str, name: str) -> list[float]:
+    """How many times faster ``name`` was than ``below`` in each turn."""
+    scale = sweeps[name] / sweeps[below]
+    return [scale * b / a for (a, _), (b, _) in zip(found[name], found[below], strict=True)]
+
+
+def _goals(
+    rows: Sequence[Row], found: Mapping[str, list[Turn]], sweeps: Mapping[str, int], kind: str, threads: int
+) -> list[Row]:
+    if "numba incremental" not in found:
+        return []
+    others = [f"{row['program']} {row['way']}" for row in rows if row["program"] in PEERS]
+    published = [row for row in rows if row["program"] in PUBLISHED]
+    fastest = max(published, key=lambda row: float(str(row["median"])), default=None)
+    goals: list[Row] = []
+    for name in others:
+        ratios = _ratios(found, sweeps, name, "numba incremental")
+        best = fastest is not None and name == f"{fastest['program']} {fastest['way']}"
+        goals.append({
+            "kind": kind, "threads": threads, "figure": name + (" (fastest published package or program in one)" if best else ""),
+            "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+        })  # fmt: skip
+    return goals
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kind", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
-    parser.add_argument("--engines", nargs="+", default=["numba"], choices=("numba", "torch"))
+    parser.add_argument("--programs", nargs="+", default=[*PEERS, "numba"], choices=[*PEERS, "numba", "torch"])
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.4, help="about how long a program's turn takes")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    lines = ["| problem | threads | program and way | M updates/s | / yardstick, same way | flip rate |", "|---" * 6 + "|"]
+    rows: list[Row] = []
+    goals: list[Row] = []
     for threads in options.threads:
         torch.set_num_threads(threads)
         for kind in options.kind:
-            lines += compare(kind, threads, options.engines, options.turns)
+            print(f"{kind}, {threads} threads", file=sys.stderr)
+            more, ratios = compare(
+                standard(kind), kind, threads, options.programs, turns=options.turns, seconds=options.seconds
+            )  # fmt: skip
+            rows += more
+            goals += ratios
+    lines = [*table(rows, COLUMNS), "", *table(goals, GOALS)]
     print("\n".join(lines))
     if options.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, tritoncrf {tc.__version__}"
-        head = f"Written by `python -m bench.peers --write` on {machine}. The yardstick is a C++ program of 20 fixed labels."
-        RESULTS.write_text("\n".join([head, "", *lines]) + "\n")
+        note = "The yardstick is a C++ program of 20 fixed labels; thrml and JAX take what cores XLA finds, whatever the threads."
+        save(RESULTS / "peers", "python -m bench.peers --write", {"rows": rows, "ratios": goals}, [note, "", *lines])
 
 
 if __name__ == "__main__":

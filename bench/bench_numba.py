@@ -1,10 +1,13 @@
 """How fast is the numba engine? For pytest-benchmark: ``pytest bench/bench_numba.py --benchmark-only``.
 
 Every part of a chain's life on the standard problem: preparing logits, the first draw, sweeps by each way, conditionals, pair
-counts. The flip rate stands in the sweeps' extra info: a throughput means nothing without it.
+counts. Sweeps are grouped by kind and threads, the ways side by side (``--benchmark-group-by=param:way`` and the like group
+them otherwise). The flip rate stands in the sweeps' extra info: a throughput means nothing without it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,6 +22,15 @@ pytest.importorskip("numba", reason="numba is not installed: pip install numba")
 SWEEPS = {"calm": 100, "busy": 40, "hot": 10}
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """torch's number of threads, which the engine obeys."""
+    before, wanted = torch.get_num_threads(), int(request.param)
+    torch.set_num_threads(wanted)
+    yield wanted
+    torch.set_num_threads(before)
+
+
 def started(kind: str, way: str = "incremental") -> tuple[tc.Sampler, ChainState, torch.Tensor]:
     """A sampler, a chain that has settled, one for each thread, and the logits."""
     problem = standard(kind)
@@ -29,14 +41,21 @@ def started(kind: str, way: str = "incremental") -> tuple[tc.Sampler, ChainState
 
 @pytest.mark.parametrize("kind", ["calm", "busy", "hot"])
 @pytest.mark.parametrize("way", ["gather", "incremental", "auto"])
-def test_sweeps(benchmark: BenchmarkFixture, way: str, kind: str) -> None:
-    benchmark.group = f"numba sweeps, {kind}"
+def test_sweeps(benchmark: BenchmarkFixture, way: str, kind: str, threads: int) -> None:
+    benchmark.group = f"numba sweeps, {kind}, {threads} threads"
     sampler, chains, logits = started(kind, way)
     sweeps = SWEEPS["hot" if way == "gather" else kind]
-    benchmark.pedantic(sampler.run, (chains, sweeps), rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    flips = 0
+
+    def run() -> None:
+        nonlocal flips
+        flips += int(sampler.run(chains, sweeps).flips.sum())
+        calls.append(sweeps)
+
+    calls: list[int] = []
+    benchmark.pedantic(run, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
     updates = sweeps * HEIGHT * WIDTH * len(logits)
-    benchmark.extra_info["flip_rate"] = int(chains.flips.sum()) / updates
-    benchmark.extra_info["threads"] = torch.get_num_threads()
+    benchmark.extra_info |= {"way": way, "kind": kind, "threads": threads, "flip_rate": flips / (updates * len(calls))}
     if benchmark.stats is not None:
         benchmark.extra_info["updates_per_second"] = updates / benchmark.stats.stats.median
 

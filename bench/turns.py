@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +22,15 @@ Turn = tuple[float, int]
 """Seconds, and what the call returned: flips, mostly."""
 
 
-def take_turns(calls: Mapping[str, Callable[[], int]], turns: int) -> dict[str, list[Turn]]:
-    """Calls everything once, ``turns`` times over."""
+def take_turns(
+    calls: Mapping[str, Callable[[], int]], turns: int, before: Mapping[str, Callable[[], object]] | None = None
+) -> dict[str, list[Turn]]:
+    """Calls everything once, ``turns`` times over; what stands ``before`` a call is not timed."""
     found: dict[str, list[Turn]] = {name: [] for name in calls}
     for _ in range(turns):
         for name, call in calls.items():
+            if before is not None and name in before:
+                before[name]()
             began = time.perf_counter()
             value = call()
             found[name].append((time.perf_counter() - began, value))
@@ -45,11 +48,6 @@ def sweeps_for(run: Callable[[int], int], seconds: float) -> int:
         if elapsed > seconds / 8:
             return max(1, round(sweeps * seconds / elapsed))
         sweeps *= 2
-
-
-def median_ratio(above: Sequence[Turn], below: Sequence[Turn]) -> float:
-    """The median over turns of how many times longer ``above`` took."""
-    return statistics.median(a / b for (a, _), (b, _) in zip(above, below, strict=True))
 
 
 def machine() -> dict[str, object]:

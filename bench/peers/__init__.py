@@ -54,7 +54,7 @@ class Task:
     def of(cls, problem: Standard, start: Array, kind: str = "") -> Task:
         unary = np.ascontiguousarray(-problem.logits[0].movedim(0, -1).numpy())
         neighborhood = problem.crf.neighborhood
-        coordinates = np.stack(np.mgrid[: unary.shape[0], : unary.shape[1]], -1)
+        coordinates = np.moveaxis(np.indices(unary.shape[:2]), 0, -1)
         color = sublattice_coloring(neighborhood).color(coordinates)
         pairwise = problem.crf.pairwise.detach().numpy()
         return cls(unary, pairwise, np.array(neighborhood.offsets), color, start, kind)

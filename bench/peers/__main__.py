@@ -102,7 +102,7 @@ def _goals(
         ratios = _ratios(found, sweeps, name, "numba incremental")
         best = fastest is not None and name == f"{fastest['program']} {fastest['way']}"
         goals.append({
-            "kind": kind, "threads": threads, "figure": name + (" (fastest published package or program in one)" if best else ""),
+            "kind": kind, "threads": threads, "figure": name + (" (fastest package, or program in one)" if best else ""),
             "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
         })  # fmt: skip
     return goals
@@ -131,7 +131,7 @@ def main() -> None:
     lines = [*table(rows, COLUMNS), "", *table(goals, GOALS)]
     print("\n".join(lines))
     if options.write:
-        note = "The yardstick is a C++ program of 20 fixed labels; thrml and JAX take what cores XLA finds, whatever the threads."
+        note = "The yardstick is a C++ program of 20 fixed labels. XLA (thrml, JAX) takes what cores it finds."
         save(RESULTS / "peers", "python -m bench.peers --write", {"rows": rows, "ratios": goals}, [note, "", *lines])
 
 

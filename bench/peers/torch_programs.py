@@ -1,6 +1,6 @@
 """How fast are programs in plain torch? All sites of a colour at once, the chains as a batch, torch's own threads.
 
-"naive" indexes the tables by direction and neighbour's label and sums; "embedding_bag" leaves both to the operator of that name;
+"naive" indexes the tables by direction and neighbour's label and sums; "embedding_bag" leaves both to that operator;
 "compile" is the naive one through torch.compile, which needs a C++ compiler.
 """
 

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 # Top to bottom; a file may import from files further down, and from its own folder's.
 ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "evaluation", "loop", "generators", "batches", "networks",
-    "loss", "monitor", "gradient",
-    "inference", "diagnostics", "metrics", "plots", "datasets", "sampler", "chains", "checkpoint", "model", "layout",
+    "loss", "visit", "monitor", "gradient",
+    "inference", "diagnostics", "metrics", "plots", "datasets", "sampler", "intake", "chains", "checkpoint", "model", "layout",
     "coloring", "lattice", "validation", "engines", "eager", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -172,7 +172,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
             return -unary, -tables
         return (unary, tables.transpose(1, 2)) if fault == "transposed counts" else (unary, tables * 0.9)
 
-    monkeypatch.setattr("tritoncrf.loss.errors", wrong)
+    monkeypatch.setattr("tritoncrf.visit.errors", wrong)
     p = problem()
     store = tc.ChainStore([SHAPE] * 20, replicas=1000, seed=1)
     loss = tc.CRFLoss(p.crf, chains=store, reduction="sum")

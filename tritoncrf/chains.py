@@ -6,6 +6,7 @@ one byte a pixel and replica, beside a count of sweeps done, an offset and a siz
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import os
@@ -46,6 +47,8 @@ class ChainState:
     """What the engine keeps for the incremental way."""
     rate: float | None = None
     """Flips per site update of an earlier run, where the host knows it."""
+    version: tuple[int, int] | None = None
+    """Address and version counter of the parameter that ``tables`` were rounded from, where it has one."""
 
     @property
     def labels(self) -> Tensor:
@@ -131,6 +134,12 @@ class ChainStore:
             f"ChainStore({len(self)} images, {self.replicas} {plural}, {self.labels.nbytes} bytes of labels "
             f"+ {self.nbytes - self.labels.nbytes} bytes of counts, on {self.device})"
         )
+
+    def over(self, labels: Tensor, sweeps: Tensor) -> ChainStore:
+        """This store with other tensors in the place of its labels and counts."""
+        found = copy.copy(self)
+        found.labels, found.sweeps = labels, sweeps
+        return found
 
     def fetch(self, index: Tensor, shape: Shape, *, data: bool = False) -> Tensor:
         """Labels uint8 ``[N, R, *shape]`` of images ``index`` (int64 [N], valid); 255 beyond their size or where not drawn."""

@@ -9,6 +9,13 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+try:
+    from torch._library.opaque_object import register_opaque_type
+    from torch._opaque_base import OpaqueBaseMeta
+except ImportError:
+    register_opaque_type = None  # type: ignore[assignment]
+    OpaqueBaseMeta = type  # type: ignore[assignment,misc]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -29,3 +36,18 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
         return guarded[0](*args, **kwargs)
 
     return call
+
+
+class Unopened(OpaqueBaseMeta):
+    """The metaclass of classes for `unopened`."""
+
+
+def unopened(kind: type) -> bool:
+    """Lets operators take objects of a class, whose metaclass is `Unopened`, without a compiler looking into them.
+
+    So that a graph carries the object itself, and no table of objects by number is kept. False where this torch cannot.
+    """
+    if register_opaque_type is None:
+        return False
+    register_opaque_type(kind, typ="reference")
+    return True

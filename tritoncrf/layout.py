@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -88,23 +88,28 @@ class Layout:
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
     ) -> Plan:  # fmt: skip
         """Lays out a batch of images of padded ``shape`` [*shape]; sizes int64 [N, d], mask and clamp bool [N, *shape]."""
-        count = len(index)
-        own = torch.tensor([shape], device=index.device) if sizes is None else sizes
-        strides = own.flip(-1).cumprod(-1).flip(-1).roll(-1, -1)
-        strides[:, -1] = 1
-        exists = (self.coordinates < own[:, None]).all(-1).expand(count, -1)
-        inside = (self.coordinates < torch.tensor(shape, device=index.device)).all(-1)
-        batch_strides = torch.tensor([math.prod(shape[axis + 1 :]) for axis in range(len(shape))], device=index.device)
-        pixels = torch.where(inside, (self.coordinates * batch_strides).sum(-1), 0)
+        # Numbers of the host reach a kernel as its arguments, never as tensors: a copy would stall a GPU's stream.
+        axes = self.coordinates.unbind(-1)
+        inside = torch.ones_like(axes[0], dtype=torch.bool)
+        pixels = torch.zeros_like(axes[0])
+        for steps, length in zip(axes, shape, strict=True):
+            inside &= steps < length
+            pixels = pixels * length + steps
+        pixels.masked_fill_(~inside, 0)
+        exists, sites = inside.expand(len(index), -1), pixels.expand(len(index), -1)
+        if sizes is not None:
+            sites = torch.zeros_like(sites)
+            for steps, own in zip(axes, sizes.unbind(1), strict=True):
+                exists = exists & (steps < own[:, None])
+                sites = sites * own[:, None] + steps
         if mask is not None:
             exists = exists & mask.flatten(1)[:, pixels]
-        free = exists if clamp is None else exists & ~clamp.flatten(1)[:, pixels]
-        sites = (self.coordinates * strides[:, None]).sum(-1).expand(count, -1)
-        return Plan(
+        plan = Plan(
             labels=num_labels, volume=self.volume, positions=self.positions, phases=self.phases,
             displacements=self.displacements, classes=self.classes, num_classes=self.num_classes, pixels=pixels,
-            exists=exists, free=free, sites=sites, index=index, replicas=replicas,
+            exists=exists, free=exists, sites=sites, index=index, replicas=replicas,
         )  # fmt: skip
+        return hold(plan, clamp)
 
     def crop(self, rows: Tensor, shape: Shape) -> Tensor:
         """The part of flat rows ``[..., volume]`` that an image of ``shape`` covers: a view ``[..., *shape]``."""
@@ -113,6 +118,12 @@ class Layout:
         for axis, length in enumerate(shape):
             body = body.narrow(axis - len(shape), 0, length)
         return body
+
+
+def hold(plan: Plan, clamp: Tensor | None) -> Plan:
+    """The plan with sites clamped, bool ``[N, *shape]``; None for none of them."""
+    free = plan.exists if clamp is None else plan.exists & ~clamp.flatten(1)[:, plan.pixels]
+    return replace(plan, free=free)
 
 
 def pack(plan: Plan, labels: Tensor) -> Tensor:

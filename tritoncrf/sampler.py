@@ -13,7 +13,8 @@ from torch import Tensor
 from tritoncrf import contract, engines, validation
 from tritoncrf.chains import ChainState
 from tritoncrf.eager import uncompiled
-from tritoncrf.layout import pack
+from tritoncrf.intake import Batch, look, starting_labels
+from tritoncrf.layout import hold, pack
 from tritoncrf.model import GridCRF
 from tritoncrf.validation import Guard
 
@@ -93,51 +94,56 @@ class Sampler:
 
         Raises ValueError or TypeError with name, expected and got, before anything is drawn.
         """
-        with self.guard.call():
-            device = self._settle_down()
-            labels_of, ndim = self.crf.num_labels, self.crf.neighborhood.ndim
-            validation.logits(logits, labels_of, ndim, device)
-            validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
-            purpose = contract.PURPOSES[validation.choice("phase", phase, tuple(contract.PURPOSES))]
-            shape = tuple(logits.shape[2:])
-            images = len(logits)
-            sizes, mask = validation.extents(self.guard, images, shape, sizes, mask, device)
-            index = self._counter("index", index, images, 1 << contract.INDEX_BITS, torch.arange(images, device=device))
-            count = self._counter("count", count, images, 1 << contract.SWEEP_BITS, torch.zeros_like(index)).clone()
-            present = validation.inside(shape, images, sizes, mask, device)
+        with self.guard.call(self.crf.device):
+            validation.choice("phase", phase, tuple(contract.PURPOSES))
+            batch = self.lay_out(logits, index, sizes=sizes, mask=mask, replicas=replicas, count=count)
             if clamp is not None:
-                clamp = validation.shaped("clamp", clamp, [(images, *shape)], [torch.bool], device)
+                clamp = validation.shaped("clamp", clamp, [tuple(batch.present.shape)], [torch.bool], batch.logits.device)
                 if labels is None:
                     raise ValueError("labels: expected the labels that clamped sites keep, got None")
-            start = self._start(labels, present, clamp, (images, replicas, *shape))
-            validation.logit_values(self.guard, logits, present)
-            layout = self._layouts.get(shape, device)
-            plan = layout.plan(labels_of, shape, index, replicas, sizes, mask, clamp)
-            tables = self._tables()
-            work = self._engine.prepare(plan, logits, tables)
-            rows = pack(plan, start)
-            self._engine.initial(work, rows, contract.key_of(self.seed), count, purpose)
-            flips = torch.zeros((images, replicas), dtype=torch.int64, device=device)
-            sites = int(plan.free.sum()) * replicas if device.type == "cpu" else None
-            return ChainState(plan, layout, shape, logits.detach(), work, tables, rows, count, flips, purpose, sites)
+            start = starting_labels(self.guard, labels, batch.present, clamp, batch.plan)
+            return self.begin(batch, start, phase, clamp)
+
+    def lay_out(
+        self, logits: Tensor, index: Tensor | None, *, sizes: Tensor | None, mask: Tensor | None, replicas: int,
+        count: Tensor | None, pairwise: Tensor | None = None,
+    ) -> Batch:  # fmt: skip
+        """Looks at a batch and the tables once, whatever phases `begin` on them; arguments and errors as of `init`.
+
+        pairwise: the tables, where they are not to be read from the CRF.
+        """
+        self._settle_down()
+        version = self._version() if pairwise is None else None
+        plan, layout, present, count = look(self.guard, self.crf, logits, index, sizes, mask, replicas, count)
+        tables = self._tables(self.crf.pairwise if pairwise is None else pairwise)
+        return Batch(logits.detach(), present, layout, plan, count, tables, version)
+
+    def begin(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
+        """Chains of a laid out batch; start: uint8 ``[N, R, *shape]``, labels or 255; clamp: bool ``[N, *shape]`` or None."""
+        plan, purpose = hold(batch.plan, clamp), contract.PURPOSES[phase]
+        work = self._engine.prepare(plan, batch.logits, batch.tables)
+        rows = pack(plan, start)
+        self._engine.initial(work, rows, contract.key_of(self.seed), batch.count, purpose)
+        flips = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+        sites = int(plan.free.sum()) * plan.replicas if rows.device.type == "cpu" else None
+        return ChainState(
+            plan, batch.layout, tuple(start.shape[2:]), batch.logits, work, batch.tables, rows, batch.count.clone(), flips,
+            purpose, sites, version=batch.version,
+        )  # fmt: skip
 
     @uncompiled
     def run(self, chains: ChainState, sweeps: int, *, beta: float = 1.0, logits: Tensor | None = None) -> ChainState:
         """Moves the chains ``sweeps`` sweeps on, in place, at inverse temperature ``beta`` (0 to 1e6); returns them.
 
-        logits: new ones of the same shape, only when they changed; changed tables are noticed. ``chains.flips`` then tells
-        how many labels changed. Raises ValueError or TypeError before any chain moves.
+        logits: new ones of the same shape, only when they changed; changed tables are noticed (on a GPU by their version
+        counter, which neither a write through ``.data`` nor a replayed CUDA graph moves). ``chains.flips`` then tells how many
+        labels changed. Raises ValueError or TypeError before any chain moves.
         """
-        with self.guard.call():
+        with self.guard.call(self.crf.device):
             self._own(chains)
             validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
             scale = contract.scale_of(validation.beta(beta))
-            limit = 1 << contract.SWEEP_BITS
-            self.guard.require(
-                chains.count <= limit - sweeps,
-                f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",
-                lambda: f"{sweeps} more after {int(chains.count.max())}",
-            )
+            self._room(chains, sweeps)
             self._refresh(chains, logits)
             if self.guard.waits(chains.rows.device):
                 self._sweep(chains, sweeps, scale)
@@ -149,6 +155,19 @@ class Sampler:
             chains.flips = torch.where(bad, flips, chains.flips)
             chains.field = None
             return chains
+
+    def advance(self, chains: ChainState, sweeps: int) -> None:
+        """As `run`, for chains begun in this very call: nothing is looked at again, and a deferred fault is the caller's."""
+        self._room(chains, sweeps)
+        self._sweep(chains, sweeps, contract.scale_of(1.0))
+
+    def _room(self, chains: ChainState, sweeps: int) -> None:
+        limit = 1 << contract.SWEEP_BITS
+        self.guard.require(
+            chains.count <= limit - sweeps,
+            f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",
+            lambda: f"{sweeps} more after {int(chains.count.max())}",
+        )
 
     def _sweep(self, chains: ChainState, sweeps: int, scale: float) -> None:
         key = contract.key_of(self.seed)
@@ -177,7 +196,7 @@ class Sampler:
         self._own(chains)
         shape = (*chains.plan.free.shape, self.crf.num_labels)
         validation.shaped("out", out, [shape], [torch.float64], self.crf.device)
-        with self.guard.call():
+        with self.guard.call(self.crf.device):
             self._refresh(chains, None)
         return self._engine.conditionals(chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out)
 
@@ -192,6 +211,7 @@ class Sampler:
         of = chains.layout.neighborhood, chains.plan.labels
         if of != (self.crf.neighborhood, self.crf.num_labels):
             raise ValueError(f"chains: expected chains of {self.crf.extra_repr()}, got those of {of[1]} labels, {of[0]!r}")
+        validation.writable("chains", chains.count)
 
     def _choose(self, chains: ChainState) -> None:
         """Builds or drops the field: the way of the next sweeps."""
@@ -203,7 +223,12 @@ class Sampler:
             chains.field = None
 
     def _refresh(self, chains: ChainState, logits: Tensor | None) -> None:
-        tables = self._tables()
+        version = self._version()
+        # On a CPU a look at the values costs little and sees every change.
+        same = self.device.type != "cpu" and version is not None and version == chains.version
+        if same and logits is None and not validation.capturing(self.device):
+            return
+        tables = self._tables(self.crf.pairwise)
         if logits is not None:
             validation.logits(logits, self.crf.num_labels, self.crf.neighborhood.ndim, self.crf.device)
             expected = (len(chains.index), self.crf.num_labels, *chains.shape)
@@ -222,38 +247,14 @@ class Sampler:
             chains.work = self._engine.retable(chains.work, tables)
         else:
             return
-        chains.tables, chains.field = tables, None
+        chains.tables, chains.field, chains.version = tables, None, version
 
-    def _tables(self) -> Tensor:
-        rounded = contract.round_pairwise(self.crf.pairwise)
+    def _version(self) -> tuple[int, int] | None:
+        """What changes when a torch operation writes the tables; None where torch does not count."""
+        tables = self.crf.pairwise
+        return None if tables.is_inference() else (tables.data_ptr(), tables._version)
+
+    def _tables(self, pairwise: Tensor) -> Tensor:
+        rounded = contract.round_pairwise(pairwise)
         validation.tables(self.guard, rounded)
         return rounded
-
-    def _counter(self, name: str, value: Tensor | None, images: int, limit: int, default: Tensor) -> Tensor:
-        if value is None:
-            return default
-        value = validation.shaped(name, value, [(images,)], validation.INTEGERS, self.crf.device).long()
-        bad = (value < 0) | (value >= limit)
-        self.guard.require(
-            ~bad, f"{name}: expected integers from 0 to 2^{limit.bit_length() - 1} - 1", lambda: f"{int(value[bad][0])}"
-        )
-        return value.clamp(0, limit - 1).contiguous()
-
-    def _start(self, labels: Tensor | None, present: Tensor, clamp: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-        device = self.crf.device
-        if labels is None:
-            return torch.full(shape, contract.VOID, dtype=torch.uint8, device=device)
-        labels = validation.shaped("labels", labels, [(shape[0], *shape[2:]), shape], validation.INTEGERS, device)
-        # The narrower integer types do not hold 255.
-        labels = labels.long()
-        if labels.dim() < len(shape):
-            labels = labels[:, None].expand(shape)
-        held = present[:, None].expand(shape)
-        validation.label_values(self.guard, "labels", labels, self.crf.num_labels, held, also=contract.VOID)
-        if clamp is not None:
-            lost = held & clamp[:, None] & (labels == contract.VOID)
-            self.guard.require(~lost, "labels: expected a label at every clamped site",
-                               lambda: f"255 at {validation.first(lost)}")  # fmt: skip
-        # What a deferred check will report must not index out of the tables meanwhile.
-        valid = (labels >= 0) & (labels < self.crf.num_labels)
-        return torch.where(valid, labels, contract.VOID).to(torch.uint8)

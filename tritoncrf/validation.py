@@ -63,6 +63,12 @@ def shaped(
     return value
 
 
+def writable(name: str, value: Tensor) -> None:
+    """Checks that a tensor may be written in place here."""
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{name}: expected chains made outside of torch.inference_mode, got some made in it, outside of it")
+
+
 def whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """Checks a Python integer in ``least .. most``."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -85,23 +91,56 @@ def beta(value: object) -> float:
     return float(value)
 
 
+class Verdict:
+    """Flags on their way from the device to the host, without waiting for them."""
+
+    def __init__(self, sentences: tuple[str, ...], bad: Tensor) -> None:
+        self.sentences = sentences
+        self._bad, self._event = bad, None
+        if bad.is_cuda:
+            self._bad = torch.empty(bad.shape, dtype=torch.bool, pin_memory=True)
+            self._bad.copy_(bad, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    @property
+    def arrived(self) -> bool:
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def failed(self) -> list[str]:
+        """The sentences that do not hold; waits."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [sentence for sentence, bad in zip(self.sentences, self._bad.tolist(), strict=True) if bad]
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether the device's work is being recorded as a CUDA graph, during which the host may ask it nothing."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class Guard:
     """Looks at values: at once on a CPU, through a device flag elsewhere (``immediate`` forces one or the other).
 
     Public calls run inside `call`. `require` states a condition; where it may not wait, a failed one turns `flag` true until
-    the next call, which raises for it as soon as the device has told; `settle` waits for that.
+    the next call, which raises for it as soon as the device has told; `settle` waits for that. A call that is captured as a
+    CUDA graph leaves its flag to whoever replays it.
     """
 
     def __init__(self, immediate: bool | None = None) -> None:
         self._immediate = immediate
         self._depth = 0
         self._open: list[tuple[str, Tensor]] = []
-        self._pending: list[tuple[tuple[str, ...], Tensor, torch.cuda.Event | None]] = []
+        self._pending: list[Verdict] = []
 
     @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self, device: torch.device | None = None) -> Iterator[None]:
         """A public call: the outermost one closes the last one's flag and raises for an earlier call now known to be bad."""
-        if self._depth == 0:
+        captured = self._depth == 0 and device is not None and capturing(device)
+        earlier = self._open
+        if captured:
+            self._open = []
+        elif self._depth == 0:
             self._close()
             self.settle(wait=False)
         self._depth += 1
@@ -109,6 +148,8 @@ class Guard:
             yield
         finally:
             self._depth -= 1
+            if captured:
+                self._open = earlier
 
     def waits(self, device: torch.device) -> bool:
         """Whether values on ``device`` are looked at once."""
@@ -125,23 +166,18 @@ class Guard:
 
     def flag(self, device: torch.device) -> Tensor:
         """bool ``[]``: whether any value looked at since the call began was bad."""
-        bad = torch.zeros((), dtype=torch.bool, device=device)
-        for _, good in self._open:
-            bad = bad | ~good
-        return bad
+        if not self._open:
+            return torch.zeros((), dtype=torch.bool, device=device)
+        return ~torch.stack([good for _, good in self._open]).all()
 
     def settle(self, wait: bool = True) -> None:
         """Raises ValueError for an earlier deferred check that failed; with ``wait``, also for those still on the device."""
         if wait:
             self._close()
         while self._pending:
-            sentences, bad, event = self._pending[0]
-            if event is not None and not (wait or event.query()):  # type: ignore[no-untyped-call]
+            if not (wait or self._pending[0].arrived):
                 return
-            if event is not None:
-                event.synchronize()
-            self._pending.pop(0)
-            failed = [sentence for sentence, is_bad in zip(sentences, bad.tolist(), strict=True) if is_bad]
+            failed = self._pending.pop(0).failed()
             if failed:
                 self._pending.clear()
                 raise ValueError(f"{failed[0]}, got otherwise in an earlier call, whose loss was NaN and which moved no chain")
@@ -149,15 +185,7 @@ class Guard:
     def _close(self) -> None:
         if self._open:
             sentences, flags = zip(*self._open, strict=True)
-            bad = ~torch.stack(flags)
-            event = None
-            if bad.is_cuda:
-                host = torch.empty(bad.shape, dtype=torch.bool, pin_memory=True)
-                host.copy_(bad, non_blocking=True)
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record()
-                bad = host
-            self._pending.append((sentences, bad, event))
+            self._pending.append(Verdict(sentences, ~torch.stack(flags)))
             self._open = []
 
 
@@ -219,15 +247,16 @@ def extents(
     """Checks ``sizes`` (integers ``[N, d]`` of 1 .. shape) and ``mask`` (bool ``[N, *shape]``); sizes come back as int64."""
     if sizes is not None:
         sizes = shaped("sizes", sizes, [(images, len(shape))], INTEGERS, device).long()
-        limit = torch.tensor(tuple(shape), device=device)
-        bad = (sizes < 1) | (sizes > limit)
+        # Length by length: a tensor of them would be copied from the host, and a GPU's stream would stall.
+        fitting = torch.stack([own.clamp(1, n) for own, n in zip(sizes.unbind(1), shape, strict=True)], 1)
+        bad = sizes != fitting
         told = sizes
         guard.require(
             ~bad,
             f"sizes: expected sizes from 1 to those of the padded batch {tuple(shape)}",
             lambda: f"{told[bad.any(1)][0].tolist()} at {first(bad.any(1))}",
         )
-        sizes = torch.minimum(sizes.clamp(min=1), limit)
+        sizes = fitting
     if mask is not None:
         mask = shaped("mask", mask, [(images, *shape)], [torch.bool], device)
     return sizes, mask

@@ -1,0 +1,89 @@
+"""What comes in? A batch of images and the labels its chains start from, looked at once for all phases that begin on it.
+
+Whatever a deferred check will report is made harmless here: it must not index out of anything meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tritoncrf import contract, validation
+from tritoncrf.engines import Plan
+from tritoncrf.layout import Layout
+from tritoncrf.model import GridCRF
+from tritoncrf.validation import Guard
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N images and the tables, looked at."""
+
+    logits: Tensor
+    present: Tensor
+    """bool [N, *shape]: the pixels that exist."""
+    layout: Layout
+    plan: Plan
+    """With no site clamped."""
+    count: Tensor
+    """int64 [N]: sweeps done over each image's life."""
+    tables: Tensor
+    """float32 [C, L, L], rounded."""
+    version: tuple[int, int] | None
+    """As in `ChainState`."""
+
+    def at(self, index: Tensor, count: Tensor | None) -> Batch:
+        """The batch under other random numbers: int64 ``[N]`` positions in the data set, and sweeps done, None for 0."""
+        count = torch.zeros_like(index) if count is None else count
+        return replace(self, plan=replace(self.plan, index=index.contiguous()), count=count)
+
+
+def look(
+    guard: Guard, crf: GridCRF, logits: Tensor, index: Tensor | None, sizes: Tensor | None, mask: Tensor | None, replicas: int,
+    count: Tensor | None,
+) -> tuple[Plan, Layout, Tensor, Tensor]:  # fmt: skip
+    """Plan, layout, present pixels and counts of a batch given as to `Sampler.init`."""
+    device, labels = crf.device, crf.num_labels
+    validation.logits(logits, labels, crf.neighborhood.ndim, device)
+    validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
+    images, shape = len(logits), tuple(logits.shape[2:])
+    sizes, mask = validation.extents(guard, images, shape, sizes, mask, device)
+    index = counter(guard, "index", index, 1 << contract.INDEX_BITS, torch.arange(images, device=device))
+    count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, torch.zeros_like(index))
+    present = validation.inside(shape, images, sizes, mask, device)
+    validation.logit_values(guard, logits, present)
+    layout = crf.layouts.get(shape, device)
+    return layout.plan(labels, shape, index, replicas, sizes, mask, None), layout, present, count
+
+
+def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp: Tensor | None, plan: Plan) -> Tensor:
+    """uint8 ``[N, R, *shape]`` of labels given as to `Sampler.init`, 255 where a site is to be drawn."""
+    images, *area = present.shape
+    shape = images, plan.replicas, *area
+    if labels is None:
+        return torch.full(shape, contract.VOID, dtype=torch.uint8, device=present.device)
+    labels = validation.shaped("labels", labels, [tuple(present.shape), shape], validation.INTEGERS, present.device)
+    # The narrower integer types do not hold 255.
+    labels = labels.long()
+    if labels.dim() < len(shape):
+        labels = labels[:, None].expand(shape)
+    held = present[:, None].expand(shape)
+    validation.label_values(guard, "labels", labels, plan.labels, held, also=contract.VOID)
+    if clamp is not None:
+        lost = held & clamp[:, None] & (labels == contract.VOID)
+        guard.require(~lost, "labels: expected a label at every clamped site",
+                      lambda: f"255 at {validation.first(lost)}")  # fmt: skip
+    valid = (labels >= 0) & (labels < plan.labels)
+    return torch.where(valid, labels, contract.VOID).to(torch.uint8)
+
+
+def counter(guard: Guard, name: str, value: Tensor | None, limit: int, default: Tensor) -> Tensor:
+    """Integers from 0 to limit - 1 given as an argument, int64 of ``default``'s shape; ``default`` where there are none."""
+    if value is None:
+        return default
+    value = validation.shaped(name, value, [tuple(default.shape)], validation.INTEGERS, default.device).long()
+    bad = (value < 0) | (value >= limit)
+    guard.require(~bad, f"{name}: expected integers from 0 to 2^{limit.bit_length() - 1} - 1", lambda: f"{int(value[bad][0])}")
+    return value.clamp(0, limit - 1).contiguous()

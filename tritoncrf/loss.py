@@ -34,6 +34,10 @@ class CRFLoss(nn.Module):
     too; by default a fault there makes the loss NaN, its gradient 0 and ``loss.invalid`` true, moves no chain, and raises at
     the next call. Raises ValueError or TypeError naming the argument.
 
+    ``torch.compile`` of a step keeps one graph through the loss (from torch 2.13 on). To capture a step as a CUDA graph: make
+    ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a side stream and
+    ``loss.sampler.guard.settle()`` first; after a replay ``loss.invalid`` of the captured call tells of faults.
+
     In eval mode or without gradients no chain is read or written: K sweeps from a fresh draw. Keep the loss outside of
     checkpointed functions, which would run it twice.
 

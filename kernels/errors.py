@@ -26,15 +26,16 @@ def unary_differences(
     pixel = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < area
     scale = tl.load(factor)
+    # Whole numbers are summed: what cancels, cancels exactly.
     for label in range(LABELS):
         error = tl.zeros((BLOCK,), tl.float32)
         for replica in range(replicas):
             drawn = tl.load(free + (image * replicas + replica) * area + pixel, mask=inside, other=255).to(tl.int32)
-            error += tl.where(drawn == label, share, 0.0)
+            error += tl.where(drawn == label, 1.0, 0.0)
         for replica in range(replicas):
             stands = tl.load(data + (image * replicas + replica) * area + pixel, mask=inside, other=255).to(tl.int32)
-            error -= tl.where(stands == label, share, 0.0)
-        tl.store(out + (image * LABELS + label) * area + pixel, error * scale, mask=inside)
+            error -= tl.where(stands == label, 1.0, 0.0)
+        tl.store(out + (image * LABELS + label) * area + pixel, error * share * scale, mask=inside)
 
 
 def unary_errors(free: Tensor, data: Tensor, factor: Tensor, num_labels: int, block: int = 256) -> Tensor:

@@ -23,6 +23,7 @@ from tests.test_sampler import assert_golden, vectors
 from tritoncrf import GridCRF, Neighborhood, Sampler, contract
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import numba as engine
+from tritoncrf.gradient import errors
 
 WAYS = ("gather", "incremental", "auto")
 
@@ -303,6 +304,59 @@ def test_conditionals_and_pair_counts_equal_torchs(beta: float, way: str) -> Non
     assert counts2.dtype == torch.int64
 
 
+def averaged(crf: GridCRF, sweeps: int, way: str, beta: float, plain: bool = False, **arguments: Any) -> tuple[Tensor, ...]:
+    """Conditionals summed over sweeps, traces, labels and count: by one call or, plainly, sweep by sweep."""
+    sampler = Sampler(crf, "numba", 7, way=way)
+    chains = sampler.run(sampler.init(**arguments), 3, beta=beta)
+    out = torch.zeros((*chains.plan.free.shape, crf.num_labels), dtype=torch.float64)
+    if not plain:
+        traces = sampler.average(chains, sweeps, out, beta=beta)
+        return out, traces, chains.rows, chains.count, chains.flips
+    rows, flips = [], torch.zeros_like(chains.flips)
+    for _ in range(sweeps):
+        flips += sampler.run(chains, 1, beta=beta).flips
+        rows.append(sampler.conditionals(chains, out, beta=beta))
+    return out, torch.stack(rows, -1), chains.rows, chains.count, flips
+
+
+def assert_averages(crf: GridCRF, sweeps: int, way: str, beta: float = 1.0, **arguments: Any) -> None:
+    out, traces, *found = averaged(crf, sweeps, way, beta, **arguments)
+    expected, plain, *theirs = averaged(crf, sweeps, way, beta, plain=True, **arguments)
+    assert all(map(torch.equal, found, theirs))
+    assert torch.allclose(out, expected, rtol=0, atol=1e-6)
+    assert torch.allclose(traces, plain, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("sweeps", [1, 2, 7, 33])
+@pytest.mark.parametrize("beta", [0.05, 0.5, 1.0, 3.0])
+def test_lazy_averages_of_ragged_batches(beta: float, sweeps: int, way: str) -> None:
+    """With replicas, clamps, holes, padding and forbidden labels; hot at the smallest beta, still at the largest."""
+    arguments = ragged(5, seed=4)
+    arguments["count"] -= torch.tensor([0, 20, 0])
+    for spread in (0.3, 4.0):
+        assert_averages(GridCRF(5, HOOD, noise(len(HOOD), 5, 5, spread=spread)), sweeps, way, beta, **arguments)
+
+
+@pytest.mark.parametrize(("labels", "shape"), [(2, (40,)), (16, (9, 14)), (33, (6, 7)), (3, (5, 6, 7)), (4, (1, 1))])
+def test_lazy_averages_of_other_shapes(labels: int, shape: tuple[int, ...]) -> None:
+    hood = Neighborhood.from_offsets([(1,) * len(shape), (2,) + (0,) * (len(shape) - 1)])
+    logits = noise(2, labels, *shape, spread=3)
+    assert_averages(GridCRF(labels, hood, noise(2, labels, labels, spread=0.3)), 9, "auto", logits=logits, replicas=3)
+
+
+@pytest.mark.parametrize("kind", ["calm", "busy", "hot"])
+def test_lazy_averages_of_the_standard_problem(kind: str) -> None:
+    problem = standard(kind)
+    assert_averages(problem.crf, 13, "auto", logits=problem.logits)
+
+
+def test_lazy_averages_when_nothing_is_free() -> None:
+    held = torch.ones(1, 4, 5, dtype=torch.bool)
+    crf = GridCRF(5, HOOD, noise(len(HOOD), 5, 5))
+    assert_averages(crf, 3, "auto", logits=noise(1, 5, 4, 5), clamp=held, labels=held.long())
+
+
 def test_weights_are_the_contracts() -> None:
     """Through conditionals of sites without neighbours, over the whole range of exponents."""
     energies = torch.floor(torch.linspace(0, 80, 255 * 40) * 4096) / 4096
@@ -317,6 +371,38 @@ def test_weights_are_the_contracts() -> None:
         sampler.conditionals(chains, out)
         found.append(out)
     assert torch.allclose(found[0], found[1], rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize(("shape", "offsets"), [((13, 17), HOOD.offsets), ((9,), [(1,), (2,), (8,)]), ((5, 4, 3), [(1, -1, 2)])])
+def test_errors_equal_torchs_bit_for_bit(
+    shape: tuple[int, ...], offsets: list[tuple[int, ...]], share: float, replicas: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples that differ nowhere, here and there, and almost everywhere; padding, holes; both ways of counting."""
+    rng = np.random.default_rng(5)
+    crf = GridCRF(4, Neighborhood.from_offsets(offsets))
+    sizes = torch.tensor([shape, [max(1, n - 2) for n in shape]])
+    mask = torch.from_numpy(rng.random((2, *shape)) < 0.9)
+    first = rng.integers(0, 4, (2, replicas, *shape))
+    second = np.where(rng.random(first.shape) < share, rng.integers(0, 4, first.shape), first)
+    found = []
+    for name in ("torch", "numba"):
+        sampler = Sampler(crf, name)
+        states = [
+            sampler.init(torch.zeros(2, 4, *shape), torch.from_numpy(labels), sizes=sizes, mask=mask, replicas=replicas)
+            for labels in (first, second)
+        ]
+        found.append(errors(sampler, *states))
+    (unary, tables), (unary2, tables2) = found
+    assert torch.equal(unary2, unary)
+    assert torch.equal(tables2, tables)
+    for most in (0.0, 2.0):
+        monkeypatch.setattr("tritoncrf.engines.numba_errors.MOST", most)
+        assert torch.equal(errors(sampler, *states)[1], tables)
+    assert bool(unary.any()) == (share > 0)
+    # Samples that agree have no error, whatever 1/R is in binary.
+    assert not errors(sampler, states[0], states[0])[0].any()
 
 
 def test_what_it_cannot_do() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from tritoncrf import contract
+from tritoncrf import engines
 from tritoncrf.chains import ChainState
 from tritoncrf.sampler import Sampler
 
@@ -20,15 +20,20 @@ def errors(sampler: Sampler, data: ChainState, free: ChainState) -> tuple[Tensor
     Logits: ``[y' = l] - [y = l]``, float32 ``[N, L, *shape]``. Tables: ``counts(y) - counts(y')``, float32 ``[C, L, L]``,
     summed over the batch.
     """
-    labels, replicas = free.plan.labels, free.replicas
-    shape = (len(free.index), labels, *free.shape)
-    unary = torch.zeros(shape, dtype=torch.float32, device=free.rows.device)
-    for state, weight in ((free, 1.0 / replicas), (data, -1.0 / replicas)):
-        drawn = state.labels
-        exists = (drawn != contract.VOID).to(unary.dtype)
-        unary.scatter_add_(1, drawn.long().clamp(max=labels - 1), exists * weight)
-    counts = sampler.pair_counts(data) - sampler.pair_counts(free)
-    return unary, counts.sum((0, 1)).to(torch.float32) / replicas
+    engine = engines.find(sampler.engine_name, free.rows.device)[1]
+    counts = engine.pair_errors(free.plan, data.rows, free.rows)
+    return engine.unary_errors(data.labels, free.labels, free.plan.labels), counts.to(torch.float32) / free.replicas
+
+
+def unary_gap(logits: Tensor, data: Tensor, free: Tensor) -> Tensor:
+    """The unary part of ``E(y) - E(y')``, summed over the batch and averaged over replicas: float64 ``[]``.
+
+    logits: ``[N, L, *shape]``; data, free: the samples, uint8 ``[N, R, *shape]``, 255 in both where no pixel exists.
+    """
+    apart = data != free
+    # Only where they differ: elsewhere a forbidden label's -inf would make NaN, and nothing else.
+    taken = (logits.detach().gather(1, torch.where(apart, drawn, 0).long()).double() for drawn in (free, data))
+    return torch.where(apart, next(taken) - next(taken), 0.0).sum() / data.shape[1]
 
 
 class Sampled(torch.autograd.Function):

@@ -32,7 +32,7 @@ class Estimate:
     traces: Tensor
     """float64 [N, R, T]: after each averaged sweep, the mean over free pixels of their conditional energy, in nats."""
     flip_rate: Tensor
-    """float32 [N]: label changes per free pixel in the last sweep."""
+    """float32 [N]: label changes per free pixel and averaged sweep."""
 
     @property
     def labels(self) -> Tensor:
@@ -71,12 +71,9 @@ def estimate(
         # Thousands of float32 additions of like terms would drift by more than 1e-4.
         total = torch.zeros((*chains.plan.free.shape, crf.num_labels), dtype=torch.float64, device=crf.device)
         free = chains.plan.free.sum(1).clamp(min=1)[:, None]
-        traces = []
-        for _ in range(sweeps):
-            sampler.run(chains, 1, beta=beta)
-            traces.append(sampler.conditionals(chains, total, beta=beta) / free)
+        traces = sampler.average(chains, sweeps, total, beta=beta) / free[..., None]
         sampler.guard.settle()
-        found = Estimate(_dense(chains, total / sweeps).float(), torch.stack(traces, -1), diagnostics.flip_rate(chains, 1))
+        found = Estimate(_dense(chains, total / sweeps).float(), traces, diagnostics.flip_rate(chains, sweeps))
     if replicas > 1 and sweeps >= 4:
         apart = found.rhat > diagnostics.DISAGREE
         if bool(apart.any()):

@@ -200,6 +200,49 @@ class Sampler:
             self._refresh(chains, None)
         return self._engine.conditionals(chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out)
 
+    @uncompiled
+    def average(self, chains: ChainState, sweeps: int, out: Tensor, *, beta: float = 1.0) -> Tensor:
+        """`run`, with `conditionals` after every sweep added to ``out``: what they return, float64 ``[N, R, sweeps]``.
+
+        The same numbers to rounding, in less time where few labels change. Raises as both do, before any chain moves.
+        """
+        with self.guard.call():
+            self._own(chains)
+            validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
+            scale = contract.scale_of(validation.beta(beta))
+            validation.shaped("out", out, [(*chains.plan.free.shape, self.crf.num_labels)], [torch.float64], self.crf.device)
+            limit = 1 << contract.SWEEP_BITS
+            self.guard.require(
+                chains.count <= limit - sweeps,
+                f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",
+                lambda: f"{sweeps} more after {int(chains.count.max())}",
+            )
+            self._refresh(chains, None)
+            bad = None if self.guard.waits(chains.rows.device) else self.guard.flag(self.device)
+            kept = None if bad is None else (chains.rows.clone(), chains.count.clone(), chains.flips, out.clone())
+            energies, flips, done = [], torch.zeros_like(chains.flips), 0
+            while done < sweeps:
+                # Every call of the engine ends with a pass over all sites: few calls, once the way is settled.
+                step = min(sweeps - done, STRIDE if chains.rate is None else LONGEST)
+                self._choose(chains)
+                moved, energy = self._engine.average(
+                    chains.work, chains.rows, chains.field, step, scale, contract.key_of(self.seed), chains.count,
+                    chains.purpose, out,
+                )  # fmt: skip
+                chains.count += step
+                flips += moved
+                energies.append(energy)
+                done += step
+                if self.way == "auto" and chains.sites is not None:
+                    chains.rate = int(moved.sum()) / max(step * chains.sites, 1)
+            chains.flips = flips
+            if bad is not None and kept is not None:
+                now = (chains.rows, chains.count, chains.flips, out)
+                chains.rows, chains.count, chains.flips, whole = map(torch.where, (bad,) * 4, kept, now)
+                out.copy_(whole)
+                chains.field = None
+            return torch.cat(energies, -1) if energies else out.new_zeros((*flips.shape, 0))
+
     def pair_counts(self, chains: ChainState) -> Tensor:
         """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""
         self._own(chains)

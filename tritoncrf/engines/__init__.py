@@ -95,8 +95,22 @@ class Engine(Protocol):
         """Adds each free site's local conditional, averaged over replicas, to ``out`` float64 ``[N, S, L]``; returns the
         sum over free sites of the energy of their own label given the rest, float64 ``[N, R]``."""
 
+    def average(
+        self, work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
+        key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """As `sweep`, with `conditionals` after every sweep: flips, int64 ``[N, R]``, and what `conditionals` returned after
+        each, float64 ``[N, R, sweeps]``. A site whose conditional stands need not be visited for it."""
+
     def pair_counts(self, plan: Plan, labels: Tensor) -> Tensor:
         """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""
+
+    def pair_errors(self, plan: Plan, data: Tensor, free: Tensor) -> Tensor:
+        """`pair_counts` of ``data`` minus those of ``free``, summed over all chains: int64 ``[C, L, L]``."""
+
+    def unary_errors(self, data: Tensor, free: Tensor, labels: int) -> Tensor:
+        """How many replicas have each label in ``free`` less how many in ``data``, over R: float32 ``[N, L, *shape]``, of
+        uint8 ``[N, R, *shape]`` with 255 in both where no pixel exists."""
 
 
 def load(name: str) -> Engine | str:

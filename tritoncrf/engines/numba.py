@@ -17,50 +17,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tritoncrf import contract
 from tritoncrf.engines import Plan
 from tritoncrf.engines import Work as AnyWork
+from tritoncrf.engines import numba_errors as differences
 from tritoncrf.engines import numba_sweeps as compiled
+from tritoncrf.engines.numba_average import average as averaging
+from tritoncrf.engines.numba_sites import Array, Sites, listed, rounding
 from tritoncrf.engines.numba_threads import share
 from tritoncrf.engines.numba_vectors import LANES
 
 break_even = 0.15
-Array = npt.NDArray[Any]
 LINE, SHORT = 64, 32767
 _NOWHERE, _NOTHING = np.empty((1, 0), np.int32), np.empty((1, 0), np.float32)
-
-
-@dataclass(frozen=True)
-class Sites:
-    """The free sites of all images, image by image and colour by colour; A of image n, B of all. Independent of energies."""
-
-    first: Array
-    """int64 [N + 1]: where each image's sites begin."""
-    bounds: Array
-    """int64 [N, K + 1]: phase bounds within an image's sites."""
-    position: Array
-    """int32 [B]: position in a chain's labels."""
-    work: Array
-    """int64 [N * R + 1]: sites up to each chain, by which chains are shared among threads."""
-    site: Array
-    """uint32 [B]: rule 2's number."""
-    slot: Array
-    """int32 [B]."""
-    base: Array
-    """int64 [N + 1]: where each image's chains begin in ``uniforms`` / 4 and in the field."""
-    uniforms: Array
-    """float32: for each chain ``[4, A + padding]``, the numbers of its current block of four sweeps."""
-    blocks: Array
-    """int64 [N * R]: which block that is, -1 for none."""
-    stream: list[tuple[int, int, int]]
-    """Key and purpose that ``uniforms`` were drawn with; mutable like them."""
-    index: Array
-    steps: Array
-    """int64 [K]."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +70,12 @@ def missing(device: torch.device) -> str | None:
 
 
 def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
-    sites = _list(plan)
+    sites = listed(plan)
     width = -(-plan.labels // LANES) * LANES
     unary = _aligned((len(sites.position), width), np.float32)
     energies = logits.detach().flatten(2).float().contiguous().numpy()
     forbidden, cap = np.float32(contract.FORBIDDEN), np.float32(contract.UNARY_CAP)
-    share(compiled.rounding, sites.first, energies, plan.pixels.numpy(), sites.first, sites.slot, forbidden, cap, unary)
+    share(rounding, sites.first, energies, plan.pixels.numpy(), sites.first, sites.slot, forbidden, cap, unary)
     return Work(plan, sites, unary, _tables(plan, pairwise, width), kept={})
 
 
@@ -134,8 +106,30 @@ def sweep(
     key: tuple[int, int], count: Tensor, purpose: int,
 ) -> Tensor:  # fmt: skip
     work = _own(work)
+    flips = torch.zeros(work.plan.chains, dtype=torch.int64)
+    share(compiled.sweep, work.sites.work, *_sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips))
+    return flips.view(-1, work.plan.replicas)
+
+
+def average(
+    work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
+    key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    work = _own(work)
+    flips = torch.zeros(work.plan.chains, dtype=torch.int64)
+    energies = np.zeros((work.plan.chains, sweeps))
+    arguments = _sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips)
+    # An image's replicas add to the same place: a thread takes all of them.
+    share(averaging, work.sites.first, *arguments, work.sites.slot, _lookup(work), out.numpy(), energies)
+    return flips.view(-1, work.plan.replicas), torch.from_numpy(energies).view(-1, work.plan.replicas, sweeps)
+
+
+def _sweeping(
+    work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float, key: tuple[int, int], count: Tensor,
+    purpose: int, flips: Tensor,
+) -> tuple[Any, ...]:  # fmt: skip
+    """What the compiled sweep takes after its range of chains."""
     plan, s, t = work.plan, work.sites, work.tables
-    flips = torch.zeros(plan.chains, dtype=torch.int64)
     if s.stream[0] != (*key, purpose):
         s.blocks.fill(-1)
         s.stream[0] = (*key, purpose)
@@ -150,12 +144,11 @@ def sweep(
     if lazy:
         lookup, push = _lookup(work), _factors(work, scale)
     sure = np.float32(1 - (plan.labels + 64) * 2.0**-23)
-    share(
-        compiled.sweep, s.work, plan.replicas, _flat(labels), s.first, s.bounds, s.position, s.site, s.index,
-        work.unary, t.rows, t.short, s.steps, t.parts, s.base, s.uniforms, s.blocks, *key, purpose, count.numpy(), plan.labels,
-        sweeps, np.float32(scale), lazy, odds, lookup, push, sure, flips.numpy(),
+    return (
+        plan.replicas, _flat(labels), s.first, s.bounds, s.position, s.site, s.index, work.unary, t.rows, t.short, s.steps,
+        t.parts, s.base, s.uniforms, s.blocks, *key, purpose, count.numpy(), plan.labels, sweeps, np.float32(scale), lazy,
+        odds, lookup, push, sure, flips.numpy(),
     )  # fmt: skip
-    return flips.view(-1, plan.replicas)
 
 
 def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor) -> Tensor:
@@ -173,8 +166,25 @@ def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
     rows = labels.flatten(0, -2).contiguous().numpy()
     counts = torch.zeros((len(rows), plan.num_classes, plan.labels, plan.labels), dtype=torch.int64)
     steps, classes = (np.array(values, np.int64) for values in (plan.displacements, plan.classes))
-    share(compiled.pair_counts, np.arange(len(rows) + 1), rows, steps, classes, counts.numpy())
+    share(differences.pair_counts, np.arange(len(rows) + 1), rows, steps, classes, counts.numpy())
     return counts.view(*labels.shape[:-1], *counts.shape[1:])
+
+
+def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
+    counts = torch.zeros((len(plan.index), plan.num_classes, plan.labels, plan.labels), dtype=torch.int64)
+    rows = [_flat(labels.contiguous()) for labels in (data, free)]
+    steps, classes = (np.array(values, np.int64) for values in (plan.displacements, plan.classes))
+    bounds = np.arange(len(counts) + 1)
+    share(differences.pair_errors, bounds, plan.replicas, *rows, steps, classes, differences.MOST, counts.numpy())
+    return counts.sum(0)
+
+
+def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
+    images, replicas, *shape = data.shape
+    errors = torch.zeros((images, labels, math.prod(shape)), dtype=torch.float32)
+    rows = [drawn.reshape(images * replicas, -1).numpy() for drawn in (data, free)]
+    share(differences.unary_errors, np.arange(images + 1), replicas, *rows, np.float32(1 / replicas), errors.numpy())
+    return errors.view(images, labels, *shape)
 
 
 def _own(work: AnyWork) -> Work:
@@ -186,32 +196,6 @@ def _own(work: AnyWork) -> Work:
 def _flat(labels: Tensor) -> Array:
     rows: Array = labels.view(-1, labels.shape[-1]).numpy()
     return rows
-
-
-def _list(plan: Plan) -> Sites:
-    if plan.volume >= 1 << 31:
-        raise ValueError(f"logits: expected images of fewer than 2^31 padded pixels, got {plan.volume}")
-    images = len(plan.index)
-    first = np.zeros(images + 1, np.int64)
-    free = plan.free.contiguous().numpy()
-    # Not torch's sum: its threads spin for a while after an operation, and ours would find the cores taken.
-    first[1:] = np.count_nonzero(free, axis=1).cumsum()
-    total = int(first[-1])
-    # One entry beyond a chain's sites stands for all that are not free, and whole groups are read past the end.
-    strides = (np.diff(first) // compiled.GROUP + 2) * compiled.GROUP * plan.replicas
-    base = np.zeros(images + 1, np.int64)
-    base[1:] = strides.cumsum()
-    position, slot = np.empty(total, np.int32), np.empty(total, np.int32)
-    site, bounds = np.empty(total, np.uint32), np.empty((images, len(plan.phases)), np.int64)
-    share(
-        compiled.listing, first, free, plan.positions.numpy(), plan.sites.contiguous().numpy(),
-        np.array(plan.phases, np.int64), first, position, site, slot, bounds,
-    )  # fmt: skip
-    uniforms, blocks = np.empty(4 * int(base[-1]), np.float32), np.full(plan.chains, -1, np.int64)
-    steps = np.array(plan.displacements, np.int64)
-    work = np.zeros(plan.chains + 1, np.int64)
-    work[1:] = np.diff(first).repeat(plan.replicas).cumsum()
-    return Sites(first, bounds, position, work, site, slot, base, uniforms, blocks, [(0, 0, -1)], plan.index.numpy(), steps)
 
 
 def _tables(plan: Plan, pairwise: Tensor, width: int) -> Tables:

@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole, Words
+from tritoncrf.engines.numba_sites import GROUP
 from tritoncrf.engines.numba_vectors import address, byte, doubtful, entry, jit, prefetch, trailing
 
 Doubles = npt.NDArray[np.float64]
 _WORD = 0xFFFFFFFF
-GROUP = 16
 
 
 @jit
@@ -186,83 +186,3 @@ def conditionals(
                     target[label] += weight[label] * share
                 own += energies[byte(p)]
             energy[chain] = own
-
-
-@entry
-def pair_counts(begin: int, end: int, labels: Bytes, steps: Integers, classes: Integers, counts: Integers) -> None:
-    """Counts label pairs of chains ``begin`` to ``end`` into zeroed ``counts`` ``[chains, C, L, L]``."""
-    number, volume = counts.shape[2], labels.shape[1]
-    size = number + 1
-    # Four histograms in turn: equal pairs in a row would wait for each other's store.
-    bins = np.empty((4, size * size), np.int32)
-    for chain in range(begin, end):
-        row = address(labels[chain])
-        for k in range(len(steps)):
-            bins[:] = 0
-            step = steps[k]
-            a, b = max(0, -step), volume - max(0, step)
-            middle = a + (b - a) // 4 * 4
-            for p in range(row + a, row + middle, 4):
-                for j in range(4):
-                    bins[j, np.uint64(byte(p + j) * size + byte(p + j + step))] += 1
-            for p in range(row + middle, row + b):
-                bins[0, np.uint64(byte(p) * size + byte(p + step))] += 1
-            target = counts[chain, classes[k]]
-            for label in range(number):
-                for m in range(number):
-                    j = label * size + m
-                    target[label, m] = np.int64(bins[0, j]) + bins[1, j] + bins[2, j] + bins[3, j]
-
-
-@entry
-def listing(
-    begin: int, end: int, free: npt.NDArray[np.bool_], positions: Integers, sites: Integers, phases: Integers,
-    first: Integers, position: Positions, site: Words, slot: Positions, bounds: Integers,
-) -> None:  # fmt: skip
-    """Lists the free sites of images ``begin`` to ``end``, colour by colour."""
-    for image in range(begin, end):
-        t = first[image]
-        for phase in range(len(phases) - 1):
-            bounds[image, phase] = t - first[image]
-            for s in range(phases[phase], phases[phase + 1]):
-                if free[image, s]:
-                    position[t], site[t], slot[t] = positions[s], sites[image, s], s
-                    t += 1
-        bounds[image, len(phases) - 1] = t - first[image]
-
-
-@entry
-def rounding(
-    begin: int, end: int, logits: Singles, pixels: Integers, first: Integers, slot: Positions, forbidden: float, cap: float,
-    unary: Singles,
-) -> None:  # fmt: skip
-    """Rule 1: logits ``[N, L, pixels]`` of images ``begin`` to ``end`` to the rows of their free sites."""
-    number, area = logits.shape[1], logits.shape[2]
-    part = 64
-    listed = np.empty(area, np.int32)
-    values, top = np.empty((number, part), np.float32), np.empty(part, np.float32)
-    grid, half, back = np.float32(4096.0), np.float32(0.5), np.float32(1 / 4096)
-    for image in range(begin, end):
-        listed[:] = -1
-        for t in range(first[image], first[image + 1]):
-            listed[pixels[slot[t]]] = t - first[image]
-        for corner in range(0, area, part):
-            n = min(part, area - corner)
-            source = logits[image, :, corner : corner + n]
-            top[:n] = source[0]
-            for label in range(1, number):
-                for j in range(n):
-                    top[j] = max(top[j], source[label, j])
-            for label in range(number):
-                for j in range(n):
-                    value = source[label, j]
-                    away = np.floor(min(top[j] - value, cap) * grid + half) * back
-                    values[label, j] = forbidden if value == -np.inf else away
-            for j in range(n):
-                t = listed[corner + j]
-                if t >= 0:
-                    target = unary[first[image] + t]
-                    for label in range(number):
-                        target[label] = values[label, j]
-                    for label in range(number, len(target)):
-                        target[label] = forbidden

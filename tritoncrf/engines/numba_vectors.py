@@ -81,7 +81,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 _BYTE, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _floats, _shorts, _wide = _Vector(_FLOAT, LANES), _Vector(ir.IntType(16), LANES), _Vector(ir.IntType(16), 2 * LANES)
-_i64, _f32 = nb.types.int64, nb.types.float32
+_i64, _f32, _f64 = nb.types.int64, nb.types.float32, nb.types.float64
 
 
 def _instruction(result: Any, *kinds: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -263,6 +263,14 @@ def weigh(builder: Any, energies: Any, low: Any, scale: Any) -> Any:
     exponent = builder.add(builder.fptosi(whole, ints), _all(127, ints))
     power = builder.bitcast(builder.shl(exponent, _all(23, ints)), kind)
     return builder.select(builder.and_(near, large), builder.fmul(value, power), _all(0.0, kind))
+
+
+@_instruction(nb.types.void, _i64, _i64, _f64)
+def accumulate(builder: Any, target: Any, weight: Any, times: Any) -> Any:
+    """Adds 4 float32 from one address times a number to the 4 float64 at another."""
+    kind, wide = ir.VectorType(_FLOAT, 4), ir.VectorType(ir.DoubleType(), 4)
+    share = builder.fmul(builder.fpext(_load(builder, weight, kind), wide), _spread(builder, times, wide))
+    builder.store(builder.fadd(_load(builder, target, wide), share), builder.inttoptr(target, wide.as_pointer()), align=8)
 
 
 @_instruction(_i64, _i64, _i64, _f32)

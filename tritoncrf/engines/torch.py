@@ -151,6 +151,18 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
     return energy.view(-1, plan.replicas)
 
 
+def average(
+    work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
+    key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
+    energies = torch.zeros((*labels.shape[:2], sweeps), dtype=torch.float64, device=labels.device)
+    for done in range(sweeps):
+        flips += sweep(work, labels, field, 1, scale, key, count + done, purpose)
+        energies[..., done] = conditionals(work, labels, field, scale, out)
+    return flips, energies
+
+
 def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
     rows = labels.flatten(0, -2).to(torch.int32)
     size = plan.labels + 1
@@ -169,6 +181,20 @@ def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
             histogram = torch.bincount(pairs, minlength=len(wide) * size**2).view(-1, size, size)
             counts[part : part + together, c] = histogram[:, :-1, :-1]
     return counts.view(*labels.shape[:-1], plan.num_classes, plan.labels, plan.labels)
+
+
+def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
+    return (pair_counts(plan, data) - pair_counts(plan, free)).sum((0, 1))
+
+
+def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
+    images, replicas, *shape = data.shape
+    errors = torch.zeros((images, labels, *shape), dtype=torch.float32, device=data.device)
+    for drawn, sign in ((free, 1.0), (data, -1.0)):
+        exists = (drawn != contract.VOID).to(errors.dtype)
+        errors.scatter_add_(1, drawn.long().clamp(max=labels - 1), exists * sign)
+    # Whole numbers until here: what cancels, cancels exactly.
+    return errors if replicas == 1 else errors * (1.0 / replicas)
 
 
 def _own(work: AnyWork) -> Work:

@@ -230,3 +230,24 @@ def _shape(plan: Plan, way: str) -> tuple[int, int, bool]:
     length = len(plan.positions) // max(len(plan.phases) - 1, 1)
     launch = shapes.choose(plan.labels, way, len(plan.index), plan.replicas, length, torch.version.hip is not None)
     return launch.block, launch.warps, launch.fused
+
+
+def average(
+    work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
+    key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
+    energies = torch.zeros((*labels.shape[:2], sweeps), dtype=torch.float64, device=labels.device)
+    for done in range(sweeps):
+        flips += sweep(work, labels, field, 1, scale, key, count + done, purpose)
+        energies[..., done] = conditionals(work, labels, field, scale, out)
+    return flips, energies
+
+
+def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
+    return (pair_counts(plan, data) - pair_counts(plan, free)).sum((0, 1))
+
+
+def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
+    errors: Tensor = _operators().unary_errors(free, data, torch.ones((), device=free.device), labels)
+    return errors

@@ -211,9 +211,8 @@ class Sampler:
             validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
             scale = contract.scale_of(validation.beta(beta))
             validation.shaped("out", out, [(*chains.plan.free.shape, self.crf.num_labels)], [torch.float64], self.crf.device)
-            limit = 1 << contract.SWEEP_BITS
             self.guard.require(
-                chains.count <= limit - sweeps,
+                chains.count <= (1 << contract.SWEEP_BITS) - sweeps,
                 f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",
                 lambda: f"{sweeps} more after {int(chains.count.max())}",
             )
@@ -225,10 +224,8 @@ class Sampler:
                 # Every call of the engine ends with a pass over all sites: few calls, once the way is settled.
                 step = min(sweeps - done, STRIDE if chains.rate is None else LONGEST)
                 self._choose(chains)
-                moved, energy = self._engine.average(
-                    chains.work, chains.rows, chains.field, step, scale, contract.key_of(self.seed), chains.count,
-                    chains.purpose, out,
-                )  # fmt: skip
+                where, key = (chains.work, chains.rows, chains.field), contract.key_of(self.seed)
+                moved, energy = self._engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
                 chains.count += step
                 flips += moved
                 energies.append(energy)

@@ -48,7 +48,7 @@ def _settle(
         for j in range(together):
             t = np.int64(queue[np.uint64(group + j)])
             p = here + np.int64(position[np.uint64(t)])
-            one.gather(p, steps, parts, rows, number, width, short, unary + 4 * width * t, e)
+            one.gather(p, steps, parts, rows, number, width, short, unary + 4 * width * int(t), e)
             one.weights(e, w + 4 * width * j, width, scale)
             own += np.float64(energies[np.uint64(byte(p))])
         one.totals(weight, number, total)

@@ -1,9 +1,9 @@
 """What is the error of each factor? Counts of label pairs, and the differences between two samples, as compiled loops.
 
-The gradient of ``E(y) - E(y')`` is ``[y' = l] - [y = l]`` on a pixel's logits and ``counts(y) - counts(y')`` on the tables. Both
-vanish where the samples agree: a pixel at which they are equal has no unary error, and an edge between two such pixels is
-counted alike in both. So the loops here visit the pixels that differ, and of the tables the edges that touch one: the edge
-(p, p + d) when p differs, the edge (p - d, p) when p differs and p - d does not, which would have counted it already.
+The gradient of ``E(y) - E(y')`` is ``[y' = l] - [y = l]`` on a pixel's logits and ``counts(y) - counts(y')`` on the tables.
+Both vanish where the samples agree: a pixel at which they are equal has no unary error, and an edge between two such pixels is
+counted alike in both. So the loops visit the pixels that differ and, for the tables, the edges that touch one: (p, p + d) when
+p differs, (p - d, p) when p differs and p - d does not, which would have counted it already.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Counts = npt.NDArray[np.int32]
 Matrix = npt.NDArray[np.int64]
 
 
-# Above this share of differing positions a count of both samples is the faster way.
-MOST = 0.5
+# From this share of differing positions on, counting both samples whole is as fast (docs/engines.md).
+MOST = 0.2
 
 
 @jit

@@ -26,6 +26,7 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
 }  # fmt: skip
 POINTERS = {
     "labels": "u8", "unary": "fp32", "rows": "fp32", "displacements": "i32", "phases": "i32", "position": "i32", "site": "i32",
+    "words": "i32", "fits": "i32",
     "slot": "i32", "counts": "i32", "tables": "i32", "index": "i64", "count": "i64", "flips": "i64", "field": "fp32",
     "bounds": "fp32", "lookup": "i32", "scratch": "i32", "logits": "fp32", "pixels": "i64", "energy": "fp64",
     "free": "u8", "data": "u8", "factor": "fp32",

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.draw import draw, uniform
-from tritoncrf.kernels.rows import add_neighbours, lanes, load_row, padded, separate, width
+from tritoncrf.kernels.rows import add_neighbours, add_packed, lanes, load_row, padded, separate, width
 from tritoncrf.kernels.shapes import Launch
 
 SCALARS = [
@@ -38,8 +38,8 @@ def count_flips(flips, chain, flipped, SINGLE: tl.constexpr):
 
 @triton.jit
 def gather_block(
-    labels, unary, rows, displacements, position, site, flips, image, origin, start, length, available, here_replicas,
-    first, sweep, index, scale, key0, key1, purpose, replicas, volume, slots, classes,
+    labels, unary, rows, words, narrow, displacements, position, site, flips, image, origin, start, length, available,
+    here_replicas, first, sweep, index, scale, key0, key1, purpose, replicas, volume, slots, classes,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
     CACHE: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +50,10 @@ def gather_block(
     chain = image.to(tl.int64) * replicas + replica
     here = labels + chain * volume + tl.load(position + row, mask=valid, other=0)
     pieces = load_row(unary + row * PAD, valid, PAD, WIDTH, "")
-    pieces = add_neighbours(pieces, here, rows, displacements, classes, valid, LABELS, PAD, WIDTH, CACHE)
+    if narrow:
+        pieces = add_packed(pieces, here, words, displacements, classes, valid, LABELS, PAD, CACHE)
+    else:
+        pieces = add_neighbours(pieces, here, rows, displacements, classes, valid, LABELS, PAD, WIDTH, CACHE)
     u = uniform(tl.load(site + row, mask=valid, other=0), sweep, index, replica, purpose, key0, key1)
     current = tl.load(here, mask=valid, other=0, cache_modifier=CACHE).to(tl.int32)
     drawn, _ = draw(separate(pieces, PAD, WIDTH), current, u, scale, LABELS)
@@ -61,7 +64,7 @@ def gather_block(
 
 @triton.jit(do_not_specialize=SCALARS)
 def gather_phase(
-    labels, unary, rows, displacements, position, site, counts, index, count, flips,
+    labels, unary, rows, words, fits, displacements, position, site, counts, index, count, flips,
     scale, key0, key1, purpose, done, first, length, phase, blocks, replicas, volume, slots, colors, classes,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
@@ -69,6 +72,7 @@ def gather_phase(
 
     labels: uint8 [N, R, volume], changed in place; void (L) where no site is.
     unary: float32 [N, slots, PAD] by rank; rows: float32 [2, classes, L + 1, PAD], the row of void 0.
+    words: int32 [2, classes, L + 1, pitch], the rows packed; fits: int32 [1], 1 where they may be read in their place.
     displacements: int32 [classes]; position, site: int32 [N, slots] by rank, site holding the bits of a uint32.
     counts: int32 [N, colors]; index, count: int64 [N]; flips: int64 [N, R], added to. All contiguous.
     """
@@ -78,15 +82,15 @@ def gather_phase(
     if (not SINGLE) | (start < available):
         sweep = tl.load(count + image) + done
         gather_block(
-            labels, unary, rows, displacements, position, site, flips, image, 0, start, length, available, replicas,
-            first, sweep, tl.load(index + image), scale, key0, key1, purpose, replicas, volume, slots, classes,
-            LABELS, PAD, WIDTH, BLOCK, SINGLE, "",
+            labels, unary, rows, words, tl.load(fits) != 0, displacements, position, site, flips, image, 0, start, length,
+            available, replicas, first, sweep, tl.load(index + image), scale, key0, key1, purpose, replicas, volume, slots,
+            classes, LABELS, PAD, WIDTH, BLOCK, SINGLE, "",
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def gather_fused(
-    labels, unary, rows, displacements, phases, position, site, counts, index, count, flips,
+    labels, unary, rows, words, fits, displacements, phases, position, site, counts, index, count, flips,
     scale, key0, key1, purpose, sweeps, groups, together, replicas, volume, slots, colors, classes,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
@@ -99,6 +103,7 @@ def gather_fused(
     here_replicas = tl.minimum(together, replicas - origin)
     begun = tl.load(count + image)
     number = tl.load(index + image)
+    narrow = tl.load(fits) != 0
     for done in range(sweeps):
         for phase in range(colors):
             first = tl.load(phases + phase)
@@ -108,17 +113,17 @@ def gather_fused(
             for start in range(0, items, BLOCK):
                 # Labels written by other threads of this program lie in L2, not surely in this thread's view of L1.
                 gather_block(
-                    labels, unary, rows, displacements, position, site, flips, image, origin, start, length, available,
-                    here_replicas, first, begun + done, number, scale, key0, key1, purpose, replicas, volume, slots, classes,
-                    LABELS, PAD, WIDTH, BLOCK, SINGLE, ".cg",
+                    labels, unary, rows, words, narrow, displacements, position, site, flips, image, origin, start, length,
+                    available, here_replicas, first, begun + done, number, scale, key0, key1, purpose, replicas, volume, slots,
+                    classes, LABELS, PAD, WIDTH, BLOCK, SINGLE, ".cg",
                 )  # fmt: skip
             tl.debug_barrier()
 
 
 def gather(
-    labels: Tensor, unary: Tensor, rows: Tensor, displacements: Tensor, phases: Tensor, position: Tensor, site: Tensor,
-    counts: Tensor, index: Tensor, count: Tensor, flips: Tensor, bounds: list[int], sweeps: int, scale: float,
-    key: tuple[int, int], purpose: int, num_labels: int, launch: Launch,
+    labels: Tensor, unary: Tensor, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor, phases: Tensor,
+    position: Tensor, site: Tensor, counts: Tensor, index: Tensor, count: Tensor, flips: Tensor, bounds: list[int],
+    sweeps: int, scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch,
 ) -> None:  # fmt: skip
     """Runs ``sweeps`` sweeps in place. bounds: the numbers in ``phases``; key: the words as signed 32-bit integers."""
     images, replicas, volume = labels.shape
@@ -127,7 +132,7 @@ def gather(
         "LABELS": num_labels, "PAD": padded(num_labels), "WIDTH": width(num_labels), "BLOCK": launch.block,
         "SINGLE": replicas == 1, **launch.options(roomy=launch.fused),
     }  # fmt: skip
-    place = (labels, unary, rows, displacements)
+    place = (labels, unary, rows, words, fits, displacements)
     if launch.fused:
         together = launch.together(replicas, slots // max(colors, 1))
         groups = -(-replicas // together)

@@ -19,19 +19,19 @@ import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.draw import draw, uniform
 from tritoncrf.kernels.gather import SCALARS, count_flips
-from tritoncrf.kernels.rows import add_neighbours, lanes, load_row, padded, separate, store_row, width
+from tritoncrf.kernels.rows import add_neighbours, add_packed, lanes, load_row, padded, separate, store_row, width
 from tritoncrf.kernels.shapes import Launch
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def build_field(
-    labels, unary, rows, displacements, position, field, blocks, replicas, volume, slots, classes,
+    labels, unary, rows, words, fits, displacements, position, field, blocks, replicas, volume, slots, classes,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
     """Energies of all free sites by gather; program ``image * blocks + block``.
 
-    labels: uint8 [N, R, volume]; unary: float32 [N, slots, PAD]; rows: float32 [2, classes, L + 1, PAD]; displacements: int32
-    [classes]; position: int32 [N, slots] by rank, -1 where no free site is; field: float32 [N, R, slots, PAD], written there.
+    labels: uint8 [N, R, volume]; unary: float32 [N, slots, PAD]; rows, words, fits: as in `gather_phase`; displacements:
+    int32 [classes]; position: int32 [N, slots] by rank, -1 where no free site is; field: float32 [N, R, slots, PAD], written.
     """
     image = (tl.program_id(0) // blocks).to(tl.int64)
     start = (tl.program_id(0) % blocks) * BLOCK
@@ -41,22 +41,25 @@ def build_field(
     valid = where >= 0
     chain = image * replicas + replica
     pieces = load_row(unary + row * PAD, valid, PAD, WIDTH, "")
-    pieces = add_neighbours(
-        pieces, labels + chain * volume + where, rows, displacements, classes, valid, LABELS, PAD, WIDTH, ""
-    )
+    here = labels + chain * volume + where
+    if tl.load(fits) != 0:
+        pieces = add_packed(pieces, here, words, displacements, classes, valid, LABELS, PAD, "")
+    else:
+        pieces = add_neighbours(pieces, here, rows, displacements, classes, valid, LABELS, PAD, WIDTH, "")
     store_row(field + (chain * slots + rank) * PAD, pieces, valid, PAD, WIDTH)
 
 
 def new_field(
-    labels: Tensor, unary: Tensor, rows: Tensor, displacements: Tensor, position: Tensor, num_labels: int, launch: Launch
-) -> Tensor:
+    labels: Tensor, unary: Tensor, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor, position: Tensor,
+    num_labels: int, launch: Launch,
+) -> Tensor:  # fmt: skip
     """The field float32 ``[N, R, S, PAD]`` of labels; rows where no free site is stay unwritten."""
     images, replicas, volume = labels.shape
     slots = position.shape[1]
     field = torch.empty((images, replicas, slots, padded(num_labels)), device=labels.device)
     blocks = -(-slots * replicas // launch.block)
     build_field[(images * blocks,)](
-        labels, unary, rows, displacements, position, field, blocks, replicas, volume, slots, len(displacements),
+        labels, unary, rows, words, fits, displacements, position, field, blocks, replicas, volume, slots, len(displacements),
         LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), BLOCK=launch.block, SINGLE=replicas == 1,
         **launch.options(),
     )  # fmt: skip

@@ -44,31 +44,32 @@ def initial_labels(
 
 @torch.library.custom_op("tritoncrf::field", mutates_args=())
 def field(
-    labels: Tensor, unary: Tensor, rows: Tensor, displacements: Tensor, position: Tensor, num_labels: int, block: int,
-    warps: int,
+    labels: Tensor, unary: Tensor, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor, position: Tensor,
+    num_labels: int, block: int, warps: int,
 ) -> Tensor:  # fmt: skip
     with _on(labels):
-        return incremental.new_field(labels, unary, rows, displacements, position, num_labels, Launch(block, warps, False))
+        launch = Launch(block, warps, False)
+        return incremental.new_field(labels, unary, rows, words, fits, displacements, position, num_labels, launch)
 
 
 @field.register_fake
 def _(
-    labels: Tensor, unary: Tensor, rows: Tensor, displacements: Tensor, position: Tensor, num_labels: int, block: int,
-    warps: int,
+    labels: Tensor, unary: Tensor, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor, position: Tensor,
+    num_labels: int, block: int, warps: int,
 ) -> Tensor:  # fmt: skip
     return unary.new_empty((*labels.shape[:2], *unary.shape[1:]))
 
 
 @torch.library.custom_op("tritoncrf::gather_sweeps", mutates_args=("labels", "flips"))
 def gather_sweeps(
-    labels: Tensor, unary: Tensor, rows: Tensor, displacements: Tensor, phases: Tensor, position: Tensor, site: Tensor,
-    counts: Tensor, index: Tensor, count: Tensor, flips: Tensor, bounds: list[int], sweeps: int, scale: float, key0: int,
-    key1: int, purpose: int, num_labels: int, block: int, warps: int, fused: bool,
+    labels: Tensor, unary: Tensor, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor, phases: Tensor,
+    position: Tensor, site: Tensor, counts: Tensor, index: Tensor, count: Tensor, flips: Tensor, bounds: list[int],
+    sweeps: int, scale: float, key0: int, key1: int, purpose: int, num_labels: int, block: int, warps: int, fused: bool,
 ) -> None:  # fmt: skip
     with _on(labels):
         gather.gather(
-            labels, unary, rows, displacements, phases, position, site, counts, index, count, flips, bounds, sweeps, scale,
-            (key0, key1), purpose, num_labels, Launch(block, warps, fused),
+            labels, unary, rows, words, fits, displacements, phases, position, site, counts, index, count, flips, bounds,
+            sweeps, scale, (key0, key1), purpose, num_labels, Launch(block, warps, fused),
         )  # fmt: skip
 
 
@@ -87,19 +88,20 @@ def incremental_sweeps(
 
 @torch.library.custom_op("tritoncrf::add_conditionals", mutates_args=("out",))
 def add_conditionals(
-    labels: Tensor, unary: Tensor, energies: Tensor | None, rows: Tensor, displacements: Tensor, position: Tensor,
-    slot: Tensor, out: Tensor, scale: float, num_labels: int, block: int, warps: int,
+    labels: Tensor, unary: Tensor, energies: Tensor | None, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor,
+    position: Tensor, slot: Tensor, out: Tensor, scale: float, num_labels: int, block: int, warps: int,
 ) -> Tensor:  # fmt: skip
     with _on(labels):
         return conditionals.conditionals(
-            labels, unary, energies, rows, displacements, position, slot, out, scale, num_labels, Launch(block, warps, False)
-        )
+            labels, unary, energies, rows, words, fits, displacements, position, slot, out, scale, num_labels,
+            Launch(block, warps, False),
+        )  # fmt: skip
 
 
 @add_conditionals.register_fake
 def _(
-    labels: Tensor, unary: Tensor, energies: Tensor | None, rows: Tensor, displacements: Tensor, position: Tensor,
-    slot: Tensor, out: Tensor, scale: float, num_labels: int, block: int, warps: int,
+    labels: Tensor, unary: Tensor, energies: Tensor | None, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor,
+    position: Tensor, slot: Tensor, out: Tensor, scale: float, num_labels: int, block: int, warps: int,
 ) -> Tensor:  # fmt: skip
     return out.new_empty(labels.shape[:2])
 

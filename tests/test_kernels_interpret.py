@@ -321,12 +321,12 @@ def check_offsets_past_two_to_the_31(way: str) -> None:
     rest = (work.counts, plan.index, asked.given["count"].contiguous(), flips, bounds, 1, contract.scale_of(1.0))
     key = tuple((word ^ 1 << 31) - (1 << 31) for word in contract.key_of(sampler.seed))
     launch = shapes.choose(3, way, 2, 3, 6)
-    lists = (work.rows, work.grid.displacements, phases, position, site)
+    lists = (work.grid.displacements, phases, position, site)
     if way == "gather":
-        gather(labels, energies, *lists, *rest, key, 1, 3, launch)
+        gather(labels, energies, work.rows, work.words, work.fits, *lists, *rest, key, 1, 3, launch)
     else:
         lookup = far(torch.where(work.lookup[0] >= 0, work.lookup[0] + ahead, -1), 2, volume)
-        incremental(labels, energies, *lists, lookup, *rest, key, 1, 3, launch)
+        incremental(labels, energies, work.rows, *lists, lookup, *rest, key, 1, 3, launch)
     assert torch.equal(labels[:, :, shift:], chains.rows)
     assert torch.equal(flips, chains.flips)
 
@@ -380,16 +380,16 @@ def check_the_operators_are_what_they_say() -> None:
     work, plan, rows = cast(Any, chains.work), chains.plan, chains.rows
     field = engine.field(work, rows)
     shape, steps = (32, 1), work.grid.displacements
-    lists = (work.rows, steps, work.grid.phases, work.position, work.site)
+    lists, packed = (steps, work.grid.phases, work.position, work.site), (work.words, work.fits)
     flips, out = torch.zeros(2, 2, dtype=torch.int64), torch.zeros((*plan.free.shape, 3), dtype=torch.float64)
     counts = (work.counts, plan.index, asked.given["count"].contiguous(), flips)
     rest = (*counts, list(plan.phases), 1, contract.scale_of(1.0), 1, 2, 0, 3)
-    marginals = (rows, work.unary, field, work.rows, steps, work.position, work.slot, out, 1.0, 3)
+    marginals = (rows, work.unary, field, work.rows, *packed, steps, work.position, work.slot, out, 1.0, 3)
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (operators.unary_rows, (asked.logits, plan.pixels, work.slot, *shape)),
-        (operators.field, (rows, work.unary, work.rows, steps, work.position, 3, *shape)),
-        (operators.gather_sweeps, (rows, work.unary, *lists, *rest, *shape, False)),
-        (operators.incremental_sweeps, (rows, field, *lists, work.lookup[0], *rest, *shape, False)),
+        (operators.field, (rows, work.unary, work.rows, *packed, steps, work.position, 3, *shape)),
+        (operators.gather_sweeps, (rows, work.unary, work.rows, *packed, *lists, *rest, *shape, False)),
+        (operators.incremental_sweeps, (rows, field, work.rows, *lists, work.lookup[0], *rest, *shape, False)),
         (operators.add_conditionals, (*marginals, *shape)),
         (operators.pair_counts, (rows, steps, work.grid.tables, 3, plan.num_classes)),
         (operators.unary_errors, (chains.labels, chains.labels, torch.tensor(1.0), 3)),

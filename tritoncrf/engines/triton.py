@@ -43,6 +43,10 @@ class Work:
     """float32 [N, S, PAD], unwritten where no free site is."""
     rows: Tensor
     """float32 [2, K, L + 1, PAD]: of the neighbour at +d_k by its label, then of the one at -d_k; 0 for void."""
+    words: Tensor
+    """int32 [2, K, L + 1, pitch]: the rows as int16 units of 2^-12, two to a word."""
+    fits: Tensor
+    """int32 [1]: 1 where all entries fit the words, which gather then reads in the rows' place; the host never looks."""
     slot: Tensor
     """int32 [N, S]: which slot a rank is, -1: none."""
     position: Tensor
@@ -126,16 +130,16 @@ def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
     site = plan.sites.gather(1, chosen)
     # The bits of a uint32 in an int32, without a conversion that would be out of range.
     site = torch.where(site >= 1 << 31, site - (1 << 32), site).int()
-    rows = _rows(plan, grid, pairwise)
     # Kernels read numbers one behind the other, whatever view the caller gave.
     plan = replace(plan, index=plan.index.contiguous())
     unary = _operators().unary_rows(logits.detach(), plan.pixels, slot, *_shape(plan, "gather")[:2])
-    return Work(plan, grid, unary, rows, slot, position, site, before.diff(dim=1).int())
+    return Work(plan, grid, unary, *_rows(plan, grid, pairwise), slot, position, site, before.diff(dim=1).int())
 
 
 def retable(work: AnyWork, pairwise: Tensor) -> Work:
     work = _own(work)
-    return replace(work, rows=_rows(work.plan, work.grid, pairwise))
+    rows, words, fits = _rows(work.plan, work.grid, pairwise)
+    return replace(work, rows=rows, words=words, fits=fits)
 
 
 def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
@@ -157,8 +161,9 @@ def field(work: AnyWork, labels: Tensor) -> Tensor:
         lookup.scatter_(1, torch.where(work.slot >= 0, work.position, plan.volume).long(), numbers)
         work.lookup.append(lookup[:, :-1].contiguous())
     built: Tensor = _operators().field(
-        labels, work.unary, work.rows, work.grid.displacements, work.position, plan.labels, *_shape(plan, "incremental")[:2]
-    )
+        labels, work.unary, work.rows, work.words, work.fits, work.grid.displacements, work.position, plan.labels,
+        *_shape(plan, "incremental")[:2],
+    )  # fmt: skip
     return built
 
 
@@ -169,21 +174,25 @@ def sweep(
     work = _own(work)
     plan, grid = work.plan, work.grid
     flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
-    lists = (work.rows, grid.displacements, grid.phases, work.position, work.site)
+    lists = (grid.displacements, grid.phases, work.position, work.site)
     counted = (work.counts, plan.index, count.contiguous(), flips, list(plan.phases), sweeps, scale)
     drawn = (*_signed(key), purpose, plan.labels)
     if field is None:
-        _operators().gather_sweeps(labels, work.unary, *lists, *counted, *drawn, *_shape(plan, "gather"))
+        _operators().gather_sweeps(
+            labels, work.unary, work.rows, work.words, work.fits, *lists, *counted, *drawn, *_shape(plan, "gather")
+        )
     else:
-        _operators().incremental_sweeps(labels, field, *lists, work.lookup[0], *counted, *drawn, *_shape(plan, "incremental"))
+        _operators().incremental_sweeps(
+            labels, field, work.rows, *lists, work.lookup[0], *counted, *drawn, *_shape(plan, "incremental")
+        )
     return flips
 
 
 def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor) -> Tensor:
     work = _own(work)
     energy: Tensor = _operators().add_conditionals(
-        labels, work.unary, field, work.rows, work.grid.displacements, work.position, work.slot, out, scale,
-        work.plan.labels, *_shape(work.plan, "gather" if field is None else "incremental")[:2],
+        labels, work.unary, field, work.rows, work.words, work.fits, work.grid.displacements, work.position, work.slot, out,
+        scale, work.plan.labels, *_shape(work.plan, "gather" if field is None else "incremental")[:2],
     )  # fmt: skip
     return energy
 
@@ -214,14 +223,15 @@ def _signed(key: tuple[int, int]) -> tuple[int, int]:
     return low, high
 
 
-def _rows(plan: Plan, grid: Grid, pairwise: Tensor) -> Tensor:
-    from tritoncrf.kernels.rows import padded
+def _rows(plan: Plan, grid: Grid, pairwise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Table rows, the same packed, and whether they fit that."""
+    from tritoncrf.kernels.rows import pack, padded
 
     tables = contract.round_pairwise(pairwise).index_select(0, grid.tables)
     rows = tables.new_zeros((2, len(plan.classes), plan.labels + 1, padded(plan.labels)))
     rows[0, :, :-1, : plan.labels] = tables.transpose(1, 2)
     rows[1, :, :-1, : plan.labels] = tables
-    return rows
+    return rows, *pack(rows)
 
 
 def _shape(plan: Plan, way: str) -> tuple[int, int, bool]:

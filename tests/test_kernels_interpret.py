@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from tests import enumeration
-from tritoncrf import GridCRF, Neighborhood, Sampler, contract
+from tritoncrf import GridCRF, Neighborhood, Sampler, contract, engines
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import load
 from tritoncrf.gradient import errors
@@ -123,6 +123,18 @@ def test_the_engine_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "needs Triton 3.6 or newer and found 3.5.1" in str(engine.missing(torch.device("cpu")))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'tritoncrf[triton]'" in str(engine.missing(torch.device("cpu")))
+
+
+@NO_TRITON
+def test_too_many_labels_name_the_torch_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert Sampler(GridCRF(64, Neighborhood.nearest(4)), "triton").engine_name == "triton"
+    with pytest.raises(RuntimeError, match=r"at most 64 labels in registers and the model has 65: use engine='torch'"):
+        Sampler(GridCRF(65, Neighborhood.nearest(4)), "triton")
+    monkeypatch.setattr(engines, "AUTOMATIC", engines.NAMES)
+    assert [engines.find("auto", torch.device("cpu"), labels)[0] for labels in (64, 65)] == ["triton", "numba"]
+    # Asked for its labels first, the Triton engine looks at no device; numba has no business on a GPU.
+    assert engines.find("auto", torch.device("cuda"), 65)[0] == "torch"
 
 
 @pytest.fixture(autouse=True)
@@ -396,12 +408,6 @@ def check_the_operators_are_what_they_say() -> None:
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
-
-
-def check_too_many_labels_name_the_torch_engine() -> None:
-    crf = GridCRF(65, Neighborhood.nearest(4))
-    with pytest.raises(ValueError, match=r"at most 64 for engine='triton', got 65; use engine='torch'"):
-        Sampler(crf, "triton").init(torch.zeros(1, 65, 3, 3))
 
 
 def check_philox_and_weights() -> None:

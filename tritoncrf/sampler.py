@@ -51,7 +51,7 @@ class Sampler:
         self.requested = engine
         self.device = crf.device
         self.guard = Guard(True if validate else validate)
-        self.engine_name, self._engine = engines.find(engine, crf.device)
+        self.engine_name, self._engine = engines.find(engine, crf.device, crf.num_labels)
         self._layouts = crf.layouts
 
     def __getstate__(self) -> dict[str, object]:
@@ -60,12 +60,12 @@ class Sampler:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self.engine_name, self._engine = engines.find(self.requested, self.crf.device)
+        self.engine_name, self._engine = engines.find(self.requested, self.crf.device, self.crf.num_labels)
 
     def _settle_down(self) -> torch.device:
         """The CRF's device, on which an engine is found anew where the CRF has moved."""
         if self.crf.device != self.device:
-            self.engine_name, self._engine = engines.find(self.requested, self.crf.device)
+            self.engine_name, self._engine = engines.find(self.requested, self.crf.device, self.crf.num_labels)
             self.device = self.crf.device
         return self.device
 

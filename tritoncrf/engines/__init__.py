@@ -17,6 +17,8 @@ from torch import Tensor
 NAMES = ("triton", "numba", "torch")
 # What "auto" tries, in this order. The Triton engine joins once its checks have passed on a GPU, which none has yet run.
 AUTOMATIC = ("numba", "torch")
+# The fewest labels there are: what to ask an engine about before a model is there.
+FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Engine(Protocol):
     break_even: float
     """Flips per site update below which the incremental way is the faster one."""
 
-    def missing(self, device: torch.device) -> str | None:
-        """Why the engine cannot run on this device, with the way to get it; None if it can."""
+    def missing(self, device: torch.device, labels: int = FEWEST) -> str | None:
+        """Why the engine cannot run on this device with so many labels, with the way to get it; None if it can."""
 
     def prepare(self, plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
         """Rounds logits ``[N, L, *shape]`` and tables ``[C, L, L]`` (rule 1)."""
@@ -123,8 +125,8 @@ def load(name: str) -> Engine | str:
         return f"its package {error.name!r} is not installed: pip install {error.name}"
 
 
-def find(name: str, device: torch.device) -> tuple[str, Engine]:
-    """The engine called ``name``, or for "auto" the first of `AUTOMATIC` that runs on ``device``.
+def find(name: str, device: torch.device, labels: int = FEWEST) -> tuple[str, Engine]:
+    """The engine called ``name``, or for "auto" the first of `AUTOMATIC` that runs on ``device`` with so many labels.
 
     Raises ValueError for an unknown name and RuntimeError, saying how to get it, for a named engine that cannot run.
     """
@@ -132,7 +134,7 @@ def find(name: str, device: torch.device) -> tuple[str, Engine]:
         raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, NAMES))}, got {name!r}")
     for candidate in AUTOMATIC if name == "auto" else (name,):
         engine = load(candidate)
-        reason = engine if isinstance(engine, str) else engine.missing(device)
+        reason = engine if isinstance(engine, str) else engine.missing(device, labels)
         if reason is None and not isinstance(engine, str):
             return candidate, engine
         if name == "auto" and candidate == "numba" and device.type == "cpu":

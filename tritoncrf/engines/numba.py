@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract
-from tritoncrf.engines import Plan
+from tritoncrf.engines import FEWEST, Plan
 from tritoncrf.engines import Work as AnyWork
 from tritoncrf.engines import numba_errors as differences
 from tritoncrf.engines import numba_sweeps as compiled
@@ -62,8 +62,8 @@ class Work:
     """What only the incremental way needs, made when it first runs."""
 
 
-def missing(device: torch.device) -> str | None:
-    """Runs on CPU tensors; the package itself is imported with this module."""
+def missing(device: torch.device, labels: int = FEWEST) -> str | None:
+    """Runs on CPU tensors with any number of labels; the package itself is imported with this module."""
     if device.type != "cpu":
         return "it runs on CPU tensors only: use engine='torch' or 'triton'"
     return None

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract
-from tritoncrf.engines import Plan
+from tritoncrf.engines import FEWEST, Plan
 from tritoncrf.engines import Work as AnyWork
 
 break_even = 0.05
@@ -88,8 +88,10 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def missing(device: torch.device) -> str | None:
-    """Why Triton cannot run on ``device``, and what to do about it."""
+def missing(device: torch.device, labels: int = FEWEST) -> str | None:
+    """Why Triton cannot run on ``device`` with so many labels, and what to do about it."""
+    if labels > MAX_LABELS:
+        return f"it holds at most {MAX_LABELS} labels in registers and the model has {labels}: use engine='torch'"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install 'tritoncrf[triton]' (Linux; GPU builds of torch bring their own)"
     version = _version()
@@ -111,8 +113,6 @@ def _version() -> str:
 
 
 def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
-    if plan.labels > MAX_LABELS:
-        raise ValueError(f"labels: expected at most {MAX_LABELS} for engine='triton', got {plan.labels}; use engine='torch'")
     if plan.volume >= 1 << 31 or len(plan.positions) * plan.replicas >= 1 << 31:
         raise ValueError("logits: expected fewer than 2^31 sites times replicas an image for engine='triton', got more")
     grid = _grid(plan.phases, plan.displacements, plan.classes, plan.positions.device)

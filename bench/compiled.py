@@ -95,6 +95,7 @@ def compiled(kernel: str, labels: int, target: str, single: bool = True, contrac
     fixed = {
         "LABELS": labels, "PAD": padded(labels), "WIDTH": width(labels), "BLOCK": block, "SINGLE": single, "GATHER": True,
         "TILE": max(16, triton.next_power_of_2(labels)), "stride_pixel": 1, "SPREAD": 64,
+        "SCAN": shape.scan if shape else 0,
     }  # fmt: skip
     signature: dict[str, str] = {}
     aligned: dict[tuple[int, ...], list[list[Any]]] = {}

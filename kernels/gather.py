@@ -22,16 +22,16 @@ from tritoncrf.kernels.shapes import Launch
 
 SCALARS = [
     "scale", "key0", "key1", "purpose", "done", "sweeps", "first", "length", "phase", "blocks", "groups", "together",
-    "replicas", "volume", "slots", "colors", "classes",
+    "room", "replicas", "volume", "slots", "colors", "classes",
 ]  # fmt: skip
 
 
 @triton.jit
-def count_flips(flips, chain, flipped, SINGLE: tl.constexpr):
-    """Adds the lanes that flipped to their chain's count; chain int64 [B], one chain for all lanes if SINGLE."""
+def count_flips(flips, image, chain, flipped, SINGLE: tl.constexpr):
+    """Adds the lanes that flipped to their chain's count; chain int64 [B], the image's only one if SINGLE."""
     if SINGLE:
         changed = tl.sum(flipped.to(tl.int32), 0)
-        tl.atomic_add(flips + tl.max(chain, 0), changed.to(tl.int64), mask=changed > 0, sem="relaxed")
+        tl.atomic_add(flips + image, changed.to(tl.int64), mask=changed > 0, sem="relaxed")
     else:
         tl.atomic_add(flips + chain, flipped.to(tl.int64), mask=flipped, sem="relaxed")
 
@@ -44,7 +44,7 @@ def gather_block(
     CACHE: tl.constexpr,
 ):  # fmt: skip
     """Redraws up to BLOCK sites of one phase, starting at item ``start`` of replicas ``origin`` .. + ``here_replicas``."""
-    rank, replica, valid = lanes(start, length, available, here_replicas, BLOCK, SINGLE)
+    rank, replica, valid = lanes(start + tl.arange(0, BLOCK), length, available, here_replicas, SINGLE)
     replica = replica + origin
     row = image.to(tl.int64) * slots + first + rank
     chain = image.to(tl.int64) * replicas + replica
@@ -59,7 +59,7 @@ def gather_block(
     drawn, _ = draw(separate(pieces, PAD, WIDTH), current, u, scale, LABELS)
     flipped = valid & (drawn != current)
     tl.store(here, drawn.to(tl.uint8), mask=flipped)
-    count_flips(flips, chain, flipped, SINGLE)
+    count_flips(flips, image, chain, flipped, SINGLE)
 
 
 @triton.jit(do_not_specialize=SCALARS)

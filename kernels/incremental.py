@@ -35,7 +35,7 @@ def build_field(
     """
     image = (tl.program_id(0) // blocks).to(tl.int64)
     start = (tl.program_id(0) % blocks) * BLOCK
-    rank, replica, inside = lanes(start, slots, slots, replicas, BLOCK, SINGLE)
+    rank, replica, inside = lanes(start + tl.arange(0, BLOCK), slots, slots, replicas, SINGLE)
     row = image * slots + rank
     where = tl.load(position + row, mask=inside, other=-1)
     valid = where >= 0
@@ -67,21 +67,19 @@ def new_field(
 
 
 @triton.jit
-def incremental_block(
-    labels, field, bounds, rows, displacements, position, site, lookup, flips, scratch, image, origin, start, length,
-    available, here_replicas, first, sweep, index, scale, key0, key1, purpose, replicas, volume, slots, classes,
-    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
-    SPREAD: tl.constexpr,
-):  # fmt: skip
-    """Redraws up to BLOCK sites of one phase and pushes their flips; ``scratch`` is this program's."""
-    rank, replica, valid = lanes(start, length, available, here_replicas, BLOCK, SINGLE)
-    replica = replica + origin
-    listed = image.to(tl.int64) * slots + first + rank
-    chain = image.to(tl.int64) * replicas + replica
-    row = chain * slots + first + rank
+def doubtful(bounds, site, valid, listed, row, replica, sweep, index, purpose, key0, key1):
+    """The lanes' uniform numbers float32 [B], and which of them their stay bounds do not cover."""
     u = uniform(tl.load(site + listed, mask=valid, other=0), sweep, index, replica, purpose, key0, key1)
     # Atomics write to L2 past L1, so everything they or this program's other threads change is read there.
-    open_ = valid & (u >= tl.load(bounds + row, mask=valid, other=2.0, cache_modifier=".cg"))
+    return u, valid & (u >= tl.load(bounds + row, mask=valid, other=2.0, cache_modifier=".cg"))
+
+
+@triton.jit
+def redraw(
+    labels, field, bounds, position, flips, changes, changed, image, chain, replica, listed, row, u, open_, volume, scale,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """Redraws the open lanes and lists their flips in ``changes`` behind ``changed`` others; returns how many are listed."""
     where = tl.load(position + listed, mask=open_, other=0)
     here = labels + chain * volume + where
     energies = separate(load_row(field + row * PAD, open_, PAD, WIDTH, ".cg"), PAD, WIDTH)
@@ -90,13 +88,20 @@ def incremental_block(
     flipped = open_ & (drawn != current)
     tl.store(here, drawn.to(tl.uint8), mask=flipped)
     tl.store(bounds + row, bound, mask=open_)
-    count_flips(flips, chain, flipped, SINGLE)
-    # The list of flips: position and replica | old | new, so that a lane can then hold a flip's neighbour.
-    place = tl.cumsum(flipped.to(tl.int32), 0) - 1
-    tl.store(scratch + 2 * place, where, mask=flipped)
-    tl.store(scratch + 2 * place + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
-    tl.debug_barrier()
-    flipping = tl.sum(flipped.to(tl.int32), 0)
+    count_flips(flips, image, chain, flipped, SINGLE)
+    # Position, and replica | old | new, so that a lane can then hold a flip's neighbour.
+    place = changes + 2 * (changed + tl.cumsum(flipped.to(tl.int32), 0) - 1).to(tl.int64)
+    tl.store(place, where, mask=flipped)
+    tl.store(place + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
+    return changed + tl.sum(flipped.to(tl.int32), 0)
+
+
+@triton.jit
+def push(
+    field, bounds, rows, displacements, lookup, changes, changed, image, replicas, volume, slots, classes,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """Adds the listed flips' row differences to the energies of their neighbours, whose stay bounds end."""
     column = tl.arange(0, WIDTH)
     # A lane keeps its neighbour through all flips, SPREAD >= 2 * classes lanes to a flip.
     TILE: tl.constexpr = SPREAD if SPREAD < BLOCK else BLOCK
@@ -107,11 +112,12 @@ def incremental_block(
         step = tl.where(behind, -step, step)
         # The neighbour at +d sees the flipped site at -d: the second half of the rows, and the other way round.
         base = tl.where(behind, k - classes, k + classes) * (LABELS + 1)
-        for begin in range(0, flipping, BLOCK // TILE):
+        for begin in range(0, changed, BLOCK // TILE):
             flip = begin + tl.arange(0, BLOCK) // TILE
-            live = (flip < flipping) & (k < 2 * classes)
-            target = tl.load(scratch + 2 * flip, mask=live, other=0, cache_modifier=".cg") + step
-            word = tl.load(scratch + 2 * flip + 1, mask=live, other=0, cache_modifier=".cg")
+            live = (flip < changed) & (k < 2 * classes)
+            change = changes + 2 * flip.to(tl.int64)
+            target = tl.load(change, mask=live, other=0, cache_modifier=".cg") + step
+            word = tl.load(change + 1, mask=live, other=0, cache_modifier=".cg")
             theirs = tl.load(lookup + image.to(tl.int64) * volume + target, mask=live, other=-1)
             live = live & (theirs >= 0)
             to = (image.to(tl.int64) * replicas + ((word >> 16) & 0xFFFF)) * slots + theirs
@@ -143,46 +149,84 @@ def incremental_phase(
     start = (tl.program_id(0) % blocks) * BLOCK
     available = tl.load(counts + image.to(tl.int64) * colors + phase)
     if (not SINGLE) | (start < available):
-        sweep = tl.load(count + image) + done
-        incremental_block(
-            labels, field, bounds, rows, displacements, position, site, lookup, flips,
-            scratch + tl.program_id(0).to(tl.int64) * (2 * BLOCK), image, 0, start, length, available, replicas, first, sweep,
-            tl.load(index + image), scale, key0, key1, purpose, replicas, volume, slots, classes,
-            LABELS, PAD, WIDTH, BLOCK, SINGLE, SPREAD,
+        changes = scratch + tl.program_id(0).to(tl.int64) * (2 * BLOCK)
+        rank, replica, valid = lanes(start + tl.arange(0, BLOCK), length, available, replicas, SINGLE)
+        listed = image.to(tl.int64) * slots + first + rank
+        chain = image.to(tl.int64) * replicas + replica
+        row = chain * slots + first + rank
+        sweep, number = tl.load(count + image) + done, tl.load(index + image)
+        u, open_ = doubtful(bounds, site, valid, listed, row, replica, sweep, number, purpose, key0, key1)
+        changed = redraw(
+            labels, field, bounds, position, flips, changes, 0, image, chain, replica, listed, row, u, open_, volume, scale,
+            LABELS, PAD, WIDTH, SINGLE,
+        )  # fmt: skip
+        tl.debug_barrier()
+        push(
+            field, bounds, rows, displacements, lookup, changes, changed, image, replicas, volume, slots, classes,
+            LABELS, PAD, WIDTH, BLOCK, SPREAD,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def incremental_fused(
     labels, field, bounds, rows, displacements, phases, position, site, lookup, counts, index, count, flips, scratch,
-    scale, key0, key1, purpose, sweeps, groups, together, replicas, volume, slots, colors, classes,
+    scale, key0, key1, purpose, sweeps, groups, together, room, replicas, volume, slots, colors, classes,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
-    SPREAD: tl.constexpr,
+    SPREAD: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
     """All phases of ``sweeps`` sweeps; program ``image * groups + group`` holds ``together`` replicas of its image.
 
-    phases: int32 [colors + 1], first column of each phase; the rest as in `incremental_phase`.
+    phases: int32 [colors + 1], first column of each phase; scratch: int32 [programs, 2, room, 2], room for the items of a
+    phase; the rest as in `incremental_phase`. SCAN items at once are looked at, BLOCK of the doubtful ones redrawn.
     """
     image = tl.program_id(0) // groups
     origin = (tl.program_id(0) % groups) * together
     here_replicas = tl.minimum(together, replicas - origin)
     begun = tl.load(count + image)
     number = tl.load(index + image)
-    own = scratch + tl.program_id(0).to(tl.int64) * (2 * BLOCK)
+    waiting = scratch + tl.program_id(0).to(tl.int64) * (4 * room)
+    changes = waiting + 2 * room.to(tl.int64)
     for done in range(sweeps):
         for phase in range(colors):
             first = tl.load(phases + phase)
             length = tl.load(phases + phase + 1) - first
             available = tl.load(counts + image.to(tl.int64) * colors + phase)
             items = available if SINGLE else length * here_replicas
-            for start in range(0, items, BLOCK):
-                incremental_block(
-                    labels, field, bounds, rows, displacements, position, site, lookup, flips, own, image, origin, start,
-                    length, available, here_replicas, first, begun + done, number, scale, key0, key1, purpose, replicas,
-                    volume, slots, classes, LABELS, PAD, WIDTH, BLOCK, SINGLE, SPREAD,
+            waits = 0
+            for start in range(0, items, SCAN):
+                item = start + tl.arange(0, SCAN)
+                rank, replica, valid = lanes(item, length, available, here_replicas, SINGLE)
+                replica = replica + origin
+                listed = image.to(tl.int64) * slots + first + rank
+                row = (image.to(tl.int64) * replicas + replica) * slots + first + rank
+                u, open_ = doubtful(bounds, site, valid, listed, row, replica, begun + done, number, purpose, key0, key1)
+                place = waiting + 2 * (waits + tl.cumsum(open_.to(tl.int32), 0) - 1).to(tl.int64)
+                tl.store(place, item, mask=open_)
+                tl.store(place + 1, u.to(tl.int32, bitcast=True), mask=open_)
+                waits += tl.sum(open_.to(tl.int32), 0)
+            tl.debug_barrier()
+            changed = 0
+            for start in range(0, waits, BLOCK):
+                lane = start + tl.arange(0, BLOCK)
+                open_ = lane < waits
+                place = waiting + 2 * lane.to(tl.int64)
+                item = tl.load(place, mask=open_, other=0, cache_modifier=".cg")
+                u = tl.load(place + 1, mask=open_, other=0, cache_modifier=".cg").to(tl.float32, bitcast=True)
+                rank, replica, _ = lanes(item, length, available, here_replicas, SINGLE)
+                replica = replica + origin
+                listed = image.to(tl.int64) * slots + first + rank
+                chain = image.to(tl.int64) * replicas + replica
+                changed = redraw(
+                    labels, field, bounds, position, flips, changes, changed, image, chain, replica, listed,
+                    chain * slots + first + rank, u, open_, volume, scale, LABELS, PAD, WIDTH, SINGLE,
                 )  # fmt: skip
-                # The next block's list takes this one's place, and the next phase reads what was pushed.
-                tl.debug_barrier()
+            tl.debug_barrier()
+            push(
+                field, bounds, rows, displacements, lookup, changes, changed, image, replicas, volume, slots, classes,
+                LABELS, PAD, WIDTH, BLOCK, SPREAD,
+            )  # fmt: skip
+            # The next phase reads what was pushed, and its lists take these ones' place.
+            tl.debug_barrier()
 
 
 def incremental(
@@ -194,6 +238,7 @@ def incremental(
     images, replicas, volume = labels.shape
     slots, colors = position.shape[1], len(bounds) - 1
     device, block = labels.device, launch.block
+    longest = max((last - first for first, last in pairwise(bounds)), default=0)
     # Bounds belong to one temperature, so they live for one call.
     stay = torch.zeros((images, replicas, slots), device=device)
     shape = {
@@ -205,13 +250,13 @@ def incremental(
     if launch.fused:
         together = launch.together(replicas, slots // max(colors, 1))
         groups = -(-replicas // together)
-        scratch = torch.empty((images * groups, block, 2), dtype=torch.int32, device=device)
+        room = max(longest * together, 1)
+        scratch = torch.empty((images * groups, 2, room, 2), dtype=torch.int32, device=device)
         incremental_fused[(images * groups,)](
             *place, phases, position, site, lookup, counts, index, count, flips, scratch, scale, *key, purpose, sweeps, groups,
-            together, replicas, volume, slots, colors, len(displacements), **shape,
+            together, room, replicas, volume, slots, colors, len(displacements), SCAN=launch.scan, **shape,
         )  # fmt: skip
         return
-    longest = max((last - first for first, last in pairwise(bounds)), default=0)
     scratch = torch.empty((images * -(-longest * replicas // block), block, 2), dtype=torch.int32, device=device)
     for done in range(sweeps):
         for phase, (first, last) in enumerate(pairwise(bounds)):

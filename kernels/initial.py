@@ -88,7 +88,7 @@ def initial_draw(
     """
     image = (tl.program_id(0) // blocks).to(tl.int64)
     start = (tl.program_id(0) % blocks) * BLOCK
-    rank, replica, inside = lanes(start, slots, slots, replicas, BLOCK, SINGLE)
+    rank, replica, inside = lanes(start + tl.arange(0, BLOCK), slots, slots, replicas, SINGLE)
     row = image * slots + rank
     where = tl.load(position + row, mask=inside, other=-1)
     valid = where >= 0

@@ -58,12 +58,11 @@ def pack(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def lanes(start, length, available, replicas, BLOCK: tl.constexpr, SINGLE: tl.constexpr):
-    """Which site and replica each lane holds: rank int32 [B] in the phase, replica int32 [B], and which lanes hold one.
+def lanes(item, length, available, replicas, SINGLE: tl.constexpr):
+    """The site and replica of each item: rank int32 [B] in the phase, replica int32 [B], and which items are free sites.
 
-    Items are numbered replica by replica, ``length`` to each; the first ``available`` of them are free sites.
+    Items, int32 [B], are numbered replica by replica, ``length`` to each; the first ``available`` of them are free sites.
     """
-    item = start + tl.arange(0, BLOCK)
     if SINGLE:
         rank = item
         replica = item * 0

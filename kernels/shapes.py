@@ -24,6 +24,11 @@ class Launch:
     fused: bool
     """One program for all phases and sweeps of a group of chains, instead of a launch a phase."""
 
+    @property
+    def scan(self) -> int:
+        """Sites whose stay bounds a fused program looks at at once."""
+        return 2 * self.block
+
     def together(self, replicas: int, length: int) -> int:
         """Replicas of an image in one fused program: as many as fill a block with phases of ``length`` sites."""
         return max(1, min(replicas, self.block // max(length, 1)))

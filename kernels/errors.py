@@ -1,6 +1,7 @@
-"""The error that flows into the network: ``[y' = l] - [y = l]`` at every pixel, times the reduction's factor.
+"""Which error flows into the network? ``[y' = l] - [y = l]`` at every pixel, times the reduction's factor.
 
-Kirillov et al. 2016, Algorithm 1, step 6, with the sign of a loss to be minimised; averaged over replicas.
+Kirillov et al. 2016, Algorithm 1, step 6, with the sign of a loss to be minimised; averaged over replicas. Replicas are counted
+in integers, so that a pixel whose labels agree in both phases, as a clamped one's do, has an error of exactly 0.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -15,31 +16,27 @@ from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["share", "blocks", "area", "replicas"])
-def unary_differences(
-    free, data, factor, out, share, blocks, area, replicas, LABELS: tl.constexpr, BLOCK: tl.constexpr
-):
+def unary_differences(free, data, factor, out, share, blocks, area, replicas, LABELS: tl.constexpr, BLOCK: tl.constexpr):
     """Program ``image * blocks + block`` writes BLOCK pixels of all labels.
 
-    free, data: uint8 [N, R, area], 255 where no pixel exists; factor: float32 []; out: float32 [N, L, area], written.
+    free, data: uint8 [N, R, area], 255 where no pixel exists, whose errors are 0; share: 1 / R; factor: float32 []; out:
+    float32 [N, L, area], written. All contiguous.
     """
     image = (tl.program_id(0) // blocks).to(tl.int64)
     pixel = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < area
     scale = tl.load(factor)
-    # Whole numbers are summed: what cancels, cancels exactly.
     for label in range(LABELS):
-        error = tl.zeros((BLOCK,), tl.float32)
+        surplus = tl.zeros((BLOCK,), tl.int32)
         for replica in range(replicas):
             drawn = tl.load(free + (image * replicas + replica) * area + pixel, mask=inside, other=255).to(tl.int32)
-            error += tl.where(drawn == label, 1.0, 0.0)
-        for replica in range(replicas):
             stands = tl.load(data + (image * replicas + replica) * area + pixel, mask=inside, other=255).to(tl.int32)
-            error -= tl.where(stands == label, 1.0, 0.0)
-        tl.store(out + (image * LABELS + label) * area + pixel, error * share * scale, mask=inside)
+            surplus += (drawn == label).to(tl.int32) - (stands == label).to(tl.int32)
+        tl.store(out + (image * LABELS + label) * area + pixel, surplus.to(tl.float32) * share * scale, mask=inside)
 
 
 def unary_errors(free: Tensor, data: Tensor, factor: Tensor, num_labels: int, block: int = 256) -> Tensor:
-    """float32 ``[N, L, *shape]`` of labels uint8 ``[N, R, *shape]``, 255 where no pixel exists; factor float32 ``[]``."""
+    """float32 ``[N, L, *shape]`` of labels uint8 ``[N, R, *shape]``, 255 where no pixel exists; factor: float32 ``[]``."""
     images, replicas, *shape = free.shape
     area = free[0, 0].numel()
     out = torch.empty((images, num_labels, *shape), device=free.device)

@@ -6,9 +6,9 @@ pieces [B, WIDTH] of a row add up to its site's energies: its unary row plus, fo
 
 Where every table entry lies in [-8, 8 - 2^-12], gather reads half the bytes: int16 units of 2^-12, two to a 32-bit word
 ``w = 65536 high + (low + 32768)``. ``S = sum w`` may wrap, ``H = sum (w >> 16)`` is the sum of the high halves, and
-``S - 65536 H`` that of the low ones, exactly: a shift with add a word and an add of three every two words, against 1.5
-instructions a number when every number is widened by itself. Whether the entries fit is a number on the device that kernels
-branch on, made with the rows: the host never waits to know it.
+``S - 65536 H`` that of the low ones, exactly. At 20 labels on sm_90 a neighbour takes 34 instructions (47 if each number is
+widened by itself, 41.5 in float32) and 40 bytes in 3 loads (80 in 5). Whether the entries fit is a number on the device that
+kernels branch on, made with the rows: the host never waits to know it.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -142,9 +142,7 @@ def load_words(pointer, q: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def add_packed(
-    pieces, here, words, displacements, classes, mask, LABELS: tl.constexpr, PAD: tl.constexpr, CACHE: tl.constexpr
-):
+def add_packed(pieces, here, words, displacements, classes, mask, LABELS: tl.constexpr, PAD: tl.constexpr, CACHE: tl.constexpr):
     """What `add_neighbours` does, from words int32 [2, classes, L + 1, pitch] of `pack` whose entries fit."""
     PITCH: tl.constexpr = PAD // 2 if PAD < 8 else (PAD + 7) // 8 * 4
     PIECES: tl.constexpr = (PAD + 7) // 8

@@ -16,14 +16,16 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import enumeration
 from tritoncrf import GridCRF, Neighborhood, Sampler, contract, engines
@@ -166,9 +168,12 @@ class Case:
     beta: float = 1.0
     sweeps: int = 2
     dtype: torch.dtype = torch.float32
+    entries: str = "inside"
+    """Of the tables: "inside" [-8, 8 - 2^-12], at its "edge" too, or one just "below" or "above" it."""
 
     def __str__(self) -> str:
         extras = [name for name in ("ragged", "holes", "clamps", "forbidden") if getattr(self, name)]
+        extras += [self.entries] if self.entries != "inside" else []
         counts = f"{self.labels}L{len(self.offsets)}C{self.images}N{self.replicas}R"
         return "-".join(["x".join(map(str, self.shape)), counts, *extras])
 
@@ -177,19 +182,23 @@ FIVE = ((0, 1), (1, 0), (1, -1), (-2, 3), (0, 6))
 LINE, SOLID = ((1,), (3,), (40,)), ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (1, -1, 2))
 FAR = Neighborhood.nearest(64).offsets
 CASES = [
-    Case((37,), 2, LINE, images=3, ragged=True, clamps=True),
-    Case((7, 9), 3, FIVE, images=2, replicas=3, ragged=True, holes=True),
-    Case((3, 4, 5), 5, SOLID, replicas=2, clamps=True, forbidden=True, beta=0.3, dtype=torch.float64),
-    Case((6, 7), 20, FIVE, images=2, holes=True, clamps=True, forbidden=True, dtype=torch.float16),
-    Case((5, 4), 33, ((0, 1),), images=2, forbidden=True, beta=40.0),
-    Case((4, 5), 64, ((1, 1), (9, 0)), replicas=2),
-    Case((4, 6), 20, FAR, sweeps=1, holes=True),
+    Case((37,), 2, LINE, images=3, ragged=True, clamps=True, entries="edge"),
+    Case((7, 9), 3, FIVE, images=2, replicas=3, ragged=True, holes=True, entries="below"),
+    Case((3, 4, 5), 5, SOLID, replicas=2, clamps=True, forbidden=True, beta=0.3, dtype=torch.float64, entries="edge"),
+    Case((6, 7), 20, FIVE, images=2, holes=True, clamps=True, forbidden=True, dtype=torch.float16, entries="above"),
+    Case((5, 4), 33, ((0, 1),), images=2, forbidden=True, beta=40.0, entries="edge"),
+    Case((4, 5), 64, ((1, 1), (9, 0)), replicas=2, entries="edge"),
+    Case((4, 6), 20, FAR, sweeps=1, holes=True, entries="edge"),
+    Case((4, 6), 20, FIVE, sweeps=1),
 ]
 SLOW = [
-    Case(shape, labels, offsets, images=2, replicas=replicas, ragged=True, holes=True, clamps=True, forbidden=True)
-    for labels in (2, 3, 5, 20, 33, 64)
-    for shape, offsets, replicas in (((41,), LINE, 1), ((9, 8), FIVE, 2), ((3, 4, 5), SOLID, 2), ((6, 9), FAR, 1))
-]
+    Case(shape, labels, offsets, 2, replicas, ragged=True, holes=True, clamps=True, forbidden=True, entries=entries)
+    for place, labels in enumerate((2, 3, 5, 20, 33, 64))
+    for shape, offsets, replicas, entries in (
+        ((41,), LINE, 1, ("edge", "above")[place % 2]), ((9, 8), FIVE, 2, ("below", "edge")[place % 2]),
+        ((3, 4, 5), SOLID, 2, "edge"), ((6, 9), FAR, 1, "edge"),
+    )
+]  # fmt: skip
 # (sites a program, whether it goes through all phases itself)
 LAUNCHES = [(16, False), (32, True)]
 
@@ -213,6 +222,12 @@ def problem(case: Case, seed: int = 0) -> Problem:
     rng = np.random.default_rng(seed)
     size = (case.images, *case.shape)
     tables = torch.from_numpy(rng.normal(0, 0.5, (len(case.offsets), case.labels, case.labels))).float()
+    if case.entries != "inside":
+        spots = rng.permutation(tables.numel())[:12]
+        tables.view(-1)[spots[::2]] = -8.0
+        tables.view(-1)[spots[1::2]] = 8.0 - 2.0**-12
+    if case.entries in ("below", "above"):
+        tables.view(-1)[spots[0]] = -8.0 - 2.0**-12 if case.entries == "below" else 8.0
     logits = rng.normal(0, 1.5, (case.images, case.labels, *case.shape))
     if case.forbidden:
         banned = rng.random(logits.shape) < 0.2
@@ -248,11 +263,23 @@ def launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(shapes, "FUSED_PROGRAMS", 0 if fused else 1 << 30)
 
 
+def read_one_form(case: Case, chains: ChainState, way: str) -> None:
+    """Spoils what should not be read: float32 rows where all entries fit int16 (flips push differences of them), else words."""
+    work: Any = chains.work
+    fits = case.entries in ("inside", "edge")
+    assert work.fits.tolist() == [int(fits)]
+    if fits and way == "gather":
+        chains.work = replace(work, rows=torch.full_like(work.rows, torch.nan))
+    if not fits:
+        chains.work = replace(work, words=torch.full_like(work.words, 0x7F7F7F7F))
+
+
 def compare(case: Case, way: str) -> None:
     asked = problem(case)
     ours, chains = asked.start("triton", way)
     theirs, expected = asked.start("torch", "gather")
     assert torch.equal(chains.rows, expected.rows), "initial labels"
+    read_one_form(case, chains, way)
     # In one call: a stay bound lives from one of its sweeps to the next.
     ours.run(chains, case.sweeps, beta=case.beta)
     theirs.run(expected, case.sweeps, beta=case.beta)
@@ -343,10 +370,45 @@ def check_offsets_past_two_to_the_31(way: str) -> None:
     assert torch.equal(flips, chains.flips)
 
 
+@pytest.mark.parametrize("labels", [2, 5, 12, 20])
+def check_packed_sums_at_their_largest(labels: int) -> None:
+    """Every neighbour of 63 classes at one end of the range: sums of 63 * 2 * 8 energies, as large as rule 1 lets any be."""
+    offsets = tuple((step,) for step in range(1, 64))
+    engine = load("triton")
+    assert not isinstance(engine, str)
+    for entry in (-8.0, 8.0 - 2.0**-12):
+        crf = GridCRF(labels, Neighborhood.from_offsets(offsets), torch.full((63, labels, labels), entry))
+        sampler = Sampler(crf, "triton")
+        chains = sampler.init(torch.zeros(1, labels, 131), labels=torch.zeros(1, 131, dtype=torch.int64))
+        work: Any = chains.work
+        assert work.fits.tolist() == [1]
+        found = engine.field(work, chains.rows)
+        # The layout may have room for more.
+        there = work.slot[0] >= 0
+        site = chains.plan.sites[0][work.slot[0][there].long()]
+        neighbours = torch.minimum(site, torch.tensor(63)) + torch.minimum(130 - site, torch.tensor(63))
+        assert int(neighbours.max()) == 126
+        assert torch.equal(found[0, 0, there, :labels], (neighbours * entry).float()[:, None].expand(-1, labels))
+
+
+def check_the_lists_of_doubtful_sites_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phases longer than a look and a redraw: every site at first, few of them later."""
+    from tritoncrf.kernels import shapes
+
+    monkeypatch.setattr(shapes, "TABLE", {(64, way, True): 8 for way in ("gather", "incremental")})
+    monkeypatch.setattr(shapes, "FUSED_PROGRAMS", 0)
+    case = Case((75,), 3, ((1,), (2,)), images=2, ragged=True, clamps=True, sweeps=5)
+    _, chains = problem(case).start("triton", "incremental")
+    assert int(cast(Any, chains.work).counts.max()) > shapes.choose(3, "incremental", 2, 1, 25).scan == 2 * 8
+    compare(case, "incremental")
+
+
 @pytest.mark.usefixtures("launches")
-def check_the_order_of_a_batch_does_not_show() -> None:
-    asked = problem(CASES[1])
-    (ours, chains), (theirs, swapped) = asked.start("triton", "incremental"), asked.start("triton", "gather", [1, 0])
+@pytest.mark.parametrize("case", CASES[:2], ids=str)
+def check_the_order_of_a_batch_does_not_show(case: Case) -> None:
+    asked = problem(case)
+    backwards = list(range(case.images))[::-1]
+    (ours, chains), (theirs, swapped) = asked.start("triton", "incremental"), asked.start("triton", "gather", backwards)
     ours.run(chains, 2)
     theirs.run(swapped, 2)
     assert torch.equal(chains.rows, swapped.rows.flip(0))
@@ -357,8 +419,9 @@ def check_temperature_tables_and_way_may_change() -> None:
     case = Case((6, 7), 5, FIVE)
     asked = problem(case)
     (ours, chains), (theirs, expected) = asked.start("triton", "incremental"), asked.start("torch", "gather")
-    changes = ((3.0, 1.0, "incremental"), (0.2, 1.0, "incremental"), (1.0, -0.5, "incremental"), (1.0, 1.0, "gather"))
-    for beta, tables, way in changes:
+    changes = [(3.0, 1.0, "incremental"), (0.2, 1.0, "incremental"), (1.0, -0.5, "incremental"), (1.0, 1.0, "gather")]
+    # Past what int16 holds and back: nothing but the tables is prepared anew.
+    for beta, tables, way in [*changes, (1.0, 32.0, "gather"), (0.1, 1.0, "incremental"), (1.0, 1 / 32, "gather")]:
         with torch.no_grad():
             asked.crf.pairwise.mul_(tables)
         ours.way = way
@@ -370,14 +433,55 @@ def check_temperature_tables_and_way_may_change() -> None:
 def check_the_unary_error() -> None:
     from tritoncrf.kernels.operators import unary_errors
 
-    for replicas in (1, 3):
-        case = Case((7, 9), 5, FIVE, images=2, replicas=replicas, ragged=True, holes=True)
+    for replicas in (1, 2, 3):
+        case = Case((7, 9), 5, FIVE, images=2, replicas=replicas, ragged=True, holes=True, clamps=True)
         asked = problem(case)
         (sampler, data), (_, free) = asked.start("torch", "gather"), asked.start("torch", "gather")
         sampler.run(free, 2)
-        expected, _ = errors(sampler, data, free)
         factor = torch.tensor(0.3)
-        assert torch.equal(unary_errors(free.labels, data.labels, factor, 5), expected * factor)
+        found = unary_errors(free.labels, data.labels, factor, 5)
+        both = (F.one_hot(state.labels.long(), 256)[..., :5].sum(1) for state in (free, data))
+        surplus = next(both) - next(both)
+        assert torch.equal(found, (surplus.float() * (1 / replicas)).movedim(-1, 1) * factor)
+        assert torch.allclose(found, errors(sampler, data, free)[0] * factor, atol=1e-7)
+        still = asked.given["clamp"] | ~free.exists
+        assert not found.movedim(1, -1)[still].any()
+        assert found.movedim(1, -1)[~still].any()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+def check_launches_can_be_captured(way: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep makes no tensor on the host and reads none: a launch a phase, of numbers and of tensors from before."""
+    from tritoncrf.kernels import gather, incremental, operators, shapes
+
+    launched: list[tuple[Any, ...]] = []
+    asked: list[str] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *arguments, **options: launched.append((*grid, *arguments, *options.values()))
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            asked.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(shapes, "FUSED_PROGRAMS", 0 if fused else 1 << 30)
+    _, chains = problem(CASES[0]).start("triton", way)
+    engine = load("triton")
+    assert not isinstance(engine, str)
+    field = engine.field(chains.work, chains.rows) if way == "incremental" else None
+    # Called as they stand, for a mode does not see into an operator.
+    for name, module in (("gather", gather), ("incremental", incremental)):
+        monkeypatch.setattr(operators, f"{name}_sweeps", getattr(operators, f"{name}_sweeps")._init_fn)
+        for kernel in (f"{name}_phase", f"{name}_fused"):
+            monkeypatch.setattr(module, kernel, Recorder())
+    with Listening():
+        engine.sweep(chains.work, chains.rows, field, 3, 1.0, (1, 2), chains.count, 0)
+    assert len(launched) == (1 if fused else 3 * (len(chains.plan.phases) - 1))
+    assert {type(argument) for call in launched for argument in call} <= {Tensor, int, float, bool}
+    assert set(asked) <= {"aten.zeros.default", "aten.empty.memory_format", "aten.fill_.Scalar", "aten.zeros_like.default"}
 
 
 def check_the_operators_are_what_they_say() -> None:

@@ -127,6 +127,38 @@ def test_the_engine_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'tritoncrf[triton]'" in str(engine.missing(torch.device("cpu")))
 
 
+# Prints, for each kernel whose threads read what others wrote, how many loops stand around each of its own barriers.
+BARRIERS = """
+import json, sys, triton
+from bench.compiled import compiled
+seen, found, compile = [], {}, triton.compile
+triton.compile = lambda *given, **options: seen.append(compile(*given, **options)) or seen[-1]
+for kernel in sys.argv[1:]:
+    compiled(kernel, 2, "sm_90")
+    loops, found[kernel] = [], []
+    for line in map(str.strip, seen[-1].asm["ttir"].splitlines()):
+        if "barrier" in line:
+            found[kernel].append(sum(loops))
+        if line.startswith("}"):
+            loops.pop()
+        if line.count("{") > line.count("}") or line.endswith("{"):
+            loops.append("scf.for" in line)
+print(json.dumps(found))
+"""
+
+
+@NO_TRITON
+def test_barriers_stand_between_phases() -> None:
+    """What the interpreter, which runs a program's threads in step, cannot miss: inside the loops over sweeps and phases."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", BARRIERS, "gather_fused", "incremental_phase", "incremental_fused"]
+    done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    # Incrementally: behind the list of doubtful sites, behind that of flips, and behind what was pushed.
+    expected = {"gather_fused": [2], "incremental_phase": [0], "incremental_fused": [2, 2, 2]}
+    assert json.loads(done.stdout) == expected
+
+
 @NO_TRITON
 def test_too_many_labels_name_the_torch_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")

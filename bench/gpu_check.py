@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import bare
+
 Found = dict[str, Any]
 FAILED = "failed"
 
@@ -263,6 +265,7 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"
     elif not torch.cuda.is_available():
         parser.error("no GPU here; --dry-run goes through the stages without one")
+    bare.provide()
     setting = Setting(torch.device("cpu" if options.dry_run else "cuda"), options.dry_run)
     options.out.mkdir(parents=True, exist_ok=True)
     results: Found = {"dry_run": options.dry_run}

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
 from torch import Tensor
 
 from tritoncrf import contract
@@ -73,8 +72,8 @@ def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
     source, replica = None, torch.zeros_like(image)
     if plan.replicas > 1:
         # Replicas of a site lie side by side inside its phase and share its unary row.
-        source = repeat(torch.arange(len(image), device=device), "site -> (site replica)", replica=plan.replicas)
-        replica = repeat(torch.arange(plan.replicas, device=device), "replica -> (site replica)", site=len(image))
+        source = torch.arange(len(image), device=device).repeat_interleave(plan.replicas)
+        replica = torch.arange(plan.replicas, device=device).repeat(len(image))
         image, slot = image[source], slot[source]
         bounds = [bound * plan.replicas for bound in bounds]
     where = (image * plan.replicas + replica) * plan.volume + plan.positions[slot]

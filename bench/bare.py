@@ -1,4 +1,4 @@
-"""How does a machine with torch and Triton alone import the package? Stand-ins for what it lacks, and kernels from the checkout.
+"""How does a machine with torch and Triton alone import the package? Stand-ins for the rest, and kernels from the checkout.
 
 tritoncrf is installed with its dependencies as a rule; a machine that is lent for an hour has none of them and no way to get
 them. Of these packages `bench.gpu_check` needs nothing: a stand-in serves to be imported, and says what is missing when used.
@@ -35,8 +35,6 @@ class Missing(Exception, metaclass=Hollow):
 
 
 class StandIn(ModuleType):
-    __path__: list[str] = []
-
     def __getattr__(self, name: str) -> Hollow:
         if name.startswith("__"):
             raise AttributeError(name)

@@ -1,8 +1,10 @@
 """What does the compiler make of the kernels? ``python -m bench.compiled`` compiles ahead of time, with no GPU at hand.
 
-For each kernel: registers a thread, bytes spilled and shared, instructions, and how many of them contract a product and a sum
-(where labels are decided none may). ``--write`` puts the figures under the Triton version in ``bench/results/compiled.json``
-and makes the page beside it. It must run without TRITON_INTERPRET: an interpreted kernel cannot be compiled.
+For each kernel: registers a thread, bytes spilled and shared, instructions, how many of them contract a product and a sum
+(where labels are decided none may), how many warps a multiprocessor then holds, and what a site and a neighbour cost
+(`bench.machine_code`). ``--write`` puts the figures under the Triton version in ``bench/results/compiled.json``, makes the page
+beside it and the table of predictions in ``docs/gpu.md``. It must run without TRITON_INTERPRET: an interpreted kernel cannot
+be compiled.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -20,10 +22,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import predicted
+from bench.machine_code import costs
+
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_90": ("cuda", 90, 32), "sm_80": ("cuda", 80, 32), "gfx942": ("hip", "gfx942", 64),
 }  # fmt: skip
+# Registers a multiprocessor (a lane of a SIMD on AMD) has, warps it holds, bytes of shared memory.
+LIMITS = {"sm_90": (65536, 64, 228 << 10), "sm_80": (65536, 64, 164 << 10), "gfx942": (512, 32, 64 << 10)}
 POINTERS = {
     "labels": "u8", "unary": "fp32", "rows": "fp32", "displacements": "i32", "phases": "i32", "position": "i32", "site": "i32",
     "words": "i32", "fits": "i32",
@@ -72,6 +79,30 @@ class Figures:
     """Waits of a program for its own threads."""
     warps: int
     block: int
+    resident_warps: int
+    """That a multiprocessor holds at once, by registers, shared memory and its own limit."""
+    site: float
+    """Instructions of a lane for every site; the next as `bench.machine_code.costs` says."""
+    redraw: float
+    row: float
+    row_float: float
+    row_memory: float
+    row_integer: float
+    row_bytes: float
+    narrow: float
+    push: float
+
+
+def resident(target: str, registers: int, shared: int, warps: int) -> int:
+    """Warps that a multiprocessor holds of programs of ``warps`` warps: its occupancy, as a number."""
+    pool, most, memory = LIMITS[target]
+    if target.startswith("sm_"):
+        # Handed out to warps in units of 256; a program takes a KiB of shared memory for the driver.
+        programs = min(pool // (-(-32 * registers // 256) * 256 * warps), memory // (shared + 1024), 32)
+    else:
+        # A SIMD, of four, holds 8 waves, and registers are handed out in units of 8.
+        programs = min(4 * min(8, pool // (-(-registers // 8) * 8)) // warps, memory // max(shared, 1))
+    return min(programs, most // warps) * warps
 
 
 def compiled(kernel: str, labels: int, target: str, single: bool = True, contract: bool = False) -> Figures:
@@ -114,7 +145,10 @@ def compiled(kernel: str, labels: int, target: str, single: bool = True, contrac
     options["enable_fp_fusion"] = contract
     binary = triton.compile(source, target=GPUTarget(backend, architecture, lanes), options=options)
     read = _nvidia if backend == "cuda" else _amd
-    return Figures(**read(binary), shared=binary.metadata.shared, warps=options["num_warps"], block=block)
+    found, listing = read(binary)
+    shared, warps = binary.metadata.shared, options["num_warps"]
+    held = resident(target, found["registers"], shared, warps)
+    return Figures(**found, shared=shared, warps=warps, block=block, resident_warps=held, **costs(listing))
 
 
 @functools.cache
@@ -124,7 +158,7 @@ def _tool(name: str) -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 
-def _nvidia(binary: Any) -> dict[str, int]:
+def _nvidia(binary: Any) -> tuple[dict[str, int], str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -135,7 +169,7 @@ def _nvidia(binary: Any) -> dict[str, int]:
     lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", code)
     opcodes = [re.sub(r"^@!?U?P\w+\s+", "", line).split()[0] for line in lines]
     opcodes = [opcode for opcode in opcodes if opcode != "NOP"]
-    return {
+    figures = {
         "registers": found["REG"],
         "spilled": found["STACK"] + found["LOCAL"],
         "instructions": len(opcodes),
@@ -143,9 +177,10 @@ def _nvidia(binary: Any) -> dict[str, int]:
         "barriers": sum(opcode.startswith("BAR.") for opcode in opcodes),
         "wide_addresses": sum(".WIDE" in opcode or ".64" in opcode or opcode.endswith(".X") for opcode in opcodes),
     }
+    return figures, code
 
 
-def _amd(binary: Any) -> dict[str, int]:
+def _amd(binary: Any) -> tuple[dict[str, int], str]:
     code = binary.asm["amdgcn"]
 
     def number(key: str) -> int:
@@ -154,7 +189,7 @@ def _amd(binary: Any) -> dict[str, int]:
     # A quotient in float32 (of a stay bound, which any rounding serves) takes five of them.
     quotients = len(re.findall(r"\bv_div_fixup_f32\b", code))
     opcodes = re.findall(r"^\s+((?:[vs]|global|ds|buffer|flat|scratch)_\w+)", code, re.MULTILINE)
-    return {
+    figures = {
         "registers": number("vgpr_count"),
         "spilled": 4 * number("vgpr_spill_count") + number("private_segment_fixed_size"),
         "instructions": len(opcodes),
@@ -162,20 +197,21 @@ def _amd(binary: Any) -> dict[str, int]:
         "barriers": opcodes.count("s_barrier"),
         "wide_addresses": sum("_u64" in opcode or "addc" in opcode for opcode in opcodes),
     }
+    return figures, code
 
 
 def _output(tool: str, *arguments: str) -> str:
     return subprocess.run([_tool(tool), *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def page(kept: dict[str, dict[str, dict[str, int]]]) -> str:
+def page(kept: dict[str, dict[str, dict[str, float]]]) -> str:
     """The readable table of everything kept."""
     lines = ["# The kernels as compiled", "", "Made by `python -m bench.compiled --write`; nothing here was run on a GPU."]
     for version, found in kept.items():
         names = [name.replace("_", " ") for name in Figures.__dataclass_fields__]
         lines += ["", f"## Triton {version}", "", f"| kernel, labels, target | {' | '.join(names)} |"]
         lines += ["|---" * (1 + len(names)) + "|"]
-        lines += [f"| {name} | {' | '.join(map(str, figures.values()))} |" for name, figures in found.items()]
+        lines += [f"| {name} | {' | '.join(f'{value:g}' for value in figures.values())} |" for name, figures in found.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -202,6 +238,7 @@ def main() -> None:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
         RESULTS.with_suffix(".md").write_text(page(kept))
+        predicted.write(kept[triton.__version__])
 
 
 if __name__ == "__main__":

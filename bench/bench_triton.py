@@ -8,7 +8,7 @@ device and a size, so that a test runs them in Triton's interpreter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -52,7 +52,9 @@ class Clock:
         self.flushed.zero_()
 
 
-def started(device: torch.device, way: str, images: int, kind: str, engine: str, toy: bool) -> tuple[tc.Sampler, ChainState, Tensor]:
+def started(
+    device: torch.device, way: str, images: int, kind: str, engine: str, toy: bool
+) -> tuple[tc.Sampler, ChainState, Tensor]:
     """A sampler, chains that have settled, and their logits."""
     problem = standard(kind)
     logits = problem.logits[:, :, 60:63, 160:163] if toy else problem.logits
@@ -103,14 +105,14 @@ def step(device: torch.device, images: int, toy: bool = False) -> Callable[[], o
 
 
 @pytest.fixture
-def timed(benchmark: BenchmarkFixture) -> Iterator[Callable[[Callable[[], object]], None]]:
+def timed(benchmark: BenchmarkFixture) -> Callable[[Callable[[], object]], None]:
     clock = Clock(DEVICE)
     benchmark._timer = clock
 
     def run(work: Callable[[], object]) -> None:
         benchmark.pedantic(work, setup=clock.flush, rounds=ROUNDS, warmup_rounds=2)  # type: ignore[no-untyped-call]
 
-    yield run
+    return run
 
 
 Timed = Callable[[Callable[[], object]], None]

@@ -30,6 +30,8 @@ from bench import bare
 
 Found = dict[str, Any]
 FAILED = "failed"
+# Of the search for launch shapes, whose every row compiles kernels anew; what is left then is named.
+SHAPES_SECONDS = 150
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ def updates(setting: Setting, engine: str, way: str, images: int, kind: str, far
 def speed(setting: Setting) -> Found:
     rows = [("triton", way, images, kind, False)
             for images in (16, 128, 1) for kind in ("calm", "busy", "hot") for way in ("incremental", "gather")]  # fmt: skip
-    rows += [("triton", "incremental", 128, "calm", True), ("torch", "gather", 16, "calm", False)]
+    rows += [("triton", way, 128, "calm", True) for way in ("incremental", "gather")]
+    rows += [("torch", "gather", 16, "calm", False)]
     if setting.toy:
         rows = [("triton", "incremental", 2, "calm", False), ("triton", "gather", 1, "calm", True)]
         rows += [("torch", "gather", 2, "calm", False)]
@@ -200,6 +203,49 @@ def latency(setting: Setting) -> Found:
                 sweep()
             found[f"{way}_graph_us"] = median(setting.seconds(graph.replay, 50)) * 1e6
     return found
+
+
+def shapes(setting: Setting) -> Found:
+    """Sweeps by every launch shape worth a try: of what `tritoncrf.kernels.shapes` should hold. No label depends on it."""
+    from tritoncrf.kernels import shapes as launches
+
+    import tritoncrf as tc
+
+    kept, fused_from = dict(launches.TABLE), launches.FUSED_PROGRAMS
+    rows: list[Found] = []
+    generator, area = torch.Generator().manual_seed(0), (3, 4) if setting.toy else (130, 330)
+    hood = tc.Neighborhood.nearest(4 if setting.toy else 64)
+    began = time.perf_counter()
+    try:
+        for labels in (2,) if setting.toy else (20, 2, 64):
+            crf = tc.GridCRF(labels, hood, 0.02 * torch.randn(len(hood), labels, labels, generator=generator))
+            crf = crf.to(setting.device)
+            one = (4 * torch.randn(1, labels, *area, generator=generator)).to(setting.device)
+            tries = itertools.product((1, 16, 128), ("gather", "incremental"), (False, True), (64, 128, 256, 512))
+            for images, way, fused, block in [(1, "gather", False, 16), (1, "gather", True, 16)] if setting.toy else tries:
+                # Small batches by programs that hold whole images, and blocks of registers that do not fit, are no candidates.
+                if not setting.toy and ((fused and images == 1) or (labels == 64 and block == 512)):
+                    continue
+                if time.perf_counter() - began > SHAPES_SECONDS:
+                    rows.append({"left_out": [labels, images, way, fused, block]})
+                    continue
+                launches.TABLE = {(64, name, kind): block for name in ("gather", "incremental") for kind in (False, True)}
+                launches.FUSED_PROGRAMS = 0 if fused else 1 << 30
+                sampler = tc.Sampler(crf, "triton", seed=1, way=way)
+                state = sampler.run(sampler.init(one.expand(images, -1, -1, -1)), 1 if setting.toy else 8)
+                sweeps = 1 if setting.toy else 5
+                spent = median(setting.seconds(partial(sampler.run, state, sweeps), 3))
+                done = images * sweeps * one[0, 0].numel()
+                row: Found = {"labels": labels, "images": images, "way": way, "fused": fused, "block": block}
+                rows.append(row | {"updates_per_ns": done / spent / 1e9, "flip_rate": int(state.flips.sum()) / done})
+    finally:
+        launches.TABLE, launches.FUSED_PROGRAMS = kept, fused_from
+    best: dict[str, Found] = {}
+    for row in rows:
+        if "updates_per_ns" in row:
+            key = f"{row['labels']} labels, {row['images']} images, {row['way']}"
+            best[key] = max(best.get(key, row), row, key=lambda found: float(found["updates_per_ns"]))
+    return {"best": best, "rows": rows}
 
 
 def training(setting: Setting) -> Found:
@@ -250,7 +296,7 @@ def bad_input(setting: Setting) -> Found:
 
 
 STAGES: dict[str, Callable[[Setting], Found]] = {
-    stage.__name__: stage for stage in (environment, equality, exactness, speed, latency, training, bad_input)
+    stage.__name__: stage for stage in (environment, equality, exactness, speed, latency, training, bad_input, shapes)
 }
 
 

@@ -157,7 +157,8 @@ def table(figures: Figures, card: Card) -> list[str]:
         lines.append("| gather, batch 128, calm, int16 rows | >= 8 | not compiled yet | |")
     low, high = between(incremental(card, of("incremental_phase"), 1, "calm", False))
     costs = told(incremental(card, of("incremental_phase"), 1, "calm", False))
-    lines.append(f"| one image, one sweep, incremental | <= 80 us | {SITES / high / 1e3:.3g} to {SITES / low / 1e3:.3g} us | {costs} |")
+    times = f"{SITES / high / 1e3:.3g} to {SITES / low / 1e3:.3g} us"
+    lines.append(f"| one image, one sweep, incremental | <= 80 us | {times} | {costs} |")
     plain = 16 * SITES / COLOURS / (TORCH_LAUNCHES * LAUNCH * 1e3)
     low, high = between(sixteen)
     lines.append(

@@ -1,4 +1,4 @@
-"""The GPU benchmark's bodies run in Triton's interpreter, and `bench.gpu_check` runs dry on every stage, with torch and Triton alone."""
+"""The GPU benchmark's bodies run in Triton's interpreter, and `bench.gpu_check` with torch and Triton alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Bare(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         return None if name.partition(".")[0] in LACKING else super().find_spec(name, path, target)
-sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+sys.meta_path[:] = [
+    Bare if finder is PathFinder else finder for finder in sys.meta_path if "editable" not in repr(finder).lower()
+]
 sys.path.insert(0, ".")
 runpy.run_module("bench.gpu_check", run_name="__main__", alter_sys=True)
 """

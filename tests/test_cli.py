@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -275,6 +277,32 @@ def test_doctor(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     said = capsys.readouterr().out
     for word in ("torch", "triton", "not today", "exact: 4096 chains", "all is well"):
         assert word in said
+
+
+def test_doctor_warms_the_kernels(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are compiled it says how long each took, or that it was kept; Triton is told by a stand-in."""
+    doctor._warm(torch.device("cpu"))
+    assert "nothing to compile" in capsys.readouterr().out
+    compilation = SimpleNamespace(listener=None)
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: SimpleNamespace(compilation=compilation))
+
+    def compiles(device: torch.device) -> None:
+        for name, hit in (("gather_phase", False), ("gather_phase", False), ("initial_draw", True)):
+            times = SimpleNamespace(total=1_500_000)
+            compilation.listener(src=SimpleNamespace(name=name), metadata={}, metadata_group={}, times=times, cache_hit=hit)
+
+    monkeypatch.setattr(doctor, "sweep_all", compiles)
+    doctor._warm(torch.device("cuda"))
+    assert "compiled: gather_phase 3.0 s, initial_draw cached" in capsys.readouterr().out
+    assert compilation.listener is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
+def test_what_doctor_warms_runs() -> None:
+    code = "import torch; from tritoncrf.commands import doctor; doctor.sweep_all(torch.device('cpu'), 2, 2)"
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_doctor_finds_a_fault(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:

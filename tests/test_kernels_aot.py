@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
 # By how much a figure may pass the committed one.
 GROWTH = 1.1
-GROWING = ("registers", "shared", "instructions")
+GROWING = ("registers", "shared", "instructions", "site", "redraw", "row", "narrow", "push")
 
 Figures = dict[str, dict[str, Any]]
 
@@ -52,6 +52,9 @@ def grown(found: Figures, kept: Figures) -> list[str]:
         f"{name}: {figure} {kept[name][figure]} -> {figures[figure]}"
         for name, figures in found.items() if name in kept
         for figure in GROWING if figures[figure] > GROWTH * kept[name][figure]
+    ] + [
+        f"{name}: warps a multiprocessor holds {kept[name]['resident_warps']} -> {figures['resident_warps']}"
+        for name, figures in found.items() if name in kept and GROWTH * figures["resident_warps"] < kept[name]["resident_warps"]
     ]  # fmt: skip
 
 
@@ -86,10 +89,13 @@ def test_no_figure_grew_over_the_committed_table(usual: Figures) -> None:
 
 
 def test_growth_is_found() -> None:
-    kept = {"k": {"registers": 50, "shared": 0, "instructions": 1000, "barriers": 2}}
-    assert not grown({"k": {"registers": 55, "shared": 0, "instructions": 1100}}, kept)
+    costs = {"site": 800.0, "redraw": 0.0, "row": 40.0, "narrow": 0.0, "push": 110.0, "resident_warps": 32}
+    kept = {"k": {"registers": 50, "shared": 0, "instructions": 1000, "barriers": 2, **costs}}
+    assert not grown({"k": {"registers": 55, "shared": 0, "instructions": 1100, **costs}}, kept)
     assert lost({"k": {"barriers": 1}}, kept) == ["k"]
-    assert len(grown({"k": {"registers": 56, "shared": 32, "instructions": 1101}}, kept)) == 3
+    assert len(grown({"k": {"registers": 56, "shared": 32, "instructions": 1101, **costs}}, kept)) == 3
+    for name, more in (("site", 881.0), ("row", 44.5), ("push", 122.0), ("narrow", 1.0), ("resident_warps", 28)):
+        assert len(grown({"k": kept["k"] | {name: more}}, kept)) == 1, name
 
 
 def test_contraction_is_found() -> None:

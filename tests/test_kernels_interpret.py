@@ -110,7 +110,7 @@ def test_the_check_for_gpus_runs_dry(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads((tmp_path / "gpu_check.json").read_text())
     assert found["equality"]["mismatches"] == 0
-    assert len(found) == 8
+    assert len(found) == 9
 
 
 @NO_TRITON

@@ -7,6 +7,7 @@ their probabilities with how often chains come upon them. Listing uses nothing o
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import itertools
 import math
@@ -15,6 +16,7 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
             _row(f"  {engine}", state)
             if state == "ready":
                 good = _check(engine, device) and good
+                if engine == "triton":
+                    _warm(device)
     home = Path.home()
     for name, folder in (
         ("triton cache", Path(os.environ.get("TRITON_CACHE_DIR", home / ".triton" / "cache"))),
@@ -93,6 +97,39 @@ def _check(engine: str, device: torch.device) -> bool:
          f"(must exceed {_P:g}); largest error of a marginal {apart:.4f} (must stay below {limit:.4f}); "
          f"{time.perf_counter() - started:.1f} s")  # fmt: skip
     return verdict == "exact"
+
+
+def _warm(device: torch.device) -> None:
+    """Compiles what first sweeps of 20 labels need, for few images and for many, and says how long each kernel took."""
+    if device.type != "cuda":
+        _row("", "nothing to compile: the kernels are interpreted")
+        return
+    # Triton comes with GPU builds of torch alone.
+    knobs = importlib.import_module("triton.knobs")
+    seconds: dict[str, float] = {}
+
+    def note(*, src: Any, metadata: object, metadata_group: object, times: Any, cache_hit: bool) -> None:
+        seconds[src.name] = seconds.get(src.name, 0.0) + (0.0 if cache_hit else times.total / 1e6)
+
+    kept, knobs.compilation.listener = knobs.compilation.listener, note
+    try:
+        sweep_all(device)
+    finally:
+        knobs.compilation.listener = kept
+    told = ", ".join(f"{name} {spent:.1f} s" if spent else f"{name} cached" for name, spent in seconds.items())
+    _row("", f"compiled: {told or 'nothing new'}")
+
+
+def sweep_all(device: torch.device, labels: int = 20, many: int = 128) -> None:
+    """A sweep by each way, on one image and on ``many``, conditionals and pair counts, with the Triton engine."""
+    crf = GridCRF(labels, Neighborhood.nearest(8)).to(device)
+    for images in (1, many):
+        for way in ("gather", "incremental"):
+            sampler = Sampler(crf, engine="triton", way=way)
+            chains = sampler.init(torch.zeros(images, labels, 8, 8, device=device))
+            sampler.run(chains, 1)
+            sampler.conditionals(chains, torch.zeros((*chains.plan.free.shape, labels), dtype=torch.float64, device=device))
+            sampler.pair_counts(chains)
 
 
 def exactness(engine: str, device: torch.device, fault: float = 0.0) -> tuple[float, int, float, float]:

@@ -180,7 +180,7 @@ def write(figures: Figures) -> None:
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     parts = [before]
     for card in CARDS:
-        head = f"**{card.name}** *(predicted)*, site updates a nanosecond unless said: {card.multiprocessors} multiprocessors at"
+        head = f"**{card.name}** *(predicted)*, updates a nanosecond unless said: {card.multiprocessors} multiprocessors at"
         parts += ["", f"{head} {card.clock} GHz, {card.bandwidth / 1e3:g} TB/s.", ""]
         parts += ["| figure | goal | predicted | largest costs, and what each alone would allow |", "|---|---|---|---|"]
         parts += table(figures, card)

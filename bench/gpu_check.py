@@ -207,7 +207,7 @@ def latency(setting: Setting) -> Found:
 
 def shapes(setting: Setting) -> Found:
     """Sweeps by every launch shape worth a try: of what `tritoncrf.kernels.shapes` should hold. No label depends on it."""
-    from tritoncrf.kernels import shapes as launches
+    from tritoncrf.kernels import shapes as launches  # type: ignore[import-not-found]
 
     import tritoncrf as tc
 

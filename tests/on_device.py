@@ -60,7 +60,7 @@ class Place:
         """Contexts of streams that start after what was queued so far."""
         if not self.cuda:
             return [contextlib.nullcontext() for _ in range(count)]
-        made: list[Any] = [torch.cuda.Stream(self.device) for _ in range(count)]
+        made: list[Any] = [torch.cuda.Stream(self.device) for _ in range(count)]  # type: ignore[no-untyped-call]
         for stream in made:
             stream.wait_stream(torch.cuda.current_stream(self.device))
         return [torch.cuda.stream(stream) for stream in made]
@@ -244,7 +244,7 @@ def loss_is_voided(place: Place, fault: str) -> None:
 
     def call(logits: Tensor, target: Tensor, index: Tensor) -> Tensor:
         value: Tensor = loss(logits, target, index)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         place.wait()
         return value
 

@@ -40,7 +40,8 @@ launches = test_kernels_interpret.launches
 
 def gpu(test: Callable[..., None]) -> Callable[..., None]:
     """Runs on a GPU, and at toy size in the interpreter."""
-    return pytest.mark.gpu(pytest.mark.skipif(not HERE, reason="no GPU here")(test))
+    marked: Callable[..., None] = pytest.mark.gpu(pytest.mark.skipif(not HERE, reason="no GPU here")(test))
+    return marked
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def place() -> Place:
 @pytest.fixture
 def shape(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Forces a launch a phase, or one program for all of them, each with the table's own sizes."""
-    from tritoncrf.kernels import shapes
+    from tritoncrf.kernels import shapes  # type: ignore[import-not-found]
 
     return lambda name: monkeypatch.setattr(shapes, "FUSED_PROGRAMS", 0 if name == "fused" else 1 << 30)
 

@@ -218,7 +218,7 @@ def steps(
     def step(image: Tensor, target: Tensor, given: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
         value = loss(net(image), target, **given)
         if backward:
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             value = value.detach()
         assert loss.statistics is not None
         return value, loss.invalid, loss.statistics.flip_rate
@@ -230,7 +230,7 @@ def steps(
         value, *told = run(image, target, given)
         assert value is not None
         if not backward:
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
         left += [value.detach(), *(part for part in told if part is not None)]
         left += [p.grad.clone() for p in [*net.parameters(), *loss.parameters()] if p.grad is not None]
         optimizer.step()

@@ -15,7 +15,7 @@ from torch import Tensor
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState, ChainStore
 from tritoncrf.eager import Unopened, uncompiled, unopened
-from tritoncrf.gradient import errors
+from tritoncrf.gradient import errors, unary_gap
 from tritoncrf.intake import Batch, counter
 from tritoncrf.layout import pack
 from tritoncrf.monitor import TableWatch
@@ -185,17 +185,14 @@ class Visit(metaclass=Unopened):
         labelled = counted.sum()
         factor = 1.0 / labelled.clamp(min=1) if self.reduction == "mean" else unary.new_ones(())
         factor = torch.where(labelled > 0, factor, 0.0)
-        # E(y) - E(y') of the unaries, -logit each; a forbidden label at both ends is no difference.
-        psi = [batch.logits.gather(1, labels.long().clamp(max=free.plan.labels - 1)).double() for labels in (drawn, y)]
-        gap = (psi[0] - psi[1]).masked_fill(drawn == y, 0.0).sum() / free.replicas
-        gap = gap + (tables * pairwise.detach()).sum(dtype=torch.float64)
+        gap = unary_gap(batch.logits, y, drawn) + (tables * pairwise.detach()).sum(dtype=torch.float64)
         value = torch.where(bad, torch.nan, gap * factor).float()
         updates = free.plan.free.sum()
         right = ((drawn == known) & counted[:, None]).sum()
         factor = torch.where(bad, 0.0, factor)
         return (
             value,
-            unary * factor,
+            unary.mul_(factor),
             tables * factor,
             bad,
             free.flips.sum() / (updates * free.replicas * self.sweeps).clamp(min=1),

@@ -60,7 +60,8 @@ class Place:
         """Contexts of streams that start after what was queued so far."""
         if not self.cuda:
             return [contextlib.nullcontext() for _ in range(count)]
-        made: list[Any] = [torch.cuda.Stream(self.device) for _ in range(count)]  # type: ignore[no-untyped-call]
+        make: Any = torch.cuda.Stream
+        made = [make(self.device) for _ in range(count)]
         for stream in made:
             stream.wait_stream(torch.cuda.current_stream(self.device))
         return [torch.cuda.stream(stream) for stream in made]

@@ -284,7 +284,8 @@ def test_doctor_warms_the_kernels(capsys: Say, monkeypatch: pytest.MonkeyPatch) 
     doctor._warm(torch.device("cpu"))
     assert "nothing to compile" in capsys.readouterr().out
     compilation = SimpleNamespace(listener=None)
-    monkeypatch.setattr("tritoncrf.commands.doctor.importlib.import_module", lambda name: SimpleNamespace(compilation=compilation))
+    importing = "tritoncrf.commands.doctor.importlib.import_module"
+    monkeypatch.setattr(importing, lambda name: SimpleNamespace(compilation=compilation))
 
     def compiles(device: torch.device) -> None:
         for name, hit in (("gather_phase", False), ("gather_phase", False), ("initial_draw", True)):

@@ -9,16 +9,37 @@ its tensors' device and that device's current stream, allocates on the device al
 from __future__ import annotations
 
 import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs
 from tritoncrf.kernels import conditionals, counts, errors, gather, incremental, initial
 from tritoncrf.kernels.rows import padded
 from tritoncrf.kernels.shapes import Launch
 
 
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+def tell(*, src: Any, metadata: object, metadata_group: object, times: Any, cache_hit: bool) -> None:
+    """Says on stderr that a kernel was compiled: a first call takes that long, and later processes find it on disk."""
+    if not cache_hit:
+        print(f"tritoncrf: compiled {src.name} for this GPU in {times.total / 1e6:.1f} s", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _on(tensor: Tensor) -> Iterator[None]:
+    if not tensor.is_cuda:
+        yield
+        return
+    kept = knobs.compilation.listener
+    if kept is None:
+        knobs.compilation.listener = tell
+    try:
+        with torch.cuda.device(tensor.device):
+            yield
+    finally:
+        knobs.compilation.listener = kept
 
 
 @torch.library.custom_op("tritoncrf::unary_rows", mutates_args=())

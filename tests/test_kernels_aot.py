@@ -113,3 +113,23 @@ def test_other_targets_and_label_counts(labels: int, target: str) -> None:
     check(found)
     assert not grown(found, committed())
     assert not lost(found, committed())
+
+
+def test_a_first_compilation_is_told(tmp_path: Path) -> None:
+    """Once: the second process finds the kernel on disk."""
+    code = """
+from triton import knobs
+from tritoncrf.kernels import operators
+knobs.compilation.listener = operators.tell
+import runpy, sys
+sys.argv = ["bench.compiled", "--kernels", "initial_draw"]
+runpy.run_module("bench.compiled", run_name="__main__")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, "-c", code]
+    said = [
+        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stderr for _ in range(2)
+    ]
+    assert "tritoncrf: compiled initial_draw for this GPU in " in said[0]
+    assert "tritoncrf: compiled" not in said[1]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from bench import scaling, startup, step
+from bench import limits, scaling, startup, step
 from bench.memory import held
 from bench.peers import Chains, Task
 from bench.peers.__main__ import compare, energy_per_site
@@ -211,3 +211,18 @@ def test_numba_benchmarks_are_grouped_and_carry_flip_rates(tmp_path: Path) -> No
         assert f"{extra['threads']} threads" in group
         assert 0.02 < extra["flip_rate"] < 0.025
         assert extra["updates_per_second"] > 0
+
+
+def test_limits_measures_every_piece() -> None:
+    found = limits.measure("busy", 1)
+    assert set(limits.PIECES) <= set(found)
+    assert all(float(str(found[name])) > 0 for name in (*limits.PIECES, "sweep"))
+    assert 0.015 < float(str(found["flips"])) < 0.03
+
+
+@pytest.mark.slow
+def test_the_sweep_is_vector_code_without_contraction() -> None:
+    limits.measure("calm", 1)
+    code = limits.registers()
+    assert code["vfmadd"] == 0
+    assert code["zmm"] + code["ymm"] > 0

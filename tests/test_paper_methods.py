@@ -436,6 +436,14 @@ def test_forest_answers_as_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.allclose(found.sum(1), torch.ones((), dtype=torch.float64), atol=1e-5)
 
 
+def test_a_tree_knows_labels_that_it_never_saw() -> None:
+    draw = np.random.default_rng(0)
+    grown = DecisionTreeClassifier(max_depth=2).fit(draw.random((40, 2)), draw.choice([1, 3], 40))
+    leaf = forest._arrays(grown, torch.zeros(2, 6), 5).leaf
+    assert torch.equal(leaf[:, [0, 2, 4]], torch.zeros(len(leaf), 3))
+    assert torch.allclose(leaf[:, [1, 3]].sum(1), torch.ones(len(leaf)))
+
+
 def test_a_killed_forest_goes_on_and_another_one_is_refused(tmp_path: Path) -> None:
     given = problem()
     batch = Batch.of(next(iter(given.tests())), given.device)

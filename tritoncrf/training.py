@@ -31,7 +31,7 @@ from tritoncrf.validation import Guard
 
 MODES = ("separate", "joint")
 # Adam's peak rates that did best on half-scale body parts: pre-training, the network in joint learning, the tables.
-PRETRAIN_RATE, NETWORK_RATE, TABLE_RATE = 3e-3, 1e-3, 1e-3
+PRETRAIN_RATE, NETWORK_RATE, TABLE_RATE = 3e-3, 1e-3, 3e-3
 LOG_STEPS = 50
 
 
@@ -39,7 +39,7 @@ class Trainer:
     """Learns a network and a CRF from a loader of ``(image, target, index)`` or with extras (see `batches.Batch`).
 
     network: image ``[N, C, *shape]`` -> logits ``[N, L, *shape]``; crf: the tables. optimizer: for `fit`; None makes Adam
-    (1e-3 for the tables, and for the network if joint). loss: None makes a `CRFLoss` with PCD and K = 10 over ``chains``;
+    (3e-3 for the tables and, if joint, 1e-3 for the network). loss: None makes a `CRFLoss` with PCD and K = 10 over ``chains``;
     chains: None makes a store over ``loader.dataset.sizes`` at the first `fit`. device: None leaves all where the network is.
     log: a file that gets a line of JSON every 50 steps and epoch. precision: torch.float16 or bfloat16 under autocast.
 

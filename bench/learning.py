@@ -59,8 +59,8 @@ def main() -> None:
     saved = options.out / f"network_{options.train}_{options.pretrain}_{options.seed}.safetensors"
     if saved.exists():
         first.load(saved)
-    else:
-        first.pretrain(_loader(train, shuffle=True), options.pretrain, checkpoint=saved)
+    # Where that was finished before, nothing is left to do.
+    first.pretrain(_loader(train, shuffle=True), options.pretrain, checkpoint=saved)
     rows = []
     pictures: list[torch.Tensor] = []
     for method in options.rows:

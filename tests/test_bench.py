@@ -148,7 +148,7 @@ def test_scaling_measures_a_point(axis: str, value: int | str) -> None:
     rows = scaling.measure(axis, value, engine="torch", turns=1, seconds=0.02, settle=0.0, sites=300, paired=False)
     assert [row["way"] for row in rows] == ["gather", "incremental"]
     for row in rows:
-        assert 0 < float(str(row["flip_rate"])) < 1
+        assert 0 <= float(str(row["flip_rate"])) < 1
         assert float(str(row["ns"])) > 0
         assert 280 < int(str(row["sites"])) < 320
         labels, chains = int(str(row["labels"])), int(str(row["images"])) * int(str(row["replicas"]))

@@ -57,11 +57,10 @@ SETTINGS: dict[str, Setting] = {
     "joint": Setting(),
     "separate, start x 0.5": Setting(joint=False, soften=0.5),
     "joint, start x 0.5": Setting(soften=0.5),
-    "separate, table rate 3e-3": Setting(joint=False, changes={"table_rate": 3e-3}),
-    "joint, table rate 3e-3": Setting(changes={"table_rate": 3e-3}),
+    "separate, table rate 1e-3": Setting(joint=False, changes={"table_rate": 1e-3}),
+    "joint, table rate 1e-3": Setting(changes={"table_rate": 1e-3}),
     "separate, table rate 1e-2": Setting(joint=False, changes={"table_rate": 1e-2}),
     "joint, table rate 1e-2": Setting(changes={"table_rate": 1e-2}),
-    "separate, start x 0.5, table rate 3e-3": Setting(joint=False, soften=0.5, changes={"table_rate": 3e-3}),
     "joint, cross-entropy x 0.05": Setting(auxiliary=0.05),
     "joint, cross-entropy x 0.2": Setting(auxiliary=0.2),
     "joint, centred tables": Setting(centred=True),
@@ -134,7 +133,11 @@ def main() -> None:
         problem = pretrained(preset, CLIP, seed, train, held, work, torch.device("cpu"))
         for name in options.settings:
             file = options.out / "tuning.json"
-            about = {"images": options.train, "pretrain": options.pretrain, "epochs": options.epochs}
+            changed = replace(preset, **SETTINGS[name].changes)  # type: ignore[arg-type]
+            about = {
+                "images": options.train, "pretrain": options.pretrain, "epochs": changed.epochs,
+                "classes": len(changed.neighborhood), "table_rate": changed.table_rate, "network_rate": changed.network_rate,
+            }  # fmt: skip
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue
             row = {"what": name, "seed": seed, "setting": about, **_row(problem, SETTINGS[name], work / name.replace(" ", "_"))}

@@ -7,7 +7,7 @@ divergence keeps the current labelling: a byte a pixel. The paper's own numbers:
 (section 5: "varying around 130 x 330"), 20 labels, "around 10^6" factors, "around 200MB per image and 0.4TB for the whole
 dataset" against 78 MB. Both sizes are rows here, and bracket its figures.
 
-``python -m bench.paper.methods.storage [--data FOLDER]`` prints rows of JSON.
+``python -m bench.paper.methods.storage [--data FOLDER] [--write]`` prints rows of JSON.
 """
 
 from __future__ import annotations
@@ -75,9 +75,21 @@ def paper() -> list[Storage]:
     return [storage(f"paper, {h} x {w}", closest, 20, [(h, w)] * 2000) for h, w in ((320, 120), (330, 130))]
 
 
+def table(row: Storage) -> list[dict[str, object]]:
+    """The two lines of the report."""
+    size = f"{row.images} images, {row.labels} labels, {row.classes} edge classes"
+    return [
+        {"what": f"{row.name}: dual variables", "bytes_per_image": round(row.dual_bytes_per_image), "bytes_total": row.dual_bytes,
+         "how": f"{size}; {round(row.factors_per_image)} pairwise factors an image, two ends each, a float32 a label"},
+        {"what": f"{row.name}: one chain", "bytes_per_image": round(row.chain_bytes_per_image), "bytes_total": row.chain_bytes,
+         "how": f"{size}; a byte a pixel"},
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="the data folder; without it, the paper's own numbers alone")
+    parser.add_argument("--write", action="store_true", help="into bench/paper/results/storage.json")
     options = parser.parse_args()
     rows = paper()
     for preset in PRESETS.values() if options.data is not None else ():
@@ -85,6 +97,9 @@ def main() -> None:
         rows.append(storage(preset.name, preset.neighborhood, train.num_labels, train.sizes))
     for row in rows:
         print(json.dumps({**asdict(row), "ratio": round(row.ratio, 1)}))
+    if options.write:
+        found = [part for row in rows for part in table(row)]
+        (Path(__file__).parents[1] / "results" / "storage.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

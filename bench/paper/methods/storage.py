@@ -78,12 +78,15 @@ def paper() -> list[Storage]:
 def table(row: Storage) -> list[dict[str, object]]:
     """The two lines of the report."""
     size = f"{row.images} images, {row.labels} labels, {row.classes} edge classes"
+    duals = f"{size}; {round(row.factors_per_image)} pairwise factors an image, two ends each, a float32 a label"
+    kinds = (
+        ("dual variables", row.dual_bytes_per_image, row.dual_bytes, duals),
+        ("one chain", row.chain_bytes_per_image, row.chain_bytes, f"{size}; a byte a pixel"),
+    )
     return [
-        {"what": f"{row.name}: dual variables", "bytes_per_image": round(row.dual_bytes_per_image), "bytes_total": row.dual_bytes,
-         "how": f"{size}; {round(row.factors_per_image)} pairwise factors an image, two ends each, a float32 a label"},
-        {"what": f"{row.name}: one chain", "bytes_per_image": round(row.chain_bytes_per_image), "bytes_total": row.chain_bytes,
-         "how": f"{size}; a byte a pixel"},
-    ]  # fmt: skip
+        {"what": f"{row.name}: {what}", "bytes_per_image": round(each), "bytes_total": total, "how": how}
+        for what, each, total, how in kinds
+    ]
 
 
 def main() -> None:

@@ -204,7 +204,7 @@ def test_a_step_asks_nothing_and_brings_nothing(method: str, extra: str, monkeyp
     """On meta tensors, where reading a value is an error; copies from the host, which wait as well, are noted."""
     engine = load("triton")
     assert not isinstance(engine, str)
-    monkeypatch.setattr(engine, "missing", lambda device: None)
+    monkeypatch.setattr(engine, "missing", lambda device, labels: None)
     device = torch.device("meta")
     store = ChainStore([(6, 7)] * 4, seed=0, device=device)
     loss = CRFLoss(GridCRF(5, Neighborhood.nearest(8)).to(device), chains=store, method=method, sweeps=2, engine="triton")

@@ -79,7 +79,7 @@ class Unheard(validation.Verdict):
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setattr(engine, "missing", lambda device: None)
+    monkeypatch.setattr(engine, "missing", lambda device, labels: None)
     monkeypatch.setattr(validation, "Verdict", Unheard)
 
 

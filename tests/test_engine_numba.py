@@ -6,6 +6,8 @@ int16, its threads. A bound that is not raised when a neighbour flips must be fo
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -415,3 +417,27 @@ def test_what_it_cannot_do() -> None:
     chains = Sampler(GridCRF(2, HOOD), "torch").init(torch.zeros(1, 2, 3, 4))
     with pytest.raises(ValueError, match=r"logits: expected images of fewer than 2\^31 padded pixels"):
         engine.prepare(replace(chains.plan, volume=1 << 31), torch.zeros(1, 2, 3, 4), torch.zeros(5, 2, 2))
+
+
+ALL_SIZES = """
+import torch
+from tritoncrf import GridCRF, Neighborhood, Sampler
+torch.set_num_threads(1)
+for labels in (7, 20):
+    crf = GridCRF(labels, Neighborhood.from_offsets([(1,), (2,)]), torch.randn(2, labels, labels) * 0.3)
+    for sites in range(1, 73):
+        logits = torch.randn(2, labels, sites) * 3
+        fast, plain = Sampler(crf, "numba", way="incremental"), Sampler(crf, "torch", way="gather")
+        a, b = fast.init(logits, replicas=2), plain.init(logits, replicas=2)
+        fast.run(a, 4)
+        out = torch.zeros(*a.plan.free.shape, labels, dtype=torch.float64)
+        fast.average(a, 3, out)
+        assert torch.equal(a.labels, plain.run(b, 7).labels), (labels, sites)
+print("equal")
+"""
+
+
+def test_no_number_of_sites_meets_freed_memory() -> None:
+    """Scratch that is reached by its address alone was freed too early, and a queue of the same size class took its place."""
+    done = subprocess.run([sys.executable, "-c", ALL_SIZES], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]

@@ -522,3 +522,19 @@ def test_auto_says_when_it_takes_the_slow_engine(monkeypatch: pytest.MonkeyPatch
         assert Sampler(model()).engine_name == "torch"
     with pytest.raises(RuntimeError, match="engine: expected 'numba' to run on cpu, got: it is not here"):
         Sampler(model(), "numba")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sums_go_into_a_tensor_by_place_or_nowhere(engine: str) -> None:
+    sampler = Sampler(GridCRF(3, Neighborhood.nearest(4)), engine, 0)
+    chains = sampler.init(torch.zeros(2, 3, 4, 5))
+    before = chains.labels.clone()
+    shape = (*chains.plan.free.shape, 3)
+    turned = torch.zeros(shape[1], shape[0], 3, dtype=torch.float64).transpose(0, 1)
+    for out in (turned, torch.zeros(shape, dtype=torch.float64, requires_grad=True)):
+        with pytest.raises(ValueError, match="out: expected a contiguous tensor that needs no gradient"):
+            sampler.average(chains, 2, out)
+        with pytest.raises(ValueError, match="out: expected a contiguous tensor that needs no gradient"):
+            sampler.conditionals(chains, out)
+    assert torch.equal(chains.labels, before)
+    assert chains.sweeps.tolist() == [0, 0]

@@ -60,10 +60,10 @@ class CRFLoss(nn.Module):
         super().__init__()
         if not isinstance(crf, GridCRF):
             raise TypeError(f"crf: expected a GridCRF, got {type(crf).__name__}")
-        self.method = validation.choice("method", method, METHODS)
-        self.reduction = validation.choice("reduction", reduction, REDUCTIONS)
-        self.sweeps = validation.whole("sweeps", sweeps, 1)
-        self.ignore_index = validation.whole("ignore_index", ignore_index, -(1 << 63))
+        validation.choice("method", method, METHODS)
+        validation.choice("reduction", reduction, REDUCTIONS)
+        validation.whole("sweeps", sweeps, 1)
+        validation.whole("ignore_index", ignore_index, -(1 << 63))
         if 0 <= ignore_index < crf.num_labels:
             raise ValueError(f"ignore_index: expected none of the {crf.num_labels} labels, got {ignore_index}")
         if chains is not None and not isinstance(chains, ChainStore):
@@ -79,13 +79,38 @@ class CRFLoss(nn.Module):
         if seed is None:
             seed = contract.fresh_seed() if chains is None else chains.seed
         self.crf = crf
-        self.chains = chains
+        self._chains = chains
         self.engine = engine
         self.sampler = Sampler(crf, engine, seed, validate=validate)
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
         self.invalid: Tensor | None = None
         self.statistics: Statistics | None = None
         self._visit = Visit(self.sampler, chains, method, sweeps, ignore_index, reduction, follows)
+
+    @property
+    def chains(self) -> ChainStore | None:
+        return self._chains
+
+    @property
+    def method(self) -> str:
+        return self._visit.method
+
+    @property
+    def reduction(self) -> str:
+        return self._visit.reduction
+
+    @property
+    def ignore_index(self) -> int:
+        return self._visit.ignore_index
+
+    @property
+    def sweeps(self) -> int:
+        """K per visit; may be set between calls."""
+        return self._visit.sweeps
+
+    @sweeps.setter
+    def sweeps(self, sweeps: int) -> None:
+        self._visit.sweeps = validation.whole("sweeps", sweeps, 1)
 
     @property
     def seed(self) -> int:
@@ -118,7 +143,7 @@ class CRFLoss(nn.Module):
         pixel exists; clamp: bool ``[N, *shape]``, True where the label is known at test time too.
         """
         learning = self.training and torch.is_grad_enabled()
-        store = self.chains
+        store = self._chains
         state = (self.visits, None, None) if store is None else (self.visits, store.labels, store.sweeps)
         given = (target, index, sizes, mask, clamp, learning, *state)
         if OPERATOR and torch.compiler.is_compiling():

@@ -194,8 +194,7 @@ class Sampler:
         S is ``chains.plan.positions``' length; returns the sum of the sites' own conditional energies, float64 ``[N, R]``.
         """
         self._own(chains)
-        shape = (*chains.plan.free.shape, self.crf.num_labels)
-        validation.shaped("out", out, [shape], [torch.float64], self.crf.device)
+        validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
         with self.guard.call(self.crf.device):
             self._refresh(chains, None)
         return self._engine.conditionals(chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out)
@@ -206,11 +205,11 @@ class Sampler:
 
         The same numbers to rounding, in less time where few labels change. Raises as both do, before any chain moves.
         """
-        with self.guard.call():
+        with self.guard.call(self.crf.device):
             self._own(chains)
             validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
             scale = contract.scale_of(validation.beta(beta))
-            validation.shaped("out", out, [(*chains.plan.free.shape, self.crf.num_labels)], [torch.float64], self.crf.device)
+            validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
             self.guard.require(
                 chains.count <= (1 << contract.SWEEP_BITS) - sweeps,
                 f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",

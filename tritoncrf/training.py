@@ -213,6 +213,8 @@ class Trainer:
         self.pretrained = None
         if tree.get("pretrained") is not None:
             kept = files.tensors(tree, "pretrained")
+            if {name: value.shape for name, value in kept.items()} != {name: value.shape for name, value in mine.items()}:
+                raise CheckpointError(f"{path}: expected pre-trained weights of this network, got those of another")
             # In the weights' own memory format: convolutions of another one round differently.
             self.pretrained = {name: torch.empty_like(mine[name]).copy_(value) for name, value in kept.items()}
         self.history = [] if not resume else [files.group({"line": line}, "line") for line in tree.get("history") or []]  # type: ignore[union-attr]

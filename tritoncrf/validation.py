@@ -69,6 +69,14 @@ def writable(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: expected chains made outside of torch.inference_mode, got some made in it, outside of it")
 
 
+def totals(value: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """Checks ``out``, which engines add float64 numbers to by place."""
+    shaped("out", value, [shape], [torch.float64], device)
+    if value.requires_grad or not value.is_contiguous():
+        got = "one that does" if value.requires_grad else f"strides {list(value.stride())}"
+        raise ValueError(f"out: expected a contiguous tensor that needs no gradient, got {got}")
+
+
 def whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """Checks a Python integer in ``least .. most``."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -53,6 +53,8 @@ def _run(options: argparse.Namespace) -> int:
             raise ValueError(f"splits: expected some of {', '.join(preset.splits)} for preset {preset.name!r}, got {split!r}")
     if preset.file is not None and options.data is not None and not (options.data / preset.file).is_file():
         raise FileNotFoundError(f"data: expected a folder that holds {preset.file}, got {options.data}")
+    if options.minutes is not None and options.minutes <= 0:
+        raise ValueError(f"minutes: expected a positive number, got {options.minutes}")
     claim(options.out, preset, options.resume)
     torch.set_num_threads(options.threads)
     with slice_of(options.minutes):

@@ -140,7 +140,8 @@ def main() -> None:
             }  # fmt: skip
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue
-            row = {"what": name, "seed": seed, "setting": about, **_row(problem, SETTINGS[name], work / name.replace(" ", "_"))}
+            folder = work / f"{name} {changed.epochs}".replace(" ", "_")
+            row = {"what": name, "seed": seed, "setting": about, **_row(problem, SETTINGS[name], folder)}
             print(json.dumps(row), flush=True)
             file.write_text(json.dumps([*rows_of(file, "what"), row], indent=1) + "\n")
 

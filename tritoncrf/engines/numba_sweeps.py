@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole, Words
 from tritoncrf.engines.numba_sites import GROUP
-from tritoncrf.engines.numba_vectors import address, byte, doubtful, entry, jit, prefetch, trailing
+from tritoncrf.engines.numba_vectors import address, byte, doubtful, entry, jit, keep, prefetch, trailing
 
 Doubles = npt.NDArray[np.float64]
 _WORD = 0xFFFFFFFF
@@ -126,6 +126,7 @@ def sweep(
                             if lazy:
                                 _push(p, place, steps, push, old, new, chances)
         flips[chain] += changed
+    keep(energies)
 
 
 @entry

@@ -128,6 +128,11 @@ def address(array: Any) -> int:
     return nb.int64(array.ctypes.data)  # type: ignore[no-any-return]
 
 
+@jit
+def keep(array: Any) -> None:
+    """Frees an array no earlier than here: numba lets go of it after its last use, and an address is none."""
+
+
 @_instruction(_i64, _i64)
 def byte(builder: Any, address: Any) -> Any:
     """The byte at an address."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import tritoncrf as tc
-from tritoncrf.training import NETWORK_RATE, TABLE_RATE
+from tritoncrf.training import NETWORK_RATE, SEPARATE_RATE, TABLE_RATE
 
 CLIP, RANDOM = "split_by_clip", "split"
 
@@ -29,6 +29,8 @@ class Preset:
     """Further visits of each training image, the same in every row."""
     neighborhood: tc.Neighborhood
     table_rate: float = TABLE_RATE
+    separate_rate: float = SEPARATE_RATE
+    """Of the tables where the network stands still."""
     network_rate: float = NETWORK_RATE
     pretrain_rate: float = 3e-3
     momentum: float | None = None

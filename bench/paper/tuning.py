@@ -57,9 +57,9 @@ SETTINGS: dict[str, Setting] = {
     "joint": Setting(),
     "separate, start x 0.5": Setting(joint=False, soften=0.5),
     "joint, start x 0.5": Setting(soften=0.5),
-    "separate, table rate 1e-3": Setting(joint=False, changes={"table_rate": 1e-3}),
-    "joint, table rate 1e-3": Setting(changes={"table_rate": 1e-3}),
-    "separate, table rate 1e-2": Setting(joint=False, changes={"table_rate": 1e-2}),
+    "separate, table rate 1e-3": Setting(joint=False, changes={"separate_rate": 1e-3}),
+    "joint, table rate 3e-3": Setting(changes={"table_rate": 3e-3}),
+    "separate, table rate 1e-2": Setting(joint=False, changes={"separate_rate": 1e-2}),
     "joint, table rate 1e-2": Setting(changes={"table_rate": 1e-2}),
     "joint, cross-entropy x 0.05": Setting(auxiliary=0.05),
     "joint, cross-entropy x 0.2": Setting(auxiliary=0.2),
@@ -93,12 +93,16 @@ class _Sampled(nn.Module):
         return value
 
 
+def _rate(problem: Problem, setting: Setting) -> float:
+    return problem.preset.table_rate if setting.joint else problem.preset.separate_rate
+
+
 def _learn(problem: Problem, setting: Setting, work: Path) -> Predictor:
     if not setting.learns:
         return cnn.learn(problem, work, further=True)
     network, crf = problem.network(), problem.crf()
     objective = _Sampled(problem, crf, setting)
-    descend(problem, network, objective, objective, work, "tuning", joint=setting.joint)
+    descend(problem, network, objective, objective, work, "tuning", joint=setting.joint, rate=_rate(problem, setting))
     return by_sampling(problem, network, crf)
 
 
@@ -134,9 +138,10 @@ def main() -> None:
         for name in options.settings:
             file = options.out / "tuning.json"
             changed = replace(preset, **SETTINGS[name].changes)  # type: ignore[arg-type]
+            rate = changed.table_rate if SETTINGS[name].joint else changed.separate_rate
             about = {
                 "images": options.train, "pretrain": options.pretrain, "epochs": changed.epochs,
-                "classes": len(changed.neighborhood), "table_rate": changed.table_rate, "network_rate": changed.network_rate,
+                "classes": len(changed.neighborhood), "table_rate": rate, "network_rate": changed.network_rate,
             }  # fmt: skip
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue

@@ -42,7 +42,7 @@ class Size:
     batch: int
     network_rate: float = 3e-3
     table_rate: float = 1e-2
-    """Ten times the trainer's own: a few hundred updates must do what some thousands do there."""
+    """Above the trainer's own: a few hundred updates must do what some thousands do there."""
 
 
 FULL = Size(160, 40, (96, 64), "grid:18:6+grid:1", 6, 6, 5, 4)

@@ -17,7 +17,7 @@ def learn(problem: Problem, work: Path, *, joint: bool, method: str, sweeps: int
     network, crf = problem.network(), problem.crf()
     chains = tc.ChainStore(problem.train.sizes, seed=problem.seed, device=problem.device)
     loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=sweeps)
-    groups = [{"params": list(loss.parameters()), "lr": preset.table_rate}]
+    groups = [{"params": list(loss.parameters()), "lr": preset.table_rate if joint else preset.separate_rate}]
     if joint:
         groups.append({"params": list(network.parameters()), "lr": preset.network_rate})
     optimizer: torch.optim.Optimizer

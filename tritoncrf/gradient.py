@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from tritoncrf import engines
 from tritoncrf.chains import ChainState
 from tritoncrf.sampler import Sampler
 
@@ -20,9 +19,8 @@ def errors(sampler: Sampler, data: ChainState, free: ChainState) -> tuple[Tensor
     Logits: ``[y' = l] - [y = l]``, float32 ``[N, L, *shape]``. Tables: ``counts(y) - counts(y')``, float32 ``[C, L, L]``,
     summed over the batch.
     """
-    engine = engines.find(sampler.engine_name, free.rows.device)[1]
-    counts = engine.pair_errors(free.plan, data.rows, free.rows)
-    return engine.unary_errors(data.labels, free.labels, free.plan.labels), counts.to(torch.float32) / free.replicas
+    counts = sampler.engine.pair_errors(free.plan, data.rows, free.rows)
+    return sampler.engine.unary_errors(data.labels, free.labels, free.plan.labels), counts.to(torch.float32) / free.replicas
 
 
 def unary_gap(logits: Tensor, data: Tensor, free: Tensor) -> Tensor:

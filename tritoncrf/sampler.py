@@ -51,21 +51,21 @@ class Sampler:
         self.requested = engine
         self.device = crf.device
         self.guard = Guard(True if validate else validate)
-        self.engine_name, self._engine = engines.find(engine, crf.device, crf.num_labels)
+        self.engine_name, self.engine = engines.find(engine, crf.device, crf.num_labels)
         self._layouts = crf.layouts
 
     def __getstate__(self) -> dict[str, object]:
         # A module cannot be pickled; the copy finds its engine anew.
-        return {name: value for name, value in vars(self).items() if name != "_engine"}
+        return {name: value for name, value in vars(self).items() if name != "engine"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self.engine_name, self._engine = engines.find(self.requested, self.crf.device, self.crf.num_labels)
+        self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels)
 
     def _settle_down(self) -> torch.device:
         """The CRF's device, on which an engine is found anew where the CRF has moved."""
         if self.crf.device != self.device:
-            self.engine_name, self._engine = engines.find(self.requested, self.crf.device, self.crf.num_labels)
+            self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels)
             self.device = self.crf.device
         return self.device
 
@@ -121,9 +121,9 @@ class Sampler:
     def begin(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
         """Chains of a laid out batch; start: uint8 ``[N, R, *shape]``, labels or 255; clamp: bool ``[N, *shape]`` or None."""
         plan, purpose = hold(batch.plan, clamp), contract.PURPOSES[phase]
-        work = self._engine.prepare(plan, batch.logits, batch.tables)
+        work = self.engine.prepare(plan, batch.logits, batch.tables)
         rows = pack(plan, start)
-        self._engine.initial(work, rows, contract.key_of(self.seed), batch.count, purpose)
+        self.engine.initial(work, rows, contract.key_of(self.seed), batch.count, purpose)
         flips = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
         sites = int(plan.free.sum()) * plan.replicas if rows.device.type == "cpu" else None
         return ChainState(
@@ -179,7 +179,7 @@ class Sampler:
             step = min(sweeps - done, stride) if look else sweeps - done
             stride = min(2 * stride, LONGEST)
             self._choose(chains)
-            moved = self._engine.sweep(chains.work, chains.rows, chains.field, step, scale, key, chains.count, chains.purpose)
+            moved = self.engine.sweep(chains.work, chains.rows, chains.field, step, scale, key, chains.count, chains.purpose)
             chains.count += step
             flips += moved
             done += step
@@ -197,7 +197,7 @@ class Sampler:
         validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
         with self.guard.call(self.crf.device):
             self._refresh(chains, None)
-        return self._engine.conditionals(chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out)
+        return self.engine.conditionals(chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out)
 
     @uncompiled
     def average(self, chains: ChainState, sweeps: int, out: Tensor, *, beta: float = 1.0) -> Tensor:
@@ -224,7 +224,7 @@ class Sampler:
                 step = min(sweeps - done, STRIDE if chains.rate is None else LONGEST)
                 self._choose(chains)
                 where, key = (chains.work, chains.rows, chains.field), contract.key_of(self.seed)
-                moved, energy = self._engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
+                moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
                 chains.count += step
                 flips += moved
                 energies.append(energy)
@@ -242,7 +242,7 @@ class Sampler:
     def pair_counts(self, chains: ChainState) -> Tensor:
         """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""
         self._own(chains)
-        return self._engine.pair_counts(chains.plan, chains.rows)
+        return self.engine.pair_counts(chains.plan, chains.rows)
 
     def _own(self, chains: ChainState) -> None:
         if not isinstance(chains, ChainState):
@@ -254,10 +254,10 @@ class Sampler:
 
     def _choose(self, chains: ChainState) -> None:
         """Builds or drops the field: the way of the next sweeps."""
-        low = chains.rate is not None and chains.rate < self._engine.break_even
+        low = chains.rate is not None and chains.rate < self.engine.break_even
         if self.way == "incremental" or (self.way == "auto" and low):
             if chains.field is None:
-                chains.field = self._engine.field(chains.work, chains.rows)
+                chains.field = self.engine.field(chains.work, chains.rows)
         else:
             chains.field = None
 
@@ -280,10 +280,10 @@ class Sampler:
             tables = torch.where(bad, chains.tables, tables)
             logits = None if logits is None else torch.where(bad, chains.logits.to(logits.dtype), logits)
         if logits is not None:
-            chains.work, chains.logits = self._engine.prepare(chains.plan, logits, tables), logits.detach()
+            chains.work, chains.logits = self.engine.prepare(chains.plan, logits, tables), logits.detach()
         elif tables.device.type != "cpu" or not torch.equal(tables, chains.tables):
             # A GPU is not asked whether the tables changed: that would stall the stream.
-            chains.work = self._engine.retable(chains.work, tables)
+            chains.work = self.engine.retable(chains.work, tables)
         else:
             return
         chains.tables, chains.field, chains.version = tables, None, version

@@ -397,13 +397,13 @@ def test_errors_equal_torchs_bit_for_bit(
             sampler.init(torch.zeros(2, 4, *shape), torch.from_numpy(labels), sizes=sizes, mask=mask, replicas=replicas)
             for labels in (first, second)
         ]
-        found.append(errors(sampler, *states))
+        found.append(errors(sampler, states[0], states[1]))
     (unary, tables), (unary2, tables2) = found
     assert torch.equal(unary2, unary)
     assert torch.equal(tables2, tables)
     for most in (0.0, 2.0):
         monkeypatch.setattr("tritoncrf.engines.numba_errors.MOST", most)
-        assert torch.equal(errors(sampler, *states)[1], tables)
+        assert torch.equal(errors(sampler, states[0], states[1])[1], tables)
     assert bool(unary.any()) or share < 0.5
     # Samples that agree have no error, whatever 1/R is in binary.
     assert not errors(sampler, states[0], states[0])[0].any()

@@ -141,13 +141,12 @@ class ChainStore:
         found.labels, found.sweeps = labels, sweeps
         return found
 
-    def fetch(self, index: Tensor, shape: Shape, *, data: bool = False) -> Tensor:
-        """Labels uint8 ``[N, R, *shape]`` of images ``index`` (int64 [N], valid); 255 beyond their size or where not drawn."""
-        return self.labels[int(data and self.latent), self._places(index, shape)]
+    def fetch(self, places: Tensor, *, data: bool = False) -> Tensor:
+        """The labels uint8 ``[N, R, *shape]`` at `places`; 255 beyond an image's size or where not drawn."""
+        return self.labels[int(data and self.latent), places]
 
-    def put(self, index: Tensor, labels: Tensor, keep: Tensor, *, data: bool = False) -> None:
-        """Writes labels uint8 ``[N, R, *shape]`` back where ``keep`` (bool ``[N]``)."""
-        places = self._places(index, tuple(labels.shape[2:]))
+    def put(self, places: Tensor, labels: Tensor, keep: Tensor, *, data: bool = False) -> None:
+        """Writes labels uint8 ``[N, R, *shape]`` back to `places` where ``keep`` (bool ``[N]``)."""
         keep = keep.view(-1, *[1] * (labels.dim() - 1))
         row = self.labels[int(data and self.latent)]
         row[torch.where(keep, places, row.numel() - 1)] = labels
@@ -157,8 +156,9 @@ class ChainStore:
         """Counts ``sweeps`` more for images ``index`` where ``keep``."""
         self.sweeps.index_add_(0, index, torch.where(keep, sweeps, 0))
 
-    def _places(self, index: Tensor, shape: Shape) -> Tensor:
-        """int64 ``[N, R, *shape]``: where each pixel of a padded batch is kept; the spare byte beyond an image's size."""
+    def places(self, index: Tensor, shape: Shape) -> Tensor:
+        """int64 ``[N, R, *shape]``: where each pixel of a padded batch of images ``index`` (int64 ``[N]``, valid) is kept;
+        beyond an image's size, the spare byte."""
         sizes = self.sizes[index]
         axes = len(shape)
         expand = (-1, 1, *[1] * axes)

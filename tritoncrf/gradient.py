@@ -13,14 +13,17 @@ from tritoncrf.chains import ChainState
 from tritoncrf.sampler import Sampler
 
 
-def errors(sampler: Sampler, data: ChainState, free: ChainState) -> tuple[Tensor, Tensor]:
+def errors(
+    sampler: Sampler, data: ChainState, free: ChainState, samples: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """The gradient of ``E(y) - E(y')`` per factor, averaged over replicas; the one place where shared tables come together.
 
     Logits: ``[y' = l] - [y = l]``, float32 ``[N, L, *shape]``. Tables: ``counts(y) - counts(y')``, float32 ``[C, L, L]``,
-    summed over the batch.
+    summed over the batch. samples: the labels of data and free, where they are at hand.
     """
+    y, drawn = (data.labels, free.labels) if samples is None else samples
     counts = sampler.engine.pair_errors(free.plan, data.rows, free.rows)
-    return sampler.engine.unary_errors(data.labels, free.labels, free.plan.labels), counts.to(torch.float32) / free.replicas
+    return sampler.engine.unary_errors(y, drawn, free.plan.labels), counts.to(torch.float32) / free.replicas
 
 
 def unary_gap(logits: Tensor, data: Tensor, free: Tensor) -> Tensor:

@@ -126,12 +126,15 @@ def hold(plan: Plan, clamp: Tensor | None) -> Plan:
     return replace(plan, free=free)
 
 
-def pack(plan: Plan, labels: Tensor) -> Tensor:
-    """Labels uint8 ``[N, R, *shape]`` -> flat rows ``[N, R, volume]``; 255 and sites that do not exist become void."""
+def pack(plan: Plan, layout: Layout, labels: Tensor, present: Tensor) -> Tensor:
+    """Labels uint8 ``[N, R, *shape]`` -> flat rows ``[N, R, volume]``; 255 and pixels that do not exist become void.
+
+    present: bool ``[N, *shape]``, the pixels that exist.
+    """
     rows = torch.full((*labels.shape[:2], plan.volume), plan.void, dtype=torch.uint8, device=labels.device)
-    values = labels.flatten(2)[..., plan.pixels]
-    known = plan.exists[:, None] & (values != contract.VOID)
-    rows[..., plan.positions] = values.masked_fill(~known, plan.void)
+    known = present[:, None] & (labels != contract.VOID)
+    # An image lies in its row as a box: a copy of lines, not a scatter of pixels.
+    layout.crop(rows, tuple(labels.shape[2:])).copy_(labels.masked_fill(~known, plan.void))
     return rows
 
 

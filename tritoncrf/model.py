@@ -126,4 +126,4 @@ class GridCRF(nn.Module):
         validation.label_values(guard, "labels", labels, self.num_labels, present)
         # A label that a deferred check will report must not index out of the tables meanwhile.
         safe = labels.long().clamp(0, self.num_labels - 1).to(torch.uint8)
-        return plan, pack(plan, safe[:, None])
+        return plan, pack(plan, layout, safe[:, None], present)

@@ -65,10 +65,10 @@ class Visit(metaclass=Unopened):
         if clamp is not None:
             clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
         labelled, known = self._targets(batch, target, clamp)
-        index, count = self._positions(index, batch), None
+        index, count, places = self._positions(index, batch), None, None
         if learning and store is not None:
             index = self._chains_of(store, index, shape, sizes)
-            count = store.sweeps[index]
+            count, places = store.sweeps[index], store.places(index, shape)
         elif learning:
             index = visits + batch.plan.index
         else:
@@ -76,34 +76,35 @@ class Visit(metaclass=Unopened):
         batch = batch.at(index, count)
         drawn = torch.full_like(known, contract.VOID)[:, None].expand(-1, replicas, *shape)
         known = known[:, None].expand_as(drawn)
-        kept = learning and store is not None
         start = drawn
-        if kept and store is not None and self.method == "pcd":
-            start = self._kept(store.fetch(index, shape), present)
+        if places is not None and store is not None and self.method == "pcd":
+            start = self._kept(store.fetch(places), present)
         if clamp is not None:
             start = torch.where(clamp[:, None], known, start)
         first = drawn
-        if kept and store is not None and store.latent:
-            first = self._kept(store.fetch(index, shape, data=True), present)
+        if places is not None and store is not None and store.latent:
+            first = self._kept(store.fetch(places, data=True), present)
         first = torch.where(labelled[:, None], known, first)
         held = labelled if clamp is None else labelled | (clamp & present)
         free = None
         # Whether a GPU's images have latent pixels is not asked: that would stall its stream.
         if present.device.type == "cpu" and not bool((present & ~held).any()):
             free = self._phase(batch, first if learning and self.method == "cd" else start, "free", clamp, learning)
-            data = replace(free, rows=pack(free.plan, known))
+            data = replace(free, rows=pack(free.plan, free.layout, known, present))
         else:
             data = self._phase(batch, first, "data", held, learning)
         if free is None:
             free = self._phase(batch, data.labels if learning and self.method == "cd" else start, "free", clamp, learning)
         bad = sampler.guard.flag(present.device)
-        if kept and store is not None:
-            self._keep(store, index, data, free, ~bad)
+        samples = data.labels, free.labels
+        if places is not None and store is not None:
+            self._keep(store, index, places, samples, ~bad)
         elif learning:
             visits += torch.where(bad, 0, len(logits))
         if learning:
             self._watch.look(sampler.crf.pairwise)
-        return self._found(batch, pairwise, known, labelled if clamp is None else labelled & ~clamp, data, free, bad)
+        counted = labelled if clamp is None else labelled & ~clamp
+        return self._found(batch, pairwise, known, counted, data, free, samples, bad)
 
     def _phase(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None, learning: bool) -> ChainState:
         chains = self.sampler.begin(batch, start, phase if learning else "inference", clamp)
@@ -166,22 +167,25 @@ class Visit(metaclass=Unopened):
         )  # fmt: skip
         return labels.masked_fill(foreign, contract.VOID)
 
-    def _keep(self, store: ChainStore, index: Tensor, data: ChainState, free: ChainState, good: Tensor) -> None:
+    def _keep(
+        self, store: ChainStore, index: Tensor, places: Tensor, samples: tuple[Tensor, Tensor], good: Tensor
+    ) -> None:
         # An image that stands twice in a batch was drawn twice with the same random numbers: the first one's chain stays.
         order = torch.arange(len(index), device=index.device)
         again = ((index[:, None] == index) & (order[:, None] > order)).any(1)
         keep = good & ~again
         if self.method == "pcd":
-            store.put(index, free.labels, keep)
+            store.put(places, samples[1], keep)
         if store.latent:
-            store.put(index, data.labels, keep, data=True)
+            store.put(places, samples[0], keep, data=True)
         store.advance(index, self.sweeps, keep)
 
     def _found(
-        self, batch: Batch, pairwise: Tensor, known: Tensor, counted: Tensor, data: ChainState, free: ChainState, bad: Tensor
-    ) -> Found:
-        unary, tables = errors(self.sampler, data, free)
-        y, drawn = data.labels, free.labels
+        self, batch: Batch, pairwise: Tensor, known: Tensor, counted: Tensor, data: ChainState, free: ChainState,
+        samples: tuple[Tensor, Tensor], bad: Tensor,
+    ) -> Found:  # fmt: skip
+        y, drawn = samples
+        unary, tables = errors(self.sampler, data, free, samples)
         labelled = counted.sum()
         factor = 1.0 / labelled.clamp(min=1) if self.reduction == "mean" else unary.new_ones(())
         factor = torch.where(labelled > 0, factor, 0.0)

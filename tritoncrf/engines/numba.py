@@ -26,7 +26,7 @@ from tritoncrf.engines import Work as AnyWork
 from tritoncrf.engines import numba_errors as differences
 from tritoncrf.engines import numba_sweeps as compiled
 from tritoncrf.engines.numba_average import average as averaging
-from tritoncrf.engines.numba_sites import Array, Sites, listed, rounding
+from tritoncrf.engines.numba_sites import Array, Sites, listed, rounding, rounding_rows
 from tritoncrf.engines.numba_threads import share
 from tritoncrf.engines.numba_vectors import LANES
 
@@ -45,8 +45,8 @@ class Tables:
     """int16 in steps of the grid, which every entry fits, or else float32."""
     parts: Array
     """int64: bounds of ranges of classes whose int16 sums cannot overflow."""
-    spread: Array
-    """float64 [L + 1, 2K]: largest minus smallest entry of the row that the neighbour at +d_k, -d_k reads of a label."""
+    grid: Array
+    """float32 [K, L, L]: the tables themselves, in steps of the grid."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,12 @@ def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
     sites = listed(plan)
     width = -(-plan.labels // LANES) * LANES
     unary = _aligned((len(sites.position), width), np.float32)
-    energies = logits.detach().flatten(2).float().contiguous().numpy()
     forbidden, cap = np.float32(contract.FORBIDDEN), np.float32(contract.UNARY_CAP)
-    share(rounding, sites.first, energies, plan.pixels.numpy(), sites.first, sites.slot, forbidden, cap, unary)
+    last = logits.detach().movedim(1, -1)
+    # Networks that run channels last leave a pixel's logits side by side: only those of free sites are read then.
+    function, values = (rounding_rows, last.flatten(1, -2)) if last.is_contiguous() else (rounding, logits.detach().flatten(2))
+    energies = values.float().contiguous().numpy()
+    share(function, sites.first, energies, plan.pixels.numpy(), sites.first, sites.slot, forbidden, cap, unary)
     return Work(plan, sites, unary, _tables(plan, pairwise, width), kept={})
 
 
@@ -199,7 +202,7 @@ def _flat(labels: Tensor) -> Array:
 
 
 def _tables(plan: Plan, pairwise: Tensor, width: int) -> Tables:
-    grid = (contract.round_pairwise(pairwise)[list(plan.classes)].double() * contract.GRID).numpy()
+    grid = (contract.round_pairwise(pairwise)[list(plan.classes)] * contract.GRID).numpy()
     classes, labels = len(grid), plan.labels
     largest = np.abs(grid).max((1, 2), initial=0).tolist()
     short = max(largest, default=0) <= SHORT
@@ -212,12 +215,9 @@ def _tables(plan: Plan, pairwise: Tensor, width: int) -> Tables:
     rows = _aligned((classes, 2, labels + 1, width), np.int16 if short else np.float32)
     rows[:, 0, :-1, :labels] = grid.transpose(0, 2, 1)
     rows[:, 1, :-1, :labels] = grid
-    spread = np.ptp(rows[..., :labels].astype(np.float64), axis=-1) / contract.GRID
     if not short:
         rows /= contract.GRID
-    # The neighbour at +d_k has the flipped site at -d_k.
-    spread = np.ascontiguousarray(spread[:, ::-1].reshape(2 * classes, labels + 1).T)
-    return Tables(rows.reshape(-1).view(np.uint8), short, np.array([*parts, classes], np.int64), spread)
+    return Tables(rows.reshape(-1).view(np.uint8), short, np.array([*parts, classes], np.int64), grid)
 
 
 def _aligned(shape: tuple[int, ...], kind: Any) -> Array:
@@ -233,8 +233,12 @@ def _factors(work: Work, scale: float) -> Array:
     """float32 [L + 1, 2K]: by how much a label that comes or goes can raise the odds of the neighbour at +d_k, -d_k."""
     made = work.kept.get("push")
     if made is None or work.kept["scale"] != scale:
+        # Largest minus smallest entry of the row that a neighbour reads of a label: the one at +d_k has the label at -d_k.
+        grid = work.tables.grid.astype(np.float64) / contract.GRID
+        spread = np.zeros((work.plan.labels + 1, len(grid), 2))
+        spread[:-1] = np.stack([np.ptp(grid, axis=2), np.ptp(grid, axis=1)], -1).transpose(1, 0, 2)
         with np.errstate(over="ignore"):
-            made = (np.exp2(work.tables.spread * scale) * (1 + 2.0**-16)).astype(np.float32)
+            made = (np.exp2(spread.reshape(len(spread), -1) * scale) * (1 + 2.0**-16)).astype(np.float32)
         work.kept["push"], work.kept["scale"] = made, np.array(scale)
     return made
 

@@ -139,3 +139,25 @@ def rounding(
                         target[label] = values[label, j]
                     for label in range(number, len(target)):
                         target[label] = forbidden
+
+
+@entry
+def rounding_rows(
+    begin: int, end: int, logits: Singles, pixels: Integers, first: Integers, slot: Positions, forbidden: float, cap: float,
+    unary: Singles,
+) -> None:  # fmt: skip
+    """As `rounding`, of logits ``[N, pixels, L]``."""
+    number, width = logits.shape[2], unary.shape[1]
+    grid, half, back = np.float32(4096.0), np.float32(0.5), np.float32(1 / 4096)
+    for image in range(begin, end):
+        for t in range(first[image], first[image + 1]):
+            source, target = logits[image, pixels[slot[t]]], unary[t]
+            top = source[0]
+            for label in range(1, number):
+                top = source[label] if source[label] > top else top
+            for label in range(number):
+                away = top - source[label]
+                away = np.floor((away if away < cap else cap) * grid + half) * back
+                target[label] = forbidden if source[label] == -np.inf else away
+            for label in range(number, width):
+                target[label] = forbidden

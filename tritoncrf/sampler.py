@@ -174,7 +174,8 @@ class Sampler:
         flips = torch.zeros_like(chains.flips)
         done = 0
         look = self.way == "auto" and chains.sites is not None
-        stride = STRIDE
+        # Every look costs a call of the engine: few, once the way is settled.
+        stride = STRIDE if chains.rate is None else LONGEST
         while done < sweeps:
             step = min(sweeps - done, stride) if look else sweeps - done
             stride = min(2 * stride, LONGEST)

@@ -7,6 +7,9 @@ and count of sweeps alone, not on engine, way, batch, padding or threads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -140,20 +143,10 @@ class Sampler:
         labels changed. Raises ValueError or TypeError before any chain moves.
         """
         with self.guard.call(self.crf.device):
-            self._own(chains)
-            validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
-            scale = contract.scale_of(validation.beta(beta))
-            self._room(chains, sweeps)
+            scale = self._ready(chains, sweeps, beta)
             self._refresh(chains, logits)
-            if self.guard.waits(chains.rows.device):
+            with self._voidable(chains):
                 self._sweep(chains, sweeps, scale)
-                return chains
-            rows, count, flips, bad = chains.rows.clone(), chains.count.clone(), chains.flips, self.guard.flag(self.device)
-            self._sweep(chains, sweeps, scale)
-            chains.rows = torch.where(bad, rows, chains.rows)
-            chains.count = torch.where(bad, count, chains.count)
-            chains.flips = torch.where(bad, flips, chains.flips)
-            chains.field = None
             return chains
 
     def advance(self, chains: ChainState, sweeps: int) -> None:
@@ -169,10 +162,31 @@ class Sampler:
             lambda: f"{sweeps} more after {int(chains.count.max())}",
         )
 
-    def _sweep(self, chains: ChainState, sweeps: int, scale: float) -> None:
-        key = contract.key_of(self.seed)
-        flips = torch.zeros_like(chains.flips)
-        done = 0
+    def _ready(self, chains: ChainState, sweeps: int, beta: float) -> float:
+        """Rule 3's factor, once chains, sweeps and beta are looked at."""
+        self._own(chains)
+        validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
+        self._room(chains, sweeps)
+        return contract.scale_of(validation.beta(beta))
+
+    @contextmanager
+    def _voidable(self, chains: ChainState, *written: Tensor) -> Iterator[None]:
+        """Puts chains and ``written`` back after what runs inside, where a deferred check turns out to have failed."""
+        if self.guard.waits(chains.rows.device):
+            yield
+            return
+        bad, before = self.guard.flag(self.device), (chains.rows.clone(), chains.count.clone(), chains.flips)
+        kept = [tensor.clone() for tensor in written]
+        yield
+        now = chains.rows, chains.count, chains.flips
+        chains.rows, chains.count, chains.flips = map(torch.where, (bad,) * 3, before, now)
+        for tensor, earlier in zip(written, kept, strict=True):
+            tensor.copy_(torch.where(bad, earlier, tensor))
+        chains.field = None
+
+    def _sweep(self, chains: ChainState, sweeps: int, scale: float, out: Tensor | None = None) -> list[Tensor]:
+        """Sweeps in pieces, the way chosen before each; with ``out``, conditionals are added to it and energies returned."""
+        energies, flips, done = list[Tensor](), torch.zeros_like(chains.flips), 0
         look = self.way == "auto" and chains.sites is not None
         # Every look costs a call of the engine: few, once the way is settled.
         stride = STRIDE if chains.rate is None else LONGEST
@@ -180,13 +194,19 @@ class Sampler:
             step = min(sweeps - done, stride) if look else sweeps - done
             stride = min(2 * stride, LONGEST)
             self._choose(chains)
-            moved = self.engine.sweep(chains.work, chains.rows, chains.field, step, scale, key, chains.count, chains.purpose)
+            where, key = (chains.work, chains.rows, chains.field), contract.key_of(self.seed)
+            if out is None:
+                moved = self.engine.sweep(*where, step, scale, key, chains.count, chains.purpose)
+            else:
+                moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
+                energies.append(energy)
             chains.count += step
             flips += moved
             done += step
             if look and chains.sites is not None:
                 chains.rate = int(moved.sum()) / max(step * chains.sites, 1)
         chains.flips = flips
+        return energies
 
     @uncompiled
     def conditionals(self, chains: ChainState, out: Tensor, *, beta: float = 1.0) -> Tensor:
@@ -207,38 +227,12 @@ class Sampler:
         The same numbers to rounding, in less time where few labels change. Raises as both do, before any chain moves.
         """
         with self.guard.call(self.crf.device):
-            self._own(chains)
-            validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
-            scale = contract.scale_of(validation.beta(beta))
+            scale = self._ready(chains, sweeps, beta)
             validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
-            self.guard.require(
-                chains.count <= (1 << contract.SWEEP_BITS) - sweeps,
-                f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",
-                lambda: f"{sweeps} more after {int(chains.count.max())}",
-            )
             self._refresh(chains, None)
-            bad = None if self.guard.waits(chains.rows.device) else self.guard.flag(self.device)
-            kept = None if bad is None else (chains.rows.clone(), chains.count.clone(), chains.flips, out.clone())
-            energies, flips, done = [], torch.zeros_like(chains.flips), 0
-            while done < sweeps:
-                # Every call of the engine ends with a pass over all sites: few calls, once the way is settled.
-                step = min(sweeps - done, STRIDE if chains.rate is None else LONGEST)
-                self._choose(chains)
-                where, key = (chains.work, chains.rows, chains.field), contract.key_of(self.seed)
-                moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
-                chains.count += step
-                flips += moved
-                energies.append(energy)
-                done += step
-                if self.way == "auto" and chains.sites is not None:
-                    chains.rate = int(moved.sum()) / max(step * chains.sites, 1)
-            chains.flips = flips
-            if bad is not None and kept is not None:
-                now = (chains.rows, chains.count, chains.flips, out)
-                chains.rows, chains.count, chains.flips, whole = map(torch.where, (bad,) * 4, kept, now)
-                out.copy_(whole)
-                chains.field = None
-            return torch.cat(energies, -1) if energies else out.new_zeros((*flips.shape, 0))
+            with self._voidable(chains, out):
+                energies = self._sweep(chains, sweeps, scale, out)
+            return torch.cat(energies, -1) if energies else out.new_zeros((*chains.flips.shape, 0))
 
     def pair_counts(self, chains: ChainState) -> Tensor:
         """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -113,6 +114,23 @@ class Engine(Protocol):
     def unary_errors(self, data: Tensor, free: Tensor, labels: int) -> Tensor:
         """How many replicas have each label in ``free`` less how many in ``data``, over R: float32 ``[N, L, *shape]``, of
         uint8 ``[N, R, *shape]`` with 255 in both where no pixel exists."""
+
+
+def averaging(sweep: Callable[..., Tensor], conditionals: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`Engine.average` of an engine that visits every site anyway: its own `sweep` and `conditionals` in turns."""
+
+    def average(
+        work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
+        key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
+        energies = torch.zeros((*labels.shape[:2], sweeps), dtype=torch.float64, device=labels.device)
+        for done in range(sweeps):
+            flips += sweep(work, labels, field, 1, scale, key, count + done, purpose)
+            energies[..., done] = conditionals(work, labels, field, scale, out)
+        return flips, energies
+
+    return average
 
 
 def load(name: str) -> Engine | str:

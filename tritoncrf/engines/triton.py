@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract
-from tritoncrf.engines import FEWEST, Plan
+from tritoncrf.engines import FEWEST, Plan, averaging
 from tritoncrf.engines import Work as AnyWork
 
 break_even = 0.05
@@ -242,16 +242,7 @@ def _shape(plan: Plan, way: str) -> tuple[int, int, bool]:
     return launch.block, launch.warps, launch.fused
 
 
-def average(
-    work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
-    key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
-    energies = torch.zeros((*labels.shape[:2], sweeps), dtype=torch.float64, device=labels.device)
-    for done in range(sweeps):
-        flips += sweep(work, labels, field, 1, scale, key, count + done, purpose)
-        energies[..., done] = conditionals(work, labels, field, scale, out)
-    return flips, energies
+average = averaging(sweep, conditionals)
 
 
 def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--split", default="split_by_clip")
     parser.add_argument("--train", type=int, default=100)
     parser.add_argument("--test", type=int, default=60)
+    parser.add_argument("--network", default="small", help="small, table1 or module:factory")
     parser.add_argument("--pretrain", type=int, default=20, help="epochs of cross-entropy before the comparison")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rows", nargs="+", choices=METHODS, default=list(METHODS))
@@ -54,7 +55,7 @@ def main() -> None:
     )
     labels = train.num_labels
     options.out.mkdir(parents=True, exist_ok=True)
-    start = networks.build("small", train.channels, labels)
+    start = networks.build(options.network, train.channels, labels)
     first = Trainer(start, tc.GridCRF(labels, far()))
     saved = options.out / f"network_{options.train}_{options.pretrain}_{options.seed}.safetensors"
     if saved.exists():
@@ -112,8 +113,8 @@ def _run(
     batch = Batch.of(next(iter(_loader(test, shuffle=False))), trainer.device)
     answers = trainer.answer(batch)
     return {
-        "name": method, "data": options.data.name, "split": options.split, "seed": options.seed, "images": len(train),
-        "test_images": len(test), "visits": 0 if method == "network" else options.epochs * len(train),
+        "name": method, "data": options.data.name, "split": options.split, "seed": options.seed,
+        "network": options.network, "images": len(train), "test_images": len(test), "visits": 0 if method == "network" else options.epochs * len(train),
         "accuracy": round(score.accuracy, 5), "mean_iou": round(score.mean_iou, 5),
         "network_accuracy": round(found.network.accuracy, 5), "seconds": round(learned, 1),
         "seconds_test": round(time.perf_counter() - began - learned, 1), "torch": torch.__version__,

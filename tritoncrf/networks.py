@@ -6,26 +6,32 @@ Each maps images [N, C, H, W] to logits [N, L, H, W].
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 
-def small(in_channels: int, num_labels: int, width: int = 24) -> nn.Sequential:
-    """A small network: six 3x3 convolutions, dilated by 1, 2, 4, 8, 16 and 1, with relu, and a 1x1 head.
+def small(
+    in_channels: int, num_labels: int, width: int = 24, dilations: Sequence[int] = (1, 2, 4, 8, 16, 1)
+) -> nn.Sequential:
+    """A small network: a 3x3 convolution with relu for each dilation, and a 1x1 head.
 
-    Sees 65 x 65 pixels; 26,780 parameters for one channel, 20 labels and the default width. Hidden layers start as
-    He et al. (2015) have it and the head as torch does; weights lie channels last, a third faster on CPUs.
+    Sees ``1 + 2 * sum(dilations)`` pixels across, 65 by default; 26,780 parameters for one channel, 20 labels and the
+    default width. Hidden layers start as He et al. (2015) have it and the head as torch does; weights lie channels last, a
+    third faster on CPUs.
 
     Raises:
-        ValueError: if an argument is below 1.
+        ValueError: if an argument is below 1, or there is no dilation.
     """
     _check(in_channels, num_labels)
     if width < 1:
         raise ValueError(f"width: expected at least 1, got {width}")
+    if not dilations or min(dilations) < 1:
+        raise ValueError(f"dilations: expected one of at least 1 for each layer, got {tuple(dilations)}")
     layers: list[nn.Module] = []
     channels = in_channels
-    for dilation in (1, 2, 4, 8, 16, 1):
+    for dilation in dilations:
         layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU()]
         channels = width
     network = nn.Sequential(*layers, nn.Conv2d(width, num_labels, 1))

@@ -8,6 +8,8 @@ import tritoncrf as tc
 from tritoncrf.training import NETWORK_RATE, SEPARATE_RATE, TABLE_RATE
 
 CLIP, RANDOM = "split_by_clip", "split"
+# The small network with the view that the paper's has of its images.
+VIEW = "bench.paper.networks:half"
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset("toy", None, ("figures",), 48, 16, "small", pretrain=2, epochs=1, neighborhood=far(8, 4), burn_in=4, sweeps=8),
-        Preset("half", "bodyparts_depth.npz", (CLIP, RANDOM), 1200, None, "small", pretrain=10, epochs=3, neighborhood=far()),
-        Preset("whole", "bodyparts_depth.npz", (CLIP, RANDOM), None, None, "small", pretrain=10, epochs=6, neighborhood=far()),
+        Preset("half", "bodyparts_depth.npz", (CLIP, RANDOM), 1200, None, VIEW, pretrain=10, epochs=3, neighborhood=far()),
+        Preset("whole", "bodyparts_depth.npz", (CLIP, RANDOM), None, None, VIEW, pretrain=10, epochs=6, neighborhood=far()),
         Preset(
             "full", "bodyparts_depth_full.npz", (CLIP, RANDOM), None, None, "table1", pretrain=10, epochs=3,
             neighborhood=far(unit=2), table_rate=1e-3, network_rate=1e-5, pretrain_rate=1e-4, momentum=0.99,

@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--network", default=PRESETS["half"].network, help="small, table1 or module:factory")
     parser.add_argument("--train", type=int, default=300)
     parser.add_argument("--pretrain", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=4)
@@ -130,17 +131,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    preset = replace(PRESETS["half"], train=options.train, pretrain=options.pretrain, epochs=options.epochs)
+    preset = replace(
+        PRESETS["half"], network=options.network, train=options.train, pretrain=options.pretrain, epochs=options.epochs
+    )
     train, held = clips(options.data, preset)
     for seed in range(options.seed, options.seed + options.seeds):
-        work = options.out / f"{options.train}_{options.pretrain}_{seed}"
+        work = options.out / f"{options.network}_{options.train}_{options.pretrain}_{seed}".replace(":", "_")
         problem = pretrained(preset, CLIP, seed, train, held, work, torch.device("cpu"))
         for name in options.settings:
             file = options.out / "tuning.json"
             changed = replace(preset, **SETTINGS[name].changes)  # type: ignore[arg-type]
             rate = changed.table_rate if SETTINGS[name].joint else changed.separate_rate
             about = {
-                "images": options.train, "pretrain": options.pretrain, "epochs": changed.epochs,
+                "network": options.network, "images": options.train, "pretrain": options.pretrain, "epochs": changed.epochs,
                 "classes": len(changed.neighborhood), "table_rate": rate, "network_rate": changed.network_rate,
             }  # fmt: skip
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):

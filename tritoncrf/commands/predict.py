@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tritoncrf import plots
+from tritoncrf import plots, validation
 from tritoncrf.batches import Batch
 from tritoncrf.commands import data, models
 from tritoncrf.commands.data import Source
@@ -20,6 +20,9 @@ from tritoncrf.datasets import FolderDataset, LabeledSamples
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the labels of every image to ``--out``."""
+    for option, least in (("sweeps", 1), ("burn_in", 0), ("replicas", 1)):
+        # Before the folder is made: what cannot be drawn leaves nothing behind.
+        validation.whole(option, getattr(arguments, option), least)
     saved = models.read(arguments.model)
     is_npz = Path(arguments.input).suffix.lower() == ".npz"
     source = Source(

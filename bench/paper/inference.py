@@ -1,0 +1,174 @@
+"""How many sweeps at test time? ``python -m bench.paper.inference --work runs/half --data FOLDER`` asks held-out images.
+
+Training images that the preset leaves out are answered by rows of a finished run after ever more sweeps, the first third of
+them burn-in: from a sample of the pre-trained network's marginals (Kirillov et al. 2016, section 5) and from a random
+labelling. Of four chains an image from the first start, split R-hat of the energy says when they agree; the least number of
+sweeps at which nearly all images do is what the preset should have. Writes ``inference.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import tritoncrf as tc
+from bench.paper import report, report_rows
+from bench.paper.figures import SAMPLED, Work, open_work
+from bench.paper.problem import Chosen, Problem
+from tritoncrf import checkpoint, diagnostics
+from tritoncrf.batches import Batch
+from tritoncrf.datasets import Figures, NpzDataset, collate
+from tritoncrf.evaluation import forward
+from tritoncrf.metrics import Score
+
+BUDGETS = (3, 6, 15, 30, 60, 120, 240)
+STARTS = ("pretrained", "random")
+# Chains whose agreement chooses, and the share of images on which they must agree.
+REPLICAS, SHARE = 4, 0.9
+
+
+def burn_in(budget: int) -> int:
+    """Sweeps of a budget that are not averaged."""
+    return budget // 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """A sampled row as it was learned."""
+
+    network: torch.nn.Module
+    pretrained: dict[str, Tensor]
+    crf: tc.GridCRF
+
+    @classmethod
+    def of(cls, work: Work, row: str) -> Model:
+        """Raises ValueError unless the row is a sampled one and finished in this folder."""
+        if row not in SAMPLED or row not in work.rows:
+            raise ValueError(f"rows: expected some of {', '.join(n for n in work.rows if n in SAMPLED)}, got {row!r}")
+        saved = checkpoint.read(work.folder / row / "model.safetensors", kind="training")
+        network, crf = work.problem.network(), work.problem.crf()
+        network.load_state_dict(checkpoint.tensors(saved, "network"))
+        with torch.no_grad():
+            crf.pairwise.copy_(checkpoint.tensor(saved, "pairwise"))
+        return cls(network.eval(), dict(work.problem.start.state_dict()), crf)
+
+    def answers(self, batch: Batch, start: str, budgets: Iterable[int], replicas: int) -> tuple[dict[int, Tensor], Tensor]:
+        """One image's max-marginal labels ``[*shape]`` after each budget, and the energies ``[R, T]`` after each sweep."""
+        logits, first = forward(self.network, self.pretrained, batch.image)
+        if first is None or start == "random":
+            first = torch.zeros_like(logits)
+        sampler = tc.Sampler(self.crf, seed=0)
+        chains = sampler.init(
+            first, batch.known, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp, replicas=replicas
+        )
+        sampler.run(chains, 0, logits=logits)
+        total = torch.zeros((*chains.plan.free.shape, self.crf.num_labels), dtype=torch.float64, device=self.crf.device)
+        places, done = sorted({place for budget in budgets for place in (budget, burn_in(budget))} | {0}), 0
+        sums, energies = dict[int, Tensor](), list[Tensor]()
+        for place in places:
+            energies.append(sampler.average(chains, place - done, total)[0])
+            sums[place], done = total.clone(), place
+        free, found = chains.plan.free[0], dict[int, Tensor]()
+        known = torch.zeros_like(batch.target[0]) if batch.known is None else batch.known[0].to(batch.target.dtype)
+        for budget in budgets:
+            labels = known.flatten().clone()
+            best = (sums[budget] - sums[burn_in(budget)])[0, free].argmax(-1)
+            labels[chains.plan.pixels[free]] = best.to(labels.dtype)
+            found[budget] = labels.view_as(known)
+        return found, torch.cat(energies, -1)
+
+
+def held_out(problem: Problem, split: str, data: Path | None, count: int) -> tc.Indexed:
+    """Images of the training split that the preset does not learn from, evenly spaced."""
+    preset = problem.preset
+    if preset.file is None:
+        return tc.Indexed(Figures(count, seed=2))
+    if data is None:
+        raise ValueError(f"data: expected the folder that holds {preset.file}, got none")
+    if preset.train is None:
+        raise ValueError(f"work: expected a preset that leaves training images out, got {preset.name!r}")
+    whole = NpzDataset(data / preset.file, split="train", split_key=split)
+    places = np.linspace(preset.train, len(whole) - 1, count).round().astype(int)
+    return tc.Indexed(Chosen(whole, np.unique(places).tolist()))
+
+
+def curve(model: Model, images: tc.Indexed, start: str, budgets: Iterable[int] = BUDGETS) -> list[float]:
+    """The accuracy of a single chain an image after each budget."""
+    budgets = tuple(budgets)
+    scores = {budget: Score.empty(images.num_labels, images.background) for budget in budgets}
+    for i in range(len(images)):
+        batch = Batch.of(collate([images[i]]), model.crf.device)
+        target = batch.target.masked_fill(~batch.present, 255)
+        for budget, labels in model.answers(batch, start, budgets, 1)[0].items():
+            scores[budget] = scores[budget].plus(target[0], labels)
+    return [scores[budget].accuracy for budget in budgets]
+
+
+def agreement(model: Model, images: tc.Indexed, budgets: Iterable[int] = BUDGETS) -> dict[int, Tensor]:
+    """Split R-hat of the energies of `REPLICAS` chains an image, over the averaged sweeps of each budget from 6 on."""
+    found: dict[int, list[Tensor]] = {budget: [] for budget in budgets if budget >= 6}
+    for i in range(len(images)):
+        batch = Batch.of(collate([images[i]]), model.crf.device)
+        _, energies = model.answers(batch, "pretrained", found, REPLICAS)
+        for budget, values in found.items():
+            values.append(diagnostics.rhat(energies[:, burn_in(budget) : budget]))
+    return {budget: torch.stack(values) for budget, values in found.items()}
+
+
+def choose(agreed: dict[int, Tensor]) -> tuple[int, float, str]:
+    """The least budget at which enough images agree, or the largest one; the R-hat that so many stay below; in words."""
+    for budget, values in sorted(agreed.items()):
+        bound = float(values.quantile(SHARE))
+        if bound < diagnostics.DISAGREE:
+            return budget, bound, f"The least with R-hat below {diagnostics.DISAGREE} on {SHARE:.0%} of the images."
+    return budget, bound, f"The most that was tried: R-hat stays above {diagnostics.DISAGREE} on more than {1 - SHARE:.0%}."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.paper.inference", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
+    parser.add_argument("--data", type=Path, help="the folder of the archives")
+    parser.add_argument("--split", help="the preset's first by default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", nargs="+", default=["joint_pcd", "separate_pcd"], help="the first one's chains choose")
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--out", type=Path, default=report.RESULTS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        if options.images < 1:
+            raise ValueError(f"images: expected at least 1, got {options.images}")
+        work = open_work(options.work, options.data, options.split, options.seed)
+        images = held_out(work.problem, work.problem.split, options.data, options.images)
+        models = {row: Model.of(work, row) for row in options.rows}
+    except (ValueError, OSError) as error:
+        print(f"bench.paper.inference: {error}", file=sys.stderr)
+        return 2
+    curves = []
+    for row, model in models.items():
+        for start in STARTS:
+            accuracy = curve(model, images, start)
+            curves.append({"row": row, "start": start, "sweeps": list(BUDGETS), "accuracy": accuracy})
+            print(row, start, *(f"{100 * value:.2f}" for value in accuracy), flush=True)
+    agreed = agreement(models[options.rows[0]], images)
+    for budget, values in agreed.items():
+        print(f"{budget} sweeps: R-hat median {float(values.median()):.3f}, largest {float(values.max()):.3f}", flush=True)
+    budget, bound, how = choose(agreed)
+    found = {"burn_in": burn_in(budget), "sweeps": budget - burn_in(budget), "rhat": bound, "images": len(images), "how": how,
+             "preset": work.problem.preset.name, "split": work.problem.split, "curves": curves}  # fmt: skip
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / report_rows.INFERENCE).write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

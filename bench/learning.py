@@ -114,7 +114,8 @@ def _run(
     answers = trainer.answer(batch)
     return {
         "name": method, "data": options.data.name, "split": options.split, "seed": options.seed,
-        "network": options.network, "images": len(train), "test_images": len(test), "visits": 0 if method == "network" else options.epochs * len(train),
+        "network": options.network, "images": len(train), "test_images": len(test),
+        "visits": 0 if method == "network" else options.epochs * len(train),
         "accuracy": round(score.accuracy, 5), "mean_iou": round(score.mean_iou, 5),
         "network_accuracy": round(found.network.accuracy, 5), "seconds": round(learned, 1),
         "seconds_test": round(time.perf_counter() - began - learned, 1), "torch": torch.__version__,

@@ -364,6 +364,7 @@ ERRORS: dict[str, tuple[str, str]] = {
     "another's run": ("evaluate --model {tmp}/bare --generated 2", "expected a run of `tritoncrf train`"),
     "unreadable image": ("predict --model {model} {tmp}/broken --out {tmp}/x", "a.png: expected an image"),
     "brightness for depth": ("predict --model {model} {tmp}/bright --out {tmp}/x", "expected 16-bit depth"),
+    "no sweeps": ("predict --model {model} {tmp}/foreign --out {tmp}/x --sweeps 0", "sweeps: expected an integer of at"),
     "no images": ("predict --model {model} {tmp}/foreign --out {tmp}/x", "expected at least one image"),
     "masks missing": ("evaluate --model {model} --images {tmp}", "masks: expected --masks"),
     "unknown command": ("trian", "invalid choice: 'trian'"),

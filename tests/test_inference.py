@@ -55,6 +55,14 @@ def test_marginals_are_those_of_enumeration(beta: float) -> None:
     assert torch.equal(found.labels[0][clear], truth.argmax(0)[clear].to(torch.uint8))
 
 
+def test_the_torch_engine_averages_as_the_default_does() -> None:
+    crf, logits = problem()
+    found = [estimate(crf, logits, sweeps=7, burn_in=3, replicas=3, engine=engine, seed=5) for engine in ("torch", "auto")]
+    assert torch.allclose(found[0].marginals, found[1].marginals, atol=1e-6)
+    assert torch.allclose(found[0].traces, found[1].traces, atol=1e-9)
+    assert torch.equal(found[0].flip_rate, found[1].flip_rate)
+
+
 def test_clamped_sites_condition_the_rest_and_holes_are_not_there() -> None:
     crf, logits = problem()
     clamp, mask = torch.zeros(1, 2, 3, dtype=torch.bool), torch.ones(1, 2, 3, dtype=torch.bool)

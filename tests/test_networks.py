@@ -23,14 +23,17 @@ def test_small_keeps_the_resolution() -> None:
     assert small(3, 5, width=4)(torch.zeros(1, 3, 7, 6)).shape == (1, 5, 7, 6)
 
 
-def test_small_sees_65_pixels() -> None:
-    network = small(1, 2, width=4).double()
+@pytest.mark.parametrize(("dilations", "view"), [((1, 2, 4, 8, 16, 1), 65), ((1, 2, 4, 8, 1, 1), 35)])
+def test_small_sees_as_far_as_its_dilations_say(dilations: tuple[int, ...], view: int) -> None:
+    network = small(1, 2, width=4, dilations=dilations).double()
     for parameter in network.parameters():
         nn.init.constant_(parameter, 0.1)  # positive everywhere, so that no relu hides a pixel
     image = torch.zeros(1, 1, 81, 81, dtype=torch.float64, requires_grad=True)
     network(image)[0, 0, 40, 40].backward()
     assert image.grad is not None
-    assert torch.nonzero(image.grad[0, 0, 40]).flatten().tolist() == list(range(8, 73))
+    assert torch.nonzero(image.grad[0, 0, 40]).flatten().tolist() == list(range(40 - view // 2, 41 + view // 2))
+    with pytest.raises(ValueError, match="dilations: expected one of at least 1 for each layer, got \\(1, 0\\)"):
+        small(1, 2, dilations=(1, 0))
 
 
 def test_table1_is_the_papers() -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+# By name: the engine module called torch takes that name in this package once it is imported.
+from torch import Tensor, float64, int64
 
 NAMES = ("triton", "numba", "torch")
 # What "auto" tries, in this order. The Triton engine joins once its checks have passed on a GPU, which none has yet run.
@@ -123,8 +124,8 @@ def averaging(sweep: Callable[..., Tensor], conditionals: Callable[..., Tensor])
         work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
         key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
-        energies = torch.zeros((*labels.shape[:2], sweeps), dtype=torch.float64, device=labels.device)
+        flips = labels.new_zeros(labels.shape[:2], dtype=int64)
+        energies = labels.new_zeros((*labels.shape[:2], sweeps), dtype=float64)
         for done in range(sweeps):
             flips += sweep(work, labels, field, 1, scale, key, count + done, purpose)
             energies[..., done] = conditionals(work, labels, field, scale, out)

@@ -146,7 +146,7 @@ def test_tuning_storage_and_inference(tmp_path: Path) -> None:
     put(folder, "inference.json", {**chosen, "curves": curves})
     text = written(folder, tmp_path)
     assert "| neighbourhood | classes 48, reach 24 | 89.00 ± 1.41 (2) | 75.00 ± 0.00 (2) | 200 | far |" in text
-    tried = "Tried: 2 settings (neighbourhood), on validation images from 87.00 (classes 32, reach 24) to 89.00 (classes 48,"
+    tried = "Tried, per cent on validation images: neighbourhood (classes 32, reach 24) 87.00; neighbourhood (classes 48,"
     assert tried in text
     assert "| dual variables | 200 MB | 400 GB | factors |" in text
     assert "| labels | 39 kB | 78.4 MB | a \\| b |" in text
@@ -170,7 +170,12 @@ def test_words_find_their_trials() -> None:
     trial = Trial("sweeps per visit", (("K", "20"),), 0, 0.9, None, None, "")
     by_name = {choice.question: choice for choice in report_open.choices()}
     assert report_open._belongs(trial, by_name["Sweeps per visit (K)"].words)
-    assert not report_open._belongs(trial, by_name["Start of the tables"].words)
+    assert not report_open._belongs(trial, by_name["Input and start of the network"].words)
+    softer = Trial("joint, start x 0.5", (("images", "300"),), 0, 0.9, None, None, "")
+    other = Trial("joint", (("images", "300"),), 0, 0.89, None, None, "")
+    assert report_open._belongs(softer, by_name["Input and start of the network"].words)
+    assert not report_open._belongs(other, by_name["Input and start of the network"].words)
+    assert report_open._tried([softer], [softer, other]) == "joint, start x 0.5 (images 300) 90.00, +1.00 over joint"
     assert "K = 1 as the paper has it, and K = 10" in by_name["Sweeps per visit (K)"].ours
     assert "48 classes, 96 neighbours, reach 24 pixels" in by_name["The 64 neighbours"].ours
 

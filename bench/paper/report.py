@@ -62,6 +62,10 @@ FIGURES = {
 }  # fmt: skip
 
 
+VIEWS = """The small network sees 65 pixels, nearly half of a figure; `bench.paper.networks:half` sees 35, the share that the
+paper's network sees, with as many weights. On validation images:"""
+
+
 def page(results: Results, figures: Path, link: str) -> str:
     """The whole page. figures: the folder to look for pictures in; link: its path as the page writes it."""
     unknown = sorted({row.name for row in results.rows} - set(METHODS))
@@ -80,6 +84,9 @@ def page(results: Results, figures: Path, link: str) -> str:
     lines += ["", "## Figures", "", *_figures(figures, link)]
     lines += ["", "## What the paper leaves open", "", "Where no other setting is named, none was measured.", ""]
     lines += report_open.lines(results.trials)
+    views = report_tables.views_table(results.trials)
+    if views:
+        lines += ["", "## What the network sees", "", VIEWS, "", *views]
     lines += ["", "## What was tried", ""]
     if results.trials:
         lines += ["On validation images, held out of the training split; several seeds as mean ± deviation (number).", ""]

@@ -6,6 +6,7 @@ tuned as (a word in a trial's ``what`` or settings), and the report adds what th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ def choices() -> list[Choice]:
             "neither the epochs of pre-training nor those of joint learning are given, nor when it stops",
             "a fixed number of visits of each training image, the same in every row: "
             + "; ".join(f"`{p.name}` {p.pretrain} epochs of pre-training, then {p.epochs}" for p in PRESETS.values()),
-            ("epoch", "visit", "length", "longer", "overfit"),
+            ("epoch", "visit", "length"),
         ),
         Choice(
             "Order of the images",
@@ -55,7 +56,7 @@ def choices() -> list[Choice]:
             "Sweeps per visit (K)",
             "PCD: one step, \"one step of the MCMC method\"; CD-K with K = 1, 2, 5",
             f"both: K = {theirs} as the paper has it, and K = {ours}, the library's default; CD-10 beside CD-1, CD-2, CD-5",
-            ("sweeps", "k"),
+            ("sweeps",),
         ),
         Choice(
             "First state of the persistent chains",
@@ -94,14 +95,13 @@ def choices() -> list[Choice]:
             "Start of the tables",
             "not said",
             "zero",
-            ("start", "initial"),
         ),
         Choice(
             "The 64 neighbours",
             "Fig. 2b; the text names (5, 10) alone. They cannot be recovered",
             f"a sparse grid that reaches about a seventh of a figure's height and two dense blocks: `half` and `whole` "
             f"{_offsets(half)}, `full` {_offsets(full)}",
-            ("neighbo", "reach", "offset", "classes"),
+            ("neighbo", "reach", "offset", "32 classes", "48 classes", "64 log-polar", "96 classes"),
         ),
         Choice(
             "Smoothing of the tables",
@@ -127,6 +127,13 @@ def choices() -> list[Choice]:
             "Table 1's layers; neither the scaling of depth, nor padding, nor the weights' start",
             "depth about the body's own mean in units of 0.3 m, zero padding to full resolution; the small network "
             "starts as He et al. 2015, the paper's with torch's default",
+            ("start",),
+        ),
+        Choice(
+            "View of the network",
+            "Table 1's sees 73 pixels of figures about 330 tall; not said why, or what another view would do",
+            "the same share of a figure: 35 pixels at half scale. What the network sees for itself the CRF need not tell it "
+            "(see What the network sees)",
         ),
         Choice(
             "Choice of settings",
@@ -170,35 +177,48 @@ def lines(trials: Sequence[Trial]) -> list[str]:
     found = []
     for choice in choices():
         mine = [trial for trial in trials if _belongs(trial, choice.words)]
-        tried = f" Tried: {_tried(mine)}." if mine else ""
+        tried = f" Tried, per cent on validation images: {_tried(mine, trials)}." if mine else ""
         found.append(f"- **{choice.question}.** The paper: {choice.paper}. Ours: {choice.ours}.{tried}")
     return found
 
 
 def _belongs(trial: Trial, words: Sequence[str]) -> bool:
-    said = trial.what.lower()
-    names = [name.lower() for name, _ in trial.setting]
-    # single letters (K) only as a setting's whole name
-    return any((len(word) > 1 and word in said) or any(word == name or (len(word) > 1 and word in name) for name in names)
-               for word in words)  # fmt: skip
+    """Whether what a trial changes (its name, or what follows "joint, " in it) has a word that begins with one of these."""
+    changed = trial.what.partition(", ")[2] or trial.what
+    return any(re.search(rf"\b{re.escape(word)}", changed.lower()) for word in words)
 
 
-def _tried(trials: Sequence[Trial]) -> str:
-    """Number and range of what was tried; the tuning table has the rest."""
-    means: dict[tuple[str, str], float] = {}
-    for trial in trials:
-        same = [other.accuracy for other in trials if (other.what, other.setting) == (trial.what, trial.setting)]
-        said = ", ".join(f"{name} {value}" for name, value in trial.setting)
-        means[trial.what, said] = statistics.mean_and_deviation(same)[0]
-    if len(means) == 1:
-        [((what, said), value)] = means.items()
-        return f"{what}: {said or 'as named'}, {100 * value:.2f} on validation images"
-    best, worst = max(means, key=lambda key: means[key]), min(means, key=lambda key: means[key])
-    whats = ", ".join(dict.fromkeys(what for what, _ in means))
-    return (
-        f"{len(means)} settings ({whats}), on validation images from {100 * means[worst]:.2f} ({worst[1] or worst[0]}) to "
-        f"{100 * means[best]:.2f} ({best[1] or best[0]})"
-    )
+def _tried(mine: Sequence[Trial], trials: Sequence[Trial]) -> str:
+    """Each setting with its accuracy on validation images, and what it gains over the same without the change."""
+    said = []
+    for what, setting in dict.fromkeys((trial.what, trial.setting) for trial in mine):
+        same = [trial for trial in mine if (trial.what, trial.setting) == (what, setting)]
+        gains = [gain for trial in same if (gain := _gain(trial, trials)) is not None]
+        kept = [(name, value) for name, value in setting if name in ("network", "images")] or setting
+        text = f"{what} ({', '.join(f'{name} {value}' for name, value in kept)}) {_mean([trial.accuracy for trial in same])}"
+        base = what.partition(", ")[0]
+        said.append(text + (f", {statistics.mean_and_deviation(gains)[0] * 100:+.2f} over {base}" if gains else ""))
+    return "; ".join(said)
+
+
+def _gain(trial: Trial, trials: Sequence[Trial]) -> float | None:
+    """Over the trial that is named by the part before the comma, of the same network, images, pre-training and seed."""
+    base, comma, _ = trial.what.partition(", ")
+    if not comma:
+        return None
+    for other in trials:
+        if other.what == base and other.seed == trial.seed and _given(other) == _given(trial):
+            return trial.accuracy - other.accuracy
+    return None
+
+
+def _given(trial: Trial) -> tuple[str, ...]:
+    found = dict(trial.setting)
+    return tuple(found.get(name, "") for name in ("network", "images", "pretrain"))
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{100 * statistics.mean_and_deviation(values)[0]:.2f}"
 
 
 def _rates(preset: Preset) -> str:

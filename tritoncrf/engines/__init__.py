@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
+
 # By name: the engine module called torch takes that name in this package once it is imported.
 from torch import Tensor, float64, int64
 

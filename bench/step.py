@@ -1,8 +1,8 @@
 """What share of a training step do sampler and loss take? ``python -m bench.step`` times the parts of joint PCD steps.
 
-One image a step at the size of half-scale bodies (178 x 85), the background clamped where its label is known, 20 labels, the
-far 32 classes, K = 10. Parts: the network forward; the loss forward, which samples; the loss backward, which hands the error to
-the logits; the network backward; the optimizer. Steps with cross-entropy take turns with the PCD steps on a copy of the
+Images of the size of half-scale bodies (178 x 85), one or four a step, the background clamped where its label is known, 20
+labels, the far 32 classes, K = 10. Parts: the network forward; the loss forward, which samples; the loss backward, which hands
+the error to the logits; the network backward; the optimizer. Steps with cross-entropy take turns with the PCD steps on a copy of the
 network: the ratio within a turn is what the loss costs its user. The images are made-up figures, or those of ``--data``, an
 archive as `tritoncrf.datasets.NpzDataset` reads it. ``--write`` puts the table into ``bench/results/step.md`` and its JSON
 beside it.
@@ -32,7 +32,8 @@ from tritoncrf.datasets import Figures, NpzDataset, collate
 SIZE = (178, 85)
 PARTS = ("network forward", "loss forward", "loss backward", "network backward", "optimizer")
 COLUMNS = {
-    "network": "network", "parameters": "parameters", "trained": "steps before", "step_ms": "PCD step, ms",
+    "network": "network", "batch": "batch", "threads": "threads", "parameters": "parameters", "trained": "steps before",
+    "step_ms": "PCD step, ms",
     **{part: part for part in PARTS}, "share": "share of sampler and loss", "to_cross_entropy": "step / cross-entropy's",
     "flip_rate": "flip rate", "free": "pixels drawn", "peak_megabytes": "MB at peak",
 }  # fmt: skip
@@ -42,17 +43,18 @@ Row = dict[str, object]
 class Steps:
     """A network that learns with the CRF, a batch of one at a time; the copy of it learns by cross-entropy."""
 
-    def __init__(self, name: str, data: tc.Indexed, sweeps: int, engine: str) -> None:
+    def __init__(self, name: str, data: tc.Indexed, sweeps: int, engine: str, batch: int) -> None:
         torch.manual_seed(0)
         neighborhood = tc.Neighborhood.grid(24, 8) | tc.Neighborhood.grid(1) | tc.Neighborhood.grid(2, 2)
         self.network = networks.build(name, data.channels, data.num_labels)
-        self.batches = [Batch.of(collate([data[i]]), torch.device("cpu")) for i in range(len(data))]
+        groups = (range(i, min(i + batch, len(data))) for i in range(0, len(data), batch))
+        self.batches = [Batch.of(collate([data[i] for i in group]), torch.device("cpu")) for group in groups]
         self.loss = tc.CRFLoss(
             tc.GridCRF(data.num_labels, neighborhood), chains=tc.ChainStore(data.sizes, seed=0), sweeps=sweeps, engine=engine
         )
         self.plain = copy.deepcopy(self.network)
-        groups = [{"params": self.loss.parameters()}, {"params": self.network.parameters()}]
-        self.optimizer = torch.optim.Adam(groups, lr=1e-3)
+        learned = [{"params": self.loss.parameters()}, {"params": self.network.parameters()}]
+        self.optimizer = torch.optim.Adam(learned, lr=1e-3)
         self.control = torch.optim.Adam(self.plain.parameters(), lr=1e-3)
 
     def cross_entropy(self, i: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> float:
@@ -88,10 +90,11 @@ class Steps:
 
 
 def measure(
-    name: str, data: tc.Indexed, *, pretrain: int = 0, warm: int = 3, steps: int = 20, sweeps: int = 10, engine: str = "auto"
+    name: str, data: tc.Indexed, *, pretrain: int = 0, warm: int = 3, steps: int = 20, sweeps: int = 10, engine: str = "auto",
+    batch: int = 1,
 ) -> Row:
     """The row of one network. pretrain: steps of cross-entropy first; warm: PCD steps before those that count."""
-    run = Steps(name, data, sweeps, engine)
+    run = Steps(name, data, sweeps, engine, batch)
     for i in range(pretrain):
         run.cross_entropy(i, run.plain, run.control)
     run.network.load_state_dict(run.plain.state_dict())
@@ -115,7 +118,7 @@ def measure(
         "share": statistics.median(shares), "share_least": min(shares), "share_most": max(shares),
         "to_cross_entropy": statistics.median(a / b for a, b in zip(totals, control, strict=True)),
         "flip_rate": statistics.mean(flips), "free": round(statistics.mean(free)), "sweeps": sweeps, "steps": steps,
-        "images": len(run.batches), "engine": run.loss.sampler.engine_name, "threads": torch.get_num_threads(),
+        "images": len(data), "batch": batch, "engine": run.loss.sampler.engine_name, "threads": torch.get_num_threads(),
         "peak_megabytes": peak() / 1e6,
     }  # fmt: skip
 
@@ -139,11 +142,15 @@ def main() -> None:
     data = bodies(options.data, options.images)
     rows = []
     # An untrained network's chains flip at almost every site, a trained one's at few: the cost lies between.
-    for name, pretrain, warm, steps in (("small", 0, 3, 1.0), ("small", 100, 100, 1.0), ("table1", 0, 2, 0.35)):
-        print(f"{name} after {pretrain + warm} steps", file=sys.stderr)
+    # Chains are shared among threads, so a lone image's run on one: with more threads only larger batches gain.
+    for name, batch, pretrain, warm, steps in (
+        ("small", 1, 0, 3, 1.0), ("small", 1, 100, 100, 1.0), ("small", 4, 100, 100, 1.0), ("table1", 1, 0, 2, 0.35),
+    ):  # fmt: skip
+        print(f"{name}, batch {batch}, after {pretrain + warm} steps", file=sys.stderr)
         count = max(1, round(options.steps * steps))
         row = measure(
-            name, data, pretrain=pretrain, warm=warm, steps=count, sweeps=options.sweeps, engine=options.engine
+            name, data, pretrain=pretrain, warm=warm, steps=count, sweeps=options.sweeps, engine=options.engine,
+            batch=batch,
         )  # fmt: skip
         rows.append(row)
     lines = table(rows, COLUMNS)
@@ -151,7 +158,7 @@ def main() -> None:
     if options.write:
         of = f"made-up figures of {SIZE}" if options.data is None else f"images of {options.data.name}"
         what = f"{len(data)} {of}"
-        note = f"{what}, batch 1, K = {options.sweeps}. Parts in ms, medians; the share is the median of the steps' shares."
+        note = f"{what}, K = {options.sweeps}. Parts in ms, medians; the share is the median of the steps' shares."
         save(RESULTS / "step", "python -m bench.step --write", {"data": what, "rows": rows}, [note, "", *lines])
 
 

@@ -1,11 +1,11 @@
 """What share of a training step do sampler and loss take? ``python -m bench.step`` times the parts of joint PCD steps.
 
 Images of the size of half-scale bodies (178 x 85), one or four a step, the background clamped where its label is known, 20
-labels, the far 32 classes, K = 10. Parts: the network forward; the loss forward, which samples; the loss backward, which hands
-the error to the logits; the network backward; the optimizer. Steps with cross-entropy take turns with the PCD steps on a copy of the
-network: the ratio within a turn is what the loss costs its user. The images are made-up figures, or those of ``--data``, an
-archive as `tritoncrf.datasets.NpzDataset` reads it. ``--write`` puts the table into ``bench/results/step.md`` and its JSON
-beside it.
+labels, the far 32 classes, K = 10. Parts: the network forward; the loss forward, which samples; the loss backward, which
+hands the error to the logits; the network backward; the optimizer. Steps with cross-entropy take turns with the PCD steps on
+a copy of the network: the ratio within a turn is what the loss costs its user. The images are made-up figures, or those of
+``--data``, an archive as `tritoncrf.datasets.NpzDataset` reads it. ``--write`` puts the table into ``bench/results/step.md``
+and its JSON beside it.
 """
 
 from __future__ import annotations

@@ -56,14 +56,17 @@ def test_what_it_writes_is_read(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert "R-hat median" in capsys.readouterr().out
 
 
-def test_agreement_chooses_the_least_budget() -> None:
+def test_agreement_and_accuracy_choose_the_least_budget() -> None:
     good, bad = torch.full((10,), 1.01), torch.full((10,), 1.3)
-    mostly = torch.cat([good[:-2], bad[:2]])
-    assert inference.choose({6: bad, 15: mostly, 30: good})[0] == 30
-    assert inference.choose({6: bad, 15: good, 30: good})[0] == 15
-    budget, bound, how = inference.choose({6: bad, 15: bad})
-    assert (budget, round(bound, 2)) == (15, 1.3)
-    assert how.startswith("The most that was tried")
+    mostly = torch.cat([good[:-1], bad[:1]])
+    flat = {6: 0.9, 15: 0.9, 30: 0.9}
+    assert inference.choose({6: bad, 15: mostly, 30: good}, flat)[0] == 30
+    assert inference.choose({6: bad, 15: good, 30: good}, flat)[0] == 15
+    assert inference.choose({6: bad, 15: good, 30: good}, {**flat, 15: 0.8985})[0] == 30
+    # Chains in modes apart: more sweeps do not help.
+    budget, largest, how = inference.choose({6: bad, 15: mostly, 30: mostly}, flat)
+    assert (budget, round(largest, 2)) == (15, 1.3)
+    assert "(90% are, 90% then)" in how
 
 
 def test_bad_input_is_one_sentence(folder: Path, tmp_path: Path, work: Work, capsys: pytest.CaptureFixture[str]) -> None:

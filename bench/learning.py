@@ -57,7 +57,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     start = networks.build(options.network, train.channels, labels)
     first = Trainer(start, tc.GridCRF(labels, far()))
-    saved = options.out / f"network_{options.train}_{options.pretrain}_{options.seed}.safetensors"
+    tag = _tag(options)
+    saved = options.out / f"network_{tag}_{options.pretrain}.safetensors"
     if saved.exists():
         first.load(saved)
     # Where that was finished before, nothing is left to do.
@@ -69,12 +70,16 @@ def main() -> None:
         rows.append(row)
         pictures.append(picture)
         print(json.dumps(row), flush=True)
-        name = f"rows_{options.train}_{options.seed}.json"
-        (options.out / name).write_text(json.dumps(rows, indent=1) + "\n")
+        (options.out / f"rows_{tag}.json").write_text(json.dumps(rows, indent=1) + "\n")
     image, target = test[0][0], test[0][1]
     shown = [image[0].numpy(), *(plots.colorize(p.numpy(), labels) for p in (target, *pictures))]
     titles = ["input", "truth", *(f"{row['name']} {100 * float(str(row['accuracy'])):.1f}" for row in rows)]
-    plots.label_grid([shown], [titles], options.out / f"picture_{options.train}_{options.seed}.png")
+    plots.label_grid([shown], [titles], options.out / f"picture_{tag}.png")
+
+
+def _tag(options: argparse.Namespace) -> str:
+    """What the files of a run are known by."""
+    return f"{options.network.replace(':', '_')}_{options.train}_{options.seed}"
 
 
 def _loader(data: tc.Indexed, *, shuffle: bool) -> DataLoader[object]:
@@ -84,6 +89,7 @@ def _loader(data: tc.Indexed, *, shuffle: bool) -> DataLoader[object]:
 def _run(
     method: str, options: argparse.Namespace, start: torch.nn.Module, train: tc.Indexed, test: tc.Indexed
 ) -> tuple[dict[str, object], torch.Tensor]:
+    tag = _tag(options)
     torch.manual_seed(options.seed + 1)
     began = time.perf_counter()
     network = copy.deepcopy(start)
@@ -97,7 +103,7 @@ def _run(
     loss = None
     if method.startswith("joint_cd"):
         loss = tc.CRFLoss(crf, method="cd", sweeps=int(method.removeprefix("joint_cd")), chains=store)
-    trainer = Trainer(network, crf, loss=loss, chains=store, log=options.out / f"log_{method}_{options.seed}.jsonl")
+    trainer = Trainer(network, crf, loss=loss, chains=store, log=options.out / f"log_{tag}_{method}.jsonl")
     loader = _loader(train, shuffle=True)
     if method == "control":
         trainer.pretrain(loader, options.epochs, rate=1e-3)

@@ -41,13 +41,15 @@ Row = dict[str, object]
 
 
 class Steps:
-    """A network that learns with the CRF, a batch of one at a time; the copy of it learns by cross-entropy."""
+    """A network that learns with the CRF, ``batch`` images at a time; the copy of it learns by cross-entropy."""
 
     def __init__(self, name: str, data: tc.Indexed, sweeps: int, engine: str, batch: int) -> None:
         torch.manual_seed(0)
         neighborhood = tc.Neighborhood.grid(24, 8) | tc.Neighborhood.grid(1) | tc.Neighborhood.grid(2, 2)
         self.network = networks.build(name, data.channels, data.num_labels)
-        groups = (range(i, min(i + batch, len(data))) for i in range(0, len(data), batch))
+        if len(data) < batch:
+            raise ValueError(f"images: expected at least a batch of {batch}, got {len(data)}")
+        groups = (range(i, i + batch) for i in range(0, len(data) - batch + 1, batch))
         self.batches = [Batch.of(collate([data[i] for i in group]), torch.device("cpu")) for group in groups]
         self.loss = tc.CRFLoss(
             tc.GridCRF(data.num_labels, neighborhood), chains=tc.ChainStore(data.sizes, seed=0), sweeps=sweeps, engine=engine

@@ -130,9 +130,9 @@ def test_peers_take_turns_and_carry_flip_rates(toy: Standard, capsys: pytest.Cap
         assert 0.3 < float(str(row["flip_rate"])) < 0.8
         assert float(str(row["least"])) <= float(str(row["median"])) <= float(str(row["most"]))
         assert row["to_yardstick"] is None
-    assert goals[0]["figure"] == "user_loop gather"
+    assert goals[0]["figure"] == "incremental / user_loop gather"
     assert len(goals) == 2
-    assert str(goals[1]["figure"]).startswith("(our auto over the better way, ")
+    assert str(goals[1]["figure"]).startswith("auto / the better way, ")
     assert "yardstick: left out, it knows the standard problem only" in capsys.readouterr().err
 
 

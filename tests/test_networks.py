@@ -32,7 +32,7 @@ def test_small_sees_as_far_as_its_dilations_say(dilations: tuple[int, ...], view
     network(image)[0, 0, 40, 40].backward()
     assert image.grad is not None
     assert torch.nonzero(image.grad[0, 0, 40]).flatten().tolist() == list(range(40 - view // 2, 41 + view // 2))
-    with pytest.raises(ValueError, match="dilations: expected one of at least 1 for each layer, got \\(1, 0\\)"):
+    with pytest.raises(ValueError, match="dilations: expected an integer of at least 1 for each layer, got \\(1, 0\\)"):
         small(1, 2, dilations=(1, 0))
 
 

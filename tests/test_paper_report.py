@@ -232,3 +232,35 @@ def test_missing_folders_are_one_sentence(tmp_path: Path, capsys: pytest.Capture
     assert "results: expected a folder of JSON files, got" in capsys.readouterr().err
     assert report.main(["--out", str(tmp_path / "none" / "paper.md")]) == 2
     assert "out: expected a file in an existing folder, got" in capsys.readouterr().err
+
+
+def test_gains_are_over_the_same_without_the_change() -> None:
+    def trial(what: str, accuracy: float, seed: int = 0, **setting: str) -> Trial:
+        given = {"network": "small", "images": "300", "epochs": "3", "classes": "48", "table_rate": "0.001", **setting}
+        return Trial(what, tuple(given.items()), seed, accuracy, None, None, "")
+
+    base = [trial("joint", 0.87), trial("joint", 0.90, epochs="12"), trial("joint", 0.5, seed=1)]
+    for changed, gain in (
+        (trial("joint, table rate 3e-3", 0.88, table_rate="0.003"), 0.01),
+        (trial("joint, table rate 3e-3", 0.88, table_rate="0.003", epochs="12"), -0.02),
+        (trial("joint, 12 epochs", 0.90, epochs="12"), 0.03),
+        (trial("joint, 64 log-polar to 40", 0.89, classes="64"), 0.02),
+        (trial("joint, start x 0.5", 0.89, table_rate="0.003"), None),
+        (trial("separate, start x 0.5", 0.89), None),
+        (trial("joint", 0.89), None),
+    ):
+        assert report_open._gain(changed, base) == (None if gain is None else pytest.approx(gain))
+
+
+def test_views_pair_seeds_and_keep_settings_apart() -> None:
+    trials = [
+        Trial(what, (("network", "small"), ("images", "300"), ("classes", classes)), seed, accuracy, None, None, "")
+        for what, classes, seed, accuracy in (
+            ("control", "48", 0, 0.80), ("control", "48", 1, 0.82), ("joint", "48", 1, 0.85), ("control", "32", 0, 0.7),
+            ("joint, start x 0.5", "48", 0, 0.9),
+        )
+    ]  # fmt: skip
+    lines = report_tables.views_table(trials)
+    assert len(lines) == 4
+    assert "| 81.00 ± 1.41 (2) | not measured | 85.00 | not measured | +3.00 |" in lines[2]
+    assert "| 70.00 | not measured | not measured | not measured | not measured |" in lines[3]

@@ -22,13 +22,13 @@ def small(
     third faster on CPUs.
 
     Raises:
-        ValueError: if an argument is below 1, or there is no dilation.
+        ValueError: if an argument is below 1, or the dilations are not whole numbers from 1 on, one at least.
     """
     _check(in_channels, num_labels)
     if width < 1:
         raise ValueError(f"width: expected at least 1, got {width}")
-    if not dilations or min(dilations) < 1:
-        raise ValueError(f"dilations: expected one of at least 1 for each layer, got {tuple(dilations)}")
+    if not dilations or not all(isinstance(step, int) and step >= 1 for step in dilations):
+        raise ValueError(f"dilations: expected an integer of at least 1 for each layer, got {tuple(dilations)}")
     layers: list[nn.Module] = []
     channels = in_channels
     for dilation in dilations:

@@ -166,8 +166,10 @@ class Sampler:
         """Rule 3's factor, once chains, sweeps and beta are looked at."""
         self._own(chains)
         validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
+        scale = contract.scale_of(validation.beta(beta))
+        # Last: it may leave a check that is heard of later, which what raises at once must not.
         self._room(chains, sweeps)
-        return contract.scale_of(validation.beta(beta))
+        return scale
 
     @contextmanager
     def _voidable(self, chains: ChainState, *written: Tensor) -> Iterator[None]:
@@ -227,8 +229,9 @@ class Sampler:
         The same numbers to rounding, in less time where few labels change. Raises as both do, before any chain moves.
         """
         with self.guard.call(self.crf.device):
-            scale = self._ready(chains, sweeps, beta)
+            self._own(chains)
             validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
+            scale = self._ready(chains, sweeps, beta)
             self._refresh(chains, None)
             with self._voidable(chains, out):
                 energies = self._sweep(chains, sweeps, scale, out)

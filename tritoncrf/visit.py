@@ -68,7 +68,8 @@ class Visit(metaclass=Unopened):
         index, count, places = self._positions(index, batch), None, None
         if learning and store is not None:
             index = self._chains_of(store, index, shape, sizes)
-            count, places = store.sweeps[index], store.places(index, shape)
+            count = store.sweeps[index]
+            places = store.places(index, shape) if self.method == "pcd" or store.latent else None
         elif learning:
             index = visits + batch.plan.index
         else:
@@ -97,7 +98,7 @@ class Visit(metaclass=Unopened):
             free = self._phase(batch, data.labels if learning and self.method == "cd" else start, "free", clamp, learning)
         bad = sampler.guard.flag(present.device)
         samples = data.labels, free.labels
-        if places is not None and store is not None:
+        if learning and store is not None:
             self._keep(store, index, places, samples, ~bad)
         elif learning:
             visits += torch.where(bad, 0, len(logits))
@@ -168,15 +169,15 @@ class Visit(metaclass=Unopened):
         return labels.masked_fill(foreign, contract.VOID)
 
     def _keep(
-        self, store: ChainStore, index: Tensor, places: Tensor, samples: tuple[Tensor, Tensor], good: Tensor
+        self, store: ChainStore, index: Tensor, places: Tensor | None, samples: tuple[Tensor, Tensor], good: Tensor
     ) -> None:
         # An image that stands twice in a batch was drawn twice with the same random numbers: the first one's chain stays.
         order = torch.arange(len(index), device=index.device)
         again = ((index[:, None] == index) & (order[:, None] > order)).any(1)
         keep = good & ~again
-        if self.method == "pcd":
+        if places is not None and self.method == "pcd":
             store.put(places, samples[1], keep)
-        if store.latent:
+        if places is not None and store.latent:
             store.put(places, samples[0], keep, data=True)
         store.advance(index, self.sweeps, keep)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,7 +92,10 @@ class Model:
 
 
 def held_out(problem: Problem, split: str, data: Path | None, count: int) -> tc.Indexed:
-    """Images of the training split that the preset does not learn from, evenly spaced."""
+    """Images of the training split that the preset does not learn from, evenly spaced.
+
+    Most show clips from which it learned others: enough to see when chains settle, not how accurate the model is.
+    """
     preset = problem.preset
     if preset.file is None:
         return tc.Indexed(Figures(count, seed=2))
@@ -133,7 +137,7 @@ def share(values: Tensor) -> float:
 
 
 def choose(agreed: dict[int, Tensor], accuracy: dict[int, float]) -> tuple[int, float, str]:
-    """The least budget from which more sweeps gain little, neither accuracy nor agreement; the largest R-hat there; in words.
+    """The least budget after which the most sweeps gain little, neither accuracy nor agreement; its largest R-hat; in words.
 
     Chains that lie in modes apart never agree, so R-hat cannot be asked to fall below a bound on every image.
     """
@@ -143,7 +147,7 @@ def choose(agreed: dict[int, Tensor], accuracy: dict[int, float]) -> tuple[int, 
     how = (
         f"The least from which on {most} sweeps gain no more than {100 * GAIN:g} point of accuracy and bring no more than "
         f"{JOINED:.0%} of the images below an R-hat of {diagnostics.DISAGREE} "
-        f"({shares[budget]:.0%} are, {shares[most]:.0%} then)."
+        f"({shares[budget]:.0%} are, {shares[most]:.0%} then). The images are left out of learning, most of their clips are not."
     )
     return budget, float(agreed[budget].max()), how
 
@@ -180,7 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{budget} sweeps: R-hat median {float(values.median()):.3f}, below {diagnostics.DISAGREE} on "
               f"{share(values):.0%}", flush=True)  # fmt: skip
     budget, largest, how = choose(agreed, dict(zip(BUDGETS, curves[0]["accuracy"], strict=True)))
-    found = {"burn_in": burn_in(budget), "sweeps": budget - burn_in(budget), "rhat": largest, "images": len(images), "how": how,
+    found = {"burn_in": burn_in(budget), "sweeps": budget - burn_in(budget),
+             "rhat": largest if math.isfinite(largest) else None, "images": len(images), "how": how,
              "preset": work.problem.preset.name, "split": work.problem.split, "curves": curves}  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / report_rows.INFERENCE).write_text(json.dumps(found, indent=1) + "\n")

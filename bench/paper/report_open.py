@@ -1,7 +1,7 @@
 """What does the paper leave open, and what did we choose? One entry a question, in the order of the paper.
 
 Settings come from the presets and the library's own defaults, figures from ``tuning.json`` alone: an entry names what it was
-tuned as (a word in a trial's ``what`` or settings), and the report adds what the trials say.
+tuned as (a word in what a trial changes), and the report adds what the trials say.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Choice:
     """What it does say."""
     ours: str
     words: tuple[str, ...] = ()
-    """Trials with one of these in their ``what`` or setting names belong here."""
+    """Trials belong here that change something whose name has a word beginning with one of these."""
 
 
 def choices() -> list[Choice]:
@@ -194,7 +194,7 @@ def _tried(mine: Sequence[Trial], trials: Sequence[Trial]) -> str:
     for what, setting in dict.fromkeys((trial.what, trial.setting) for trial in mine):
         same = [trial for trial in mine if (trial.what, trial.setting) == (what, setting)]
         gains = [gain for trial in same if (gain := _gain(trial, trials)) is not None]
-        kept = [(name, value) for name, value in setting if name in ("network", "images")] or setting
+        kept = [(name, value) for name, value in setting if name in ("network", "images", "pretrain", "epochs")] or setting
         text = f"{what} ({', '.join(f'{name} {value}' for name, value in kept)}) {_mean([trial.accuracy for trial in same])}"
         base = what.partition(", ")[0]
         said.append(text + (f", {statistics.mean_and_deviation(gains)[0] * 100:+.2f} over {base}" if gains else ""))
@@ -202,19 +202,15 @@ def _tried(mine: Sequence[Trial], trials: Sequence[Trial]) -> str:
 
 
 def _gain(trial: Trial, trials: Sequence[Trial]) -> float | None:
-    """Over the trial that is named by the part before the comma, of the same network, images, pre-training and seed."""
-    base, comma, _ = trial.what.partition(", ")
-    if not comma:
-        return None
+    """Over the trial that is named by the part before the comma, of the same seed and settings but for those in the name."""
+    base, comma, changed = trial.what.partition(", ")
+    said = changed.split()
+    mine = {name: value for name, value in trial.setting if name.replace("_", " ") not in changed and value not in said}
     for other in trials:
-        if other.what == base and other.seed == trial.seed and _given(other) == _given(trial):
+        theirs = {name: value for name, value in other.setting if name in mine}
+        if comma and (other.what, other.seed, theirs) == (base, trial.seed, mine):
             return trial.accuracy - other.accuracy
     return None
-
-
-def _given(trial: Trial) -> tuple[str, ...]:
-    found = dict(trial.setting)
-    return tuple(found.get(name, "") for name in ("network", "images", "pretrain"))
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -193,19 +193,20 @@ def trials_table(trials: Sequence[Trial]) -> list[str]:
 def views_table(trials: Sequence[Trial]) -> list[str]:
     """What tables add to networks that see more or less of a figure: a line per network and training, its seeds together."""
     names = ("control", "separate", "joint")
-    found: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
     for trial in trials:
         setting = dict(trial.setting)
         if trial.what in names and "network" in setting:
-            key = tuple(setting.get(name, NONE) for name in ("network", "images", "pretrain", "epochs"))
-            found.setdefault(key, {}).setdefault(trial.what, []).append(trial.accuracy)
+            key = tuple(setting.get(name, NONE) for name in ("network", "classes", "images", "pretrain", "epochs"))
+            found.setdefault(key, {}).setdefault(trial.what, {})[trial.seed] = trial.accuracy
     lines = []
     for key, by_name in found.items():
-        means = [statistics.mean_and_deviation(by_name[name])[0] if name in by_name else None for name in names]
-        gains = [None if mean is None or means[0] is None else mean - means[0] for mean in means[1:]]
-        cells = [_spread(by_name[name]) if name in by_name else NONE for name in names]
+        base, *others = (by_name.get(name, {}) for name in names)
+        pairs = [[value - base[seed] for seed, value in other.items() if seed in base] for other in others]
+        gains = [statistics.mean_and_deviation(some)[0] if some else None for some in pairs]
+        cells = [_spread(list(by_name[name].values())) if name in by_name else NONE for name in names]
         lines.append([*key, *cells, *(NONE if gain is None else points(gain) for gain in gains)])
-    head = ["network", "images", "epochs before", "epochs", *names, "separate - control", "joint - control"]
+    head = ["network", "classes", "images", "epochs before", "epochs", *names, "separate - control", "joint - control"]
     return table(head, lines) if lines else []
 
 

@@ -25,7 +25,7 @@ from tritoncrf.engines import FEWEST, Plan
 from tritoncrf.engines import Work as AnyWork
 from tritoncrf.engines import numba_errors as differences
 from tritoncrf.engines import numba_sweeps as compiled
-from tritoncrf.engines.numba_average import average as averaging
+from tritoncrf.engines.numba_average import average as lazily
 from tritoncrf.engines.numba_sites import Array, Sites, listed, rounding, rounding_rows
 from tritoncrf.engines.numba_threads import share
 from tritoncrf.engines.numba_vectors import LANES
@@ -123,7 +123,7 @@ def average(
     energies = np.zeros((work.plan.chains, sweeps))
     arguments = _sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips)
     # An image's replicas add to the same place: a thread takes all of them.
-    share(averaging, work.sites.first, *arguments, work.sites.slot, _lookup(work), out.numpy(), energies)
+    share(lazily, work.sites.first, *arguments, work.sites.slot, _lookup(work), out.numpy(), energies)
     return flips.view(-1, work.plan.replicas), torch.from_numpy(energies).view(-1, work.plan.replicas, sweeps)
 
 

@@ -147,7 +147,8 @@ def choose(agreed: dict[int, Tensor], accuracy: dict[int, float]) -> tuple[int, 
     how = (
         f"The least from which on {most} sweeps gain no more than {100 * GAIN:g} point of accuracy and bring no more than "
         f"{JOINED:.0%} of the images below an R-hat of {diagnostics.DISAGREE} "
-        f"({shares[budget]:.0%} are, {shares[most]:.0%} then). The images are left out of learning, most of their clips are not."
+        f"({shares[budget]:.0%} are, {shares[most]:.0%} then). "
+        "The images are left out of learning, most of their clips are not."
     )
     return budget, float(agreed[budget].max()), how
 

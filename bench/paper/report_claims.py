@@ -66,6 +66,9 @@ FURTHER: tuple[tuple[str, str], ...] = (
     ("joint_pcd1", "joint_cd1"),
     ("joint_pcd1", "separate_pcd"),
     ("joint_pcd", "joint_pcd1"),
+)
+# What section 4 argues against.
+ARGUMENT: tuple[tuple[str, str], ...] = (
     ("joint_pcd", "piecewise"),
     ("joint_pcd", "pseudolikelihood"),
     ("joint_pcd", "meanfield2"),

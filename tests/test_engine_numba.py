@@ -441,3 +441,18 @@ def test_no_number_of_sites_meets_freed_memory() -> None:
     """Scratch that is reached by its address alone was freed too early, and a queue of the same size class took its place."""
     done = subprocess.run([sys.executable, "-c", ALL_SIZES], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("labels", [2, 20, 33])
+def test_logits_may_lie_channels_last(labels: int) -> None:
+    logits = noise(2, labels, 9, 11, seed=labels, spread=3)
+    logits[:, 0, 2, 3], logits[1, 1, 4] = -torch.inf, -torch.inf
+    sizes, crf = torch.tensor([[9, 11], [7, 5]]), GridCRF(labels, HOOD, noise(len(HOOD), labels, labels, spread=0.2))
+    last = logits.to(memory_format=torch.channels_last)
+    assert last.movedim(1, -1).is_contiguous()
+    found = []
+    for name, given in (("torch", logits), ("numba", logits), ("numba", last)):
+        sampler = Sampler(crf, name, 1)
+        found.append(sampler.run(sampler.init(given, sizes=sizes, replicas=2), 6).labels)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

@@ -538,3 +538,11 @@ def test_sums_go_into_a_tensor_by_place_or_nowhere(engine: str) -> None:
             sampler.conditionals(chains, out)
     assert torch.equal(chains.labels, before)
     assert chains.sweeps.tolist() == [0, 0]
+
+
+def test_what_raises_at_once_leaves_no_check_behind() -> None:
+    sampler = Sampler(GridCRF(3, Neighborhood.nearest(8)), "torch", 0, validate=False)
+    chains = sampler.init(torch.zeros(1, 3, 4, 5), count=torch.tensor([(1 << 34) - 1]))
+    with pytest.raises(ValueError, match="beta"):
+        sampler.run(chains, 2, beta=-1)
+    sampler.guard.settle()

@@ -66,13 +66,14 @@ ACCOUNT = """Where this differs from the paper, as far as it was looked into on 
 visit lag behind their network: with K = 1, at the network rate that all joint rows share, PCD's chains flip at 0.2 to 0.4 a
 pixel for a whole epoch, the others' at about 0.1 or below, and the network alone is lost (learning curves below); a smaller
 rate was not tried for it. CD-1 and CD-2, biased towards the data, do not pass tables learned beside the fixed network. Mean
-field learned through ends slightly above joint PCD here, with two iterations and more so with five: cross-entropy asks for
-single pixels right, which is what is counted, the likelihood for whole labellings. Its price grows with the iterations, as
-section 4 says: a learning step takes 1.9, 3.8 and 6.2 times the processor time of joint PCD's with 2, 5 and 10 of them (106,
-210 and 343 ms against 55), and as autograd unrolls them 3.6, 6.9 and 14.5 times at 9, 17 and 30 times the memory (`python -m
-bench.paper.methods.growth --preset half --data FOLDER`; the learning times below are of a machine that ran other jobs too).
-Piecewise tables are each right about their own edges, and 96 neighbours then say the same thing 96 times; no weight for them
-was tuned."""
+field learned through ends slightly above joint PCD here, with two iterations and more so with five, perhaps because
+cross-entropy asks for single pixels right, which is what is counted, the likelihood for whole labellings. Its price grows
+with the iterations, as section 4 says: a learning step takes 1.9, 3.8 and 6.2 times the processor time of joint PCD's with
+2, 5 and 10 of them (106, 210 and 343 ms against 55), and as autograd unrolls them 3.6, 6.9 and 14.5 times at 9, 17 and 30
+times the memory (`python -m bench.paper.methods.growth --preset half --data FOLDER`; the learning times below are of a
+machine that ran other jobs too; that of five iterations, 747 s, was put together from two slices of a run that was killed,
+and its peak is the second slice's). Piecewise tables are each right about their own edges, and 96 neighbours may then count
+the same evidence 96 times; this was not tested, and no weight for them was tuned."""
 VIEWS = """The small network sees 65 pixels, nearly half of a figure; `bench.paper.networks:half` sees 35, the share that the
 paper's network sees, with as many weights. On validation images:"""
 

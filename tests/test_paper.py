@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.paper import run as running
@@ -12,8 +18,10 @@ from bench.paper.__main__ import main
 from bench.paper.methods import METHODS
 from bench.paper.presets import CLIP, FOLDS, PRESETS
 from bench.paper.problem import read
+from bench.paper.tuning import held_out
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
 
 
 def _rows(out: Path) -> list[dict[str, object]]:
@@ -43,6 +51,23 @@ def test_a_stopped_run_goes_on_to_the_same_rows(tmp_path: Path) -> None:
         assert row["visits"] == (0 if row["name"] == "cnn" else 48)
     assert main(["--preset", "toy", "--out", str(whole), "--resume", *rows]) == 0
     assert len(_rows(whole)) == 3
+
+
+def test_the_seconds_of_a_killed_run_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "seconds"
+    script = "import sys, time; from pathlib import Path; from bench.paper.run import stopwatch\n"
+    script += "with stopwatch(Path(sys.argv[1]), every=0.05): print(flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", script, str(file)], cwd=ROOT, stdout=subprocess.PIPE)
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(0.5)
+        child.send_signal(signal.SIGKILL)
+    spent = float(file.read_text())
+    assert 0.2 < spent < 60
+    with running.stopwatch(file):
+        pass
+    assert spent < float(file.read_text()) < spent + 5
 
 
 @pytest.mark.parametrize(
@@ -97,6 +122,24 @@ def test_folds_and_splits_share_no_image() -> None:
         seen += test.places  # type: ignore[attr-defined]
     assert sorted(seen) == list(range(378))
     assert [len(part) for part in read(PRESETS["half"], CLIP, DATA)] == [1200, 429]
+
+
+@pytest.mark.parametrize("name", ["half", "facades"])
+def test_what_settings_are_chosen_on_is_not_learned_from_and_not_test_data(name: str) -> None:
+    preset = replace(PRESETS[name], train=60)
+    if not (DATA / str(preset.file)).exists():
+        pytest.skip("no data beside the project")
+    learned, asked = held_out(DATA, preset)
+    whole, tested = read(replace(preset, train=None), preset.splits[0], DATA)
+    assert (len(learned), len(asked)) == (60, 30)
+
+    def pictures(data: object, count: int) -> set[bytes]:
+        return {np.asarray(data[i][0]).tobytes() for i in range(count)}  # type: ignore[index]
+
+    parts = pictures(learned, 60), pictures(asked, 30), pictures(tested, len(tested))
+    assert not parts[0] & parts[1]
+    assert not (parts[0] | parts[1]) & parts[2]
+    assert parts[0] | parts[1] <= pictures(whole, len(whole))
 
 
 def test_every_row_of_the_table_is_there() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -83,14 +84,20 @@ def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.
         raise ValueError(f"data: expected the folder that holds {preset.file}, which preset {preset.name!r} needs, got none")
     if split in FOLDS:
         whole = NpzDataset(data / preset.file, split=None)
-        fold = np.arange(len(whole)) % len(FOLDS) == FOLDS.index(split)
-        parts = [Chosen(whole, np.flatnonzero(part).tolist()) for part in (~fold, fold)]
+        tested = fold(len(whole), split)
+        parts = [Chosen(whole, np.flatnonzero(part).tolist()) for part in (~tested, tested)]
         return tc.Indexed(parts[0]), tc.Indexed(parts[1])
     train, test = (
         NpzDataset(data / preset.file, split=part, split_key=split, limit=limit)
         for part, limit in (("train", preset.train), ("test", preset.test))
     )
     return tc.Indexed(train), tc.Indexed(test)
+
+
+def fold(images: int, name: str) -> NDArray[np.bool_]:
+    """Which images of an archive a fold tests on, every fifth of them: bool ``[images]``."""
+    tested: NDArray[np.bool_] = np.arange(images) % len(FOLDS) == FOLDS.index(name)
+    return tested
 
 
 def prepare(preset: Preset, split: str, seed: int, data: Path | None, work: Path, device: torch.device) -> Problem:

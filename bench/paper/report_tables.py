@@ -196,7 +196,7 @@ def views_table(trials: Sequence[Trial]) -> list[str]:
     found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
     for trial in trials:
         setting = dict(trial.setting)
-        if trial.what in names and "network" in setting:
+        if trial.what in names and "network" in setting and setting.get("preset", "half") == "half":
             key = tuple(setting.get(name, NONE) for name in ("network", "classes", "images", "pretrain", "epochs"))
             found.setdefault(key, {}).setdefault(trial.what, {})[trial.seed] = trial.accuracy
     lines = []

@@ -7,6 +7,7 @@ import platform
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -61,7 +62,7 @@ def make(name: str, problem: Problem, work: Path) -> Row:
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(problem.seed + 1)
     _reset_peak()
-    with _stopwatch(work / "seconds"):
+    with stopwatch(work / "seconds"):
         predict = learn(name, problem, work)
     seconds = float((work / "seconds").read_text())
     began = time.perf_counter()
@@ -103,13 +104,29 @@ def slice_of(minutes: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def _stopwatch(file: Path) -> Iterator[None]:
-    """Adds the seconds spent inside to those in ``file``, also where it is left by an error."""
+def stopwatch(file: Path, every: float = 5.0) -> Iterator[None]:
+    """Adds the seconds spent inside to those in ``file``: as they pass, for a killed run's count too, and where it is left."""
     earlier, began = float(file.read_text()) if file.exists() else 0.0, time.perf_counter()
+    ended = threading.Event()
+
+    def note() -> None:
+        # Whole or not at all: a kill may come between.
+        part = file.with_name(f"{file.name}.part")
+        part.write_text(str(earlier + time.perf_counter() - began))
+        part.replace(file)
+
+    def watch() -> None:
+        while not ended.wait(every):
+            note()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
-        file.write_text(str(earlier + time.perf_counter() - began))
+        ended.set()
+        watcher.join()
+        note()
 
 
 def _reset_peak() -> None:

@@ -1,8 +1,9 @@
-"""What would make learning better? Settings side by side on training clips held out for it; the test images are not looked at.
+"""What would make learning better? Settings side by side on training images held out for it; the test images are not looked at.
 
-``python -m bench.paper.tuning --data FOLDER --out DIR [--settings ...] [--seeds N]``: a network is pre-trained on images of
-most training clips, then each setting learns from it, and images of the clips left out tell how well. Rows are appended to
-``tuning.json`` in the folder; a row that stands there is not made again.
+``python -m bench.paper.tuning --data FOLDER --out DIR [--preset P] [--settings ...] [--seeds N]``: a network is pre-trained on
+most training images, then each setting learns from it, and those left out (whole clips of the bodies; of the facades, every
+fifth of the images that are not in the first fold) tell how well. Rows are appended to ``tuning.json`` in the folder; a row
+that stands there is not made again.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ import tritoncrf as tc
 from bench.paper.methods import cnn
 from bench.paper.methods.descent import by_sampling, cross_entropy, descend
 from bench.paper.presets import CLIP, PRESETS, Preset, far
-from bench.paper.problem import Chosen, Predictor, Problem, pretrained
+from bench.paper.problem import Chosen, Predictor, Problem, fold, pretrained
 from bench.paper.run import rows_of
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import NpzDataset
 from tritoncrf.metrics import Score
 
-# Every so many-th clip, by name, is held out.
+# Every so many-th clip, by name, is held out; of an archive without clips, every so many-th image.
 HELD = 5
 
 
@@ -69,7 +70,20 @@ SETTINGS: dict[str, Setting] = {
     "joint, 32 classes to 24": Setting(changes={"neighborhood": far(24, 8)}),
     "joint, 48 classes to 32": Setting(changes={"neighborhood": far(32, 8)}),
     "joint, 64 log-polar to 40": Setting(changes={"neighborhood": _log(40)}),
+    "joint, 20 classes to 16": Setting(changes={"neighborhood": far(16, 8)}),
+    "separate, 20 classes to 16": Setting(joint=False, changes={"neighborhood": far(16, 8)}),
+    "joint, 8 classes to 2": Setting(changes={"neighborhood": far(1, 1)}),
+    "separate, 8 classes to 2": Setting(joint=False, changes={"neighborhood": far(1, 1)}),
     "joint, network rate 3e-3": Setting(changes={"network_rate": 3e-3}),
+    "joint, network rate 3e-4": Setting(changes={"network_rate": 3e-4}),
+    "joint, network rate 1e-4": Setting(changes={"network_rate": 1e-4}),
+    "joint, K = 20": Setting(sweeps=20),
+    "joint, K = 40": Setting(sweeps=40),
+    "joint, K = 1, network rate 3e-4": Setting(sweeps=1, changes={"network_rate": 3e-4}),
+    "joint, 6 epochs": Setting(changes={"epochs": 6}),
+    "control, 6 epochs": Setting(learns=False, changes={"epochs": 6}),
+    "separate, 100 + 200 sweeps": Setting(joint=False, changes={"burn_in": 100, "sweeps": 200}),
+    "joint, 100 + 200 sweeps": Setting(changes={"burn_in": 100, "sweeps": 200}),
 }
 
 
@@ -106,23 +120,30 @@ def _learn(problem: Problem, setting: Setting, work: Path) -> Predictor:
     return by_sampling(problem, network, crf)
 
 
-def clips(data: Path, preset: Preset) -> tuple[tc.Indexed, tc.Indexed]:
-    """The preset's number of training images from most training clips, and half as many from the clips held out."""
-    if preset.file is None or preset.train is None:
-        raise ValueError(f"preset: expected one with an archive and a number of images, got {preset.name!r}")
-    whole = NpzDataset(data / preset.file, split="train", split_key=CLIP)
-    names = np.load(data / preset.file)["clip"][whole.indices]
-    held = np.isin(names, np.unique(names)[::HELD])
-    parts = np.flatnonzero(~held)[: preset.train].tolist(), np.flatnonzero(held)[: preset.train // 2].tolist()
-    return tc.Indexed(Chosen(whole, parts[0])), tc.Indexed(Chosen(whole, parts[1]))
+def held_out(data: Path, preset: Preset) -> tuple[tc.Indexed, tc.Indexed]:
+    """The preset's number of training images (None: all), and up to half as many held out of the training split."""
+    if preset.file is None:
+        raise ValueError(f"preset: expected one with an archive, got {preset.name!r}")
+    if CLIP in preset.splits:
+        whole = NpzDataset(data / preset.file, split="train", split_key=CLIP)
+        names = np.load(data / preset.file)["clip"][whole.indices]
+        places, held = np.arange(len(whole)), np.isin(names, np.unique(names)[::HELD])
+    else:
+        whole = NpzDataset(data / preset.file, split=None)
+        places = np.flatnonzero(~fold(len(whole), preset.splits[0]))
+        held = np.arange(len(places)) % HELD == 0
+    learned = places[~held][: preset.train].tolist()
+    asked = places[held][: len(learned) // 2].tolist()
+    return tc.Indexed(Chosen(whole, learned)), tc.Indexed(Chosen(whole, asked))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", choices=[name for name, preset in PRESETS.items() if preset.file], default="half")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--network", default=PRESETS["half"].network, help="small, table1 or module:factory")
+    parser.add_argument("--network", help="small, table1 or module:factory; without it, the preset's")
     parser.add_argument("--train", type=int, default=300)
     parser.add_argument("--pretrain", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=4)
@@ -131,20 +152,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    preset = PRESETS[options.preset]
     preset = replace(
-        PRESETS["half"], network=options.network, train=options.train, pretrain=options.pretrain, epochs=options.epochs
+        preset, network=options.network or preset.network, train=options.train, pretrain=options.pretrain, epochs=options.epochs
     )
-    train, held = clips(options.data, preset)
+    train, held = held_out(options.data, preset)
     for seed in range(options.seed, options.seed + options.seeds):
-        work = options.out / f"{options.network}_{options.train}_{options.pretrain}_{seed}".replace(":", "_")
-        problem = pretrained(preset, CLIP, seed, train, held, work, torch.device("cpu"))
+        work = options.out / f"{preset.name}_{preset.network}_{options.train}_{options.pretrain}_{seed}".replace(":", "_")
+        problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
         for name in options.settings:
             file = options.out / "tuning.json"
             changed = replace(preset, **SETTINGS[name].changes)  # type: ignore[arg-type]
             rate = changed.table_rate if SETTINGS[name].joint else changed.separate_rate
             about = {
-                "network": options.network, "images": options.train, "pretrain": options.pretrain, "epochs": changed.epochs,
-                "classes": len(changed.neighborhood), "table_rate": rate, "network_rate": changed.network_rate,
+                "preset": preset.name, "network": preset.network, "images": len(train), "pretrain": options.pretrain,
+                "epochs": changed.epochs, "classes": len(changed.neighborhood), "table_rate": rate,
+                "network_rate": changed.network_rate,
             }  # fmt: skip
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue

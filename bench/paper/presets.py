@@ -35,6 +35,8 @@ class Preset:
     """Of the tables where the network stands still."""
     network_rate: float = NETWORK_RATE
     pretrain_rate: float = 3e-3
+    visit_sweeps: int = 10
+    """K of the PCD rows that do not name their own."""
     momentum: float | None = None
     """SGD with this momentum, as the paper has it; None: Adam."""
     burn_in: int = 20

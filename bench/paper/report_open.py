@@ -31,7 +31,7 @@ class Choice:
 def choices() -> list[Choice]:
     """All of them, with the settings as the code has them now."""
     half, full = PRESETS["half"], PRESETS["full"]
-    ours, theirs = METHODS["joint_pcd"][1]["sweeps"], METHODS["joint_pcd1"][1]["sweeps"]
+    ours, theirs = half.visit_sweeps, METHODS["joint_pcd1"][1]["sweeps"]
     return [
         Choice(
             "Step sizes (eq. 8, 11)",
@@ -56,7 +56,7 @@ def choices() -> list[Choice]:
             "Sweeps per visit (K)",
             "PCD: one step, \"one step of the MCMC method\"; CD-K with K = 1, 2, 5",
             f"both: K = {theirs} as the paper has it, and K = {ours}, the library's default; CD-10 beside CD-1, CD-2, CD-5",
-            ("sweeps",),
+            ("sweeps", "k ="),
         ),
         Choice(
             "First state of the persistent chains",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import tritoncrf as tc
-from bench.paper.methods import cnn
+from bench.paper.methods import cnn, piecewise
 from bench.paper.methods.descent import by_sampling, cross_entropy, descend
 from bench.paper.presets import CLIP, PRESETS, Preset, far
 from bench.paper.problem import Chosen, Predictor, Problem, fold, pretrained
@@ -46,7 +46,8 @@ class Setting:
     """Factor on the pre-trained network's last layer: a start that is less sure of itself."""
     centred: bool = False
     """Takes from the tables after each step what a label's bias in the unaries says as well."""
-    sweeps: int = 10
+    piecewise: float | None = None
+    """Not sampled: the tables of piecewise training (14) beside the fixed network, times this."""
     changes: dict[str, object] = field(default_factory=dict)
     """Fields of the preset."""
 
@@ -77,11 +78,24 @@ SETTINGS: dict[str, Setting] = {
     "joint, network rate 3e-3": Setting(changes={"network_rate": 3e-3}),
     "joint, network rate 3e-4": Setting(changes={"network_rate": 3e-4}),
     "joint, network rate 1e-4": Setting(changes={"network_rate": 1e-4}),
-    "joint, K = 20": Setting(sweeps=20),
-    "joint, K = 40": Setting(sweeps=40),
-    "joint, K = 1, network rate 3e-4": Setting(sweeps=1, changes={"network_rate": 3e-4}),
+    "joint, K = 20": Setting(changes={"visit_sweeps": 20}),
+    "joint, K = 40": Setting(changes={"visit_sweeps": 40}),
+    "separate, K = 40": Setting(joint=False, changes={"visit_sweeps": 40}),
+    "joint, K = 100": Setting(changes={"visit_sweeps": 100}),
+    "joint, K = 40, 100 + 200 sweeps": Setting(changes={"visit_sweeps": 40, "burn_in": 100, "sweeps": 200}),
+    "joint, K = 40, network rate 3e-4": Setting(changes={"visit_sweeps": 40, "network_rate": 3e-4}),
+    "joint, K = 40, 12 epochs": Setting(changes={"visit_sweeps": 40, "epochs": 12}),
+    "joint, K = 40, 20 classes to 16": Setting(changes={"visit_sweeps": 40, "neighborhood": far(16, 8)}),
+    "joint, K = 40, table rate 3e-4": Setting(changes={"visit_sweeps": 40, "table_rate": 3e-4}),
+    "joint, table rate 3e-4": Setting(changes={"table_rate": 3e-4}),
+    "joint, K = 1, network rate 3e-4": Setting(changes={"visit_sweeps": 1, "network_rate": 3e-4}),
     "joint, 6 epochs": Setting(changes={"epochs": 6}),
     "control, 6 epochs": Setting(learns=False, changes={"epochs": 6}),
+    "separate, piecewise tables x 1": Setting(joint=False, piecewise=1.0),
+    "separate, piecewise tables x 0.3": Setting(joint=False, piecewise=0.3),
+    "separate, piecewise tables x 0.1": Setting(joint=False, piecewise=0.1),
+    "separate, piecewise tables x 0.03": Setting(joint=False, piecewise=0.03),
+    "separate, piecewise tables x 0.01": Setting(joint=False, piecewise=0.01),
     "separate, 100 + 200 sweeps": Setting(joint=False, changes={"burn_in": 100, "sweeps": 200}),
     "joint, 100 + 200 sweeps": Setting(changes={"burn_in": 100, "sweeps": 200}),
 }
@@ -94,7 +108,7 @@ class _Sampled(nn.Module):
         super().__init__()
         self.setting = setting
         chains = tc.ChainStore(problem.train.sizes, seed=problem.seed)
-        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=setting.sweeps)
+        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=problem.preset.visit_sweeps)
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
         value: Tensor = self.loss(logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
@@ -114,6 +128,8 @@ def _rate(problem: Problem, setting: Setting) -> float:
 def _learn(problem: Problem, setting: Setting, work: Path) -> Predictor:
     if not setting.learns:
         return cnn.learn(problem, work, further=True)
+    if setting.piecewise is not None:
+        return piecewise.learn(problem, work, joint=False, weight=setting.piecewise)
     network, crf = problem.network(), problem.crf()
     objective = _Sampled(problem, crf, setting)
     descend(problem, network, objective, objective, work, "tuning", joint=setting.joint, rate=_rate(problem, setting))

@@ -11,12 +11,12 @@ from bench.paper.problem import Predictor, Problem
 from tritoncrf.training import Trainer
 
 
-def learn(problem: Problem, work: Path, *, joint: bool, method: str, sweeps: int) -> Predictor:
-    """joint: the network learns too; sweeps: K per visit."""
+def learn(problem: Problem, work: Path, *, joint: bool, method: str, sweeps: int | None = None) -> Predictor:
+    """joint: the network learns too; sweeps: K per visit, None takes the preset's."""
     preset = problem.preset
     network, crf = problem.network(), problem.crf()
     chains = tc.ChainStore(problem.train.sizes, seed=problem.seed, device=problem.device)
-    loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=sweeps)
+    loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=preset.visit_sweeps if sweeps is None else sweeps)
     groups = [{"params": list(loss.parameters()), "lr": preset.table_rate if joint else preset.separate_rate}]
     if joint:
         groups.append({"params": list(network.parameters()), "lr": preset.network_rate})

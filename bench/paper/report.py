@@ -74,6 +74,8 @@ times the memory (`python -m bench.paper.methods.growth --preset half --data FOL
 machine that ran other jobs too; that of five iterations, 747 s, was put together from two slices of a run that was killed,
 and its peak is the second slice's). Piecewise tables are each right about their own edges, and 96 neighbours may then count
 the same evidence 96 times; this was not tested, and no weight for them was tuned."""
+LAG = """Where learning ended, the model is held still and some training images' chains go on. Energy that falls says that they
+had not reached what the model gives its samples: learning took its errors from labels that the model would not draw."""
 VIEWS = """The small network sees 65 pixels, nearly half of a figure; `bench.paper.networks:half` sees 35, the share that the
 paper's network sees, with as many weights. On validation images:"""
 
@@ -91,6 +93,8 @@ def page(results: Results, figures: Path, link: str) -> str:
         lines += ["", f"## {TITLES[preset]}", "", *_preset(preset, [row for row in results.rows if row.preset == preset])]
     lines += ["", "## Inference", ""]
     lines += report_tables.inference_lines(results.inference) if results.inference else ["Not measured."]
+    if results.lags:
+        lines += ["", "## Did the chains keep up?", "", LAG, "", *report_tables.lag_table(results.lags)]
     lines += ["", "## Memory between visits", ""]
     lines += report_tables.storage_table(results.storage) if results.storage else ["Not measured."]
     lines += ["", "## Figures", "", *_figures(figures, link)]

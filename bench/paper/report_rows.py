@@ -1,8 +1,8 @@
-"""What was measured? The committed JSON, read and checked: rows of the table, tuning, storage and inference.
+"""What was measured? The committed JSON, read and checked: rows of the table, tuning, storage, inference, lag.
 
-Four kinds of file (`results/README.md` has their fields): ``<preset>_<split>_<seed>.json``, and at most one each of
-``tuning.json``, ``storage.json`` and ``inference.json``. Accuracies are shares of 1. Whatever does not fit is a ValueError that
-names the file, what was expected and what was got.
+Five kinds of file (`results/README.md` has their fields): ``<preset>_<split>_<seed>.json``, and at most one each of
+``tuning.json``, ``storage.json``, ``inference.json`` and ``lag.json``. Accuracies are shares of 1. Whatever does not fit is a
+ValueError that names the file, what was expected and what was got.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.paper import statistics
 from bench.paper.statistics import Scores
 
 Setting = tuple[tuple[str, str], ...]
-TUNING, STORAGE, INFERENCE = "tuning.json", "storage.json", "inference.json"
+TUNING, STORAGE, INFERENCE, LAG = "tuning.json", "storage.json", "inference.json", "lag.json"
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,19 @@ class Inference:
 
 
 @dataclass(frozen=True)
+class Lag:
+    """How far the energy of kept chains moves when they go on under the learned model: nats a free pixel."""
+
+    row: str
+    preset: str
+    split: str
+    seed: int
+    images: int
+    sweeps: tuple[int, ...]
+    energy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Results:
     """All that stands in a folder of results."""
 
@@ -96,6 +109,7 @@ class Results:
     trials: tuple[Trial, ...]
     storage: tuple[Storage, ...]
     inference: Inference | None
+    lags: tuple[Lag, ...] = ()
 
 
 def read(folder: Path) -> Results:
@@ -104,7 +118,7 @@ def read(folder: Path) -> Results:
         raise FileNotFoundError(f"results: expected a folder of JSON files, got {folder}, which is none")
     rows: dict[tuple[str, str, str, int], Row] = {}
     for path in sorted(folder.glob("*.json")):
-        if path.name in (TUNING, STORAGE, INFERENCE):
+        if path.name in (TUNING, STORAGE, INFERENCE, LAG):
             continue
         for fields in _list(path):
             row = _row(fields)
@@ -115,12 +129,13 @@ def read(folder: Path) -> Results:
                 raise fields.wrong("each row once", f"{row.name!r} again")
             rows[key] = row
     trials, storage = folder / TUNING, folder / STORAGE
-    chosen = folder / INFERENCE
+    chosen, lag = folder / INFERENCE, folder / LAG
     return Results(
         tuple(rows.values()),
         tuple(map(_trial, _list(trials))) if trials.exists() else (),
         tuple(map(_storage, _list(storage))) if storage.exists() else (),
         _inference(Fields(chosen, "the file", _load(chosen))) if chosen.exists() else None,
+        tuple(map(_lag, _list(lag))) if lag.exists() else (),
     )
 
 
@@ -231,6 +246,17 @@ def _inference(fields: Fields) -> Inference:
     return Inference(
         fields.whole("burn_in"), fields.whole("sweeps"), fields.maybe("rhat"), fields.maybe_whole("images"),
         fields.text("how", ""), tuple(curves),
+    )  # fmt: skip
+
+
+def _lag(fields: Fields) -> Lag:
+    sweeps, energy = fields.items("sweeps"), fields.items("energy")
+    if len(sweeps) != len(energy) or not sweeps:
+        raise fields.wrong("as many energies as sweeps, at least one,", f"{len(energy)} for {len(sweeps)}")
+    points = [Fields(fields.path, fields.where, {"sweeps": s, "energy": e}) for s, e in zip(sweeps, energy, strict=True)]
+    return Lag(
+        fields.text("row"), fields.text("preset"), fields.text("split"), fields.whole("seed"), fields.whole("images"),
+        tuple(point.whole("sweeps") for point in points), tuple(point.number("energy", -math.inf) for point in points),
     )  # fmt: skip
 
 

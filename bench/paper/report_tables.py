@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bench.paper import statistics
 from bench.paper.report_claims import METHODS, margin
-from bench.paper.report_rows import Curve, Inference, Row, Storage, Trial
+from bench.paper.report_rows import Curve, Inference, Lag, Row, Storage, Trial
 from bench.paper.statistics import Difference
 
 NONE = "not measured"
@@ -208,6 +208,18 @@ def views_table(trials: Sequence[Trial]) -> list[str]:
         lines.append([*key, *cells, *(NONE if gain is None else points(gain) for gain in gains)])
     head = ["network", "classes", "images", "epochs before", "epochs", *names, "separate - control", "joint - control"]
     return table(head, lines) if lines else []
+
+
+def lag_table(lags: Sequence[Lag]) -> list[str]:
+    """A line per row and preset: how far the energy of its kept chains moves within so many further sweeps."""
+    places = sorted({place for lag in lags for place in lag.sweeps})
+    lines = []
+    for lag in lags:
+        known = dict(zip(lag.sweeps, lag.energy, strict=True))
+        title = METHODS[lag.row].title if lag.row in METHODS else lag.row
+        cells = [f"{known[place]:+.3f}" if place in known else "-" for place in places]
+        lines.append([title, f"{lag.preset}, {split_title(lag.split)}", str(lag.images), *cells])
+    return table(["energy, nats a free pixel, after so many further sweeps", "preset", "images", *map(str, places)], lines)
 
 
 def inference_lines(found: Inference) -> list[str]:

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", required=True, help=", ".join(PRESETS))
     parser.add_argument("--out", type=Path, required=True, help="a folder of this run's own: models, logs and rows")
     parser.add_argument("--data", type=Path, help="the folder of the archives; toy needs none")
-    parser.add_argument("--rows", nargs="+", default=list(METHODS), help=", ".join(METHODS))
+    parser.add_argument("--rows", nargs="+", help=f"by default, what the preset is for; {', '.join(METHODS)}")
     parser.add_argument("--splits", nargs="+", help="some of the preset's splits or folds; the first by default")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
     parser.add_argument("--seed", type=int, default=0)
@@ -44,6 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.preset not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {options.preset!r}")
     preset = PRESETS[options.preset]
+    options.rows = options.rows or list(preset.rows or METHODS)
     for row in options.rows:
         if row not in METHODS:
             raise ValueError(f"rows: expected some of {', '.join(METHODS)}, got {row!r}")

@@ -136,18 +136,20 @@ def _preset(name: str, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return [*lines, f"Not measured: `{_command(name, ' '.join(preset.splits), None)}`"]
     splits = [*preset.splits, *sorted({row.split for row in rows} - set(preset.splits))]
+    names = [method for method in METHODS if method in (preset.rows or METHODS) or any(row.name == method for row in rows)]
     images = sorted({row.images for row in rows})
     tests = {row.split: str(len(row.scores)) for row in rows if row.scores is not None}
     tested = " / ".join(tests[split] for split in splits if split in tests) or "an unknown number of"
     lines += [
         f"{' / '.join(map(str, images))} training images, {tested} test images; {_answer(rows)}", "",
         "Accuracy of the whole model:", "",
-        *report_tables.by_split(rows, splits, lambda row: row.accuracy, paper=name in ("half", "whole", "full")), "",
+        *report_tables.by_split(rows, names, splits, lambda row: row.accuracy, paper=name in ("half", "whole", "full")), "",
         "Accuracy of its network alone:", "",
-        *report_tables.by_split(rows, splits, lambda row: row.network_accuracy, paper=False), "",
-        "Mean IoU of the whole model:", "", *report_tables.by_split(rows, splits, lambda row: row.mean_iou, paper=False), "",
+        *report_tables.by_split(rows, names, splits, lambda row: row.network_accuracy, paper=False), "",
+        "Mean IoU of the whole model:", "",
+        *report_tables.by_split(rows, names, splits, lambda row: row.mean_iou, paper=False), "",
     ]  # fmt: skip
-    lines += _missing(name, splits, rows)
+    lines += _missing(name, names, splits, rows)
     groups = [[split] for split in splits] if len(splits) <= 2 else [list(splits)]
     for group in groups:
         pairs = [report_tables.compare(rows, group, *pair) for pair in (*CLAIM, *FURTHER, *ARGUMENT)]
@@ -167,13 +169,13 @@ def _answer(rows: Sequence[Row]) -> str:
     return f"sampled rows answer with {' / '.join(f'a burn-in of {b} and {s} averaged sweeps' for b, s in sweeps)}."
 
 
-def _missing(name: str, splits: Sequence[str], rows: Sequence[Row]) -> list[str]:
+def _missing(name: str, methods: Sequence[str], splits: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """The commands for what the tables lack."""
     lines = []
     for split in splits:
-        missing = [method for method in METHODS if not any(row.name == method and row.split == split for row in rows)]
+        missing = [method for method in methods if not any(row.name == method and row.split == split for row in rows)]
         if missing:
-            lines.append(f"- `{_command(name, split, missing if len(missing) < len(METHODS) else None)}`")
+            lines.append(f"- `{_command(name, split, missing if len(missing) < len(methods) else None)}`")
     return ["To measure what is missing:", "", *lines, ""] if lines else []
 
 

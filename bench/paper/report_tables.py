@@ -40,15 +40,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
 
 
-def by_split(rows: Sequence[Row], splits: Sequence[str], value: Callable[[Row], float | None], paper: bool) -> list[str]:
-    """A line per method and a column per split: mean over seeds, and the deviation where there are several.
+def by_split(
+    rows: Sequence[Row], names: Sequence[str], splits: Sequence[str], value: Callable[[Row], float | None], paper: bool
+) -> list[str]:
+    """A line per method named and a column per split: mean over seeds, and the deviation where there are several.
 
     Folds (more than two splits) get a column with the mean over them. paper: with the paper's own figures.
     """
     folds = len(splits) > 2
     head = ["method", *(["paper"] if paper else []), *map(split_title, splits), *(["mean of folds"] if folds else [])]
     lines = []
-    for name, method in METHODS.items():
+    for name in names:
+        method = METHODS[name]
         found = [[value(row) for row in rows if row.name == name and row.split == split] for split in splits]
         cells = [_spread([x for x in values if x is not None]) for values in found]
         if folds:

@@ -32,7 +32,8 @@ def claim(out: Path, preset: Preset, resume: bool) -> None:
     Raises FileExistsError if it holds a run and ``resume`` is not asked for, or another preset's run.
     """
     about = out / "run.json"
-    now = json.dumps(asdict(preset), indent=1) + "\n"
+    # Which rows a preset is for does not set one run apart from another.
+    now = json.dumps({name: value for name, value in asdict(preset).items() if name != "rows"}, indent=1) + "\n"
     if about.exists():
         if about.read_text() != now:
             raise FileExistsError(f"out: expected a folder of preset {preset.name!r} as it is now, got {out} of another run")

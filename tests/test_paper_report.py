@@ -116,9 +116,9 @@ def test_folds_are_all_shown_and_pooled(tmp_path: Path) -> None:
     assert text.count("all folds") == 1
     # the rows that the preset is for, and no others
     facades = text[text.index("## Facades") : text.index("## Toy")]
-    assert facades.count("| ours, joint CD-10 | not measured |") == 3
+    assert facades.count("| ours, separate PCD | not measured |") == 3
     assert "random forest" not in facades
-    assert facades.count("--rows cnn separate_pcd joint_cd10`") == 5
+    assert facades.count("--rows cnn separate_pcd`") == 5
 
 
 def test_machines_are_not_averaged() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from tritoncrf import diagnostics
+from tritoncrf import diagnostics, validation
 from tritoncrf.batches import Batch
 from tritoncrf.evaluation import answer, evaluate
 from tritoncrf.inference import estimate
@@ -186,3 +186,58 @@ def test_wrong_arguments_are_named() -> None:
         tc.anneal(crf, logits, betas=(1, 2, 3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sweeps: expected an integer of at least 1, got 0"):
         tc.marginals(crf, logits, sweeps=0, burn_in=0)
+
+
+def kept_chains(replicas: int) -> tuple[tc.CRFLoss, Tensor, dict[str, Tensor]]:
+    """A loss with tables that pull, whose chains of two padded images were visited once, its logits and extras."""
+    generator = torch.Generator().manual_seed(3)
+    crf = tc.GridCRF(4, tc.Neighborhood.nearest(8), 0.3 * torch.randn(4, 4, 4, generator=generator))
+    chains = tc.ChainStore([(5, 6), (9, 9), (7, 4)], replicas=replicas, seed=5)
+    loss = tc.CRFLoss(crf, chains=chains, sweeps=3)
+    logits = torch.randn(2, 4, 7, 6, generator=generator, requires_grad=True)
+    clamp = torch.zeros(2, 7, 6, dtype=torch.bool)
+    clamp[:, 1] = True
+    extras = {"sizes": torch.tensor([[7, 4], [5, 6]]), "clamp": clamp}
+    loss(logits, torch.ones(2, 7, 6, dtype=torch.long), torch.tensor([2, 0]), **extras)
+    return loss, logits, extras
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_lag_is_what_further_visits_do_to_the_energy(replicas: int) -> None:
+    loss, logits, extras = kept_chains(replicas)
+    chains, index = loss.chains, torch.tensor([2, 0])
+    assert chains is not None
+    before, counts = chains.labels.clone(), chains.sweeps.clone()
+    found = diagnostics.lag(loss.sampler, chains, logits, index, sweeps=6, **extras)
+    assert torch.equal(chains.labels, before)
+    assert torch.equal(chains.sweeps, counts)
+
+    def energies() -> Tensor:
+        labels = chains.fetch(chains.places(index, (7, 6))).long()
+        inside = validation.inside((7, 6), 2, extras["sizes"], None, torch.device("cpu"))
+        labels = labels.masked_fill(~inside[:, None], 0)
+        return torch.stack(
+            [loss.crf.energy(logits.detach(), labels[:, r], sizes=extras["sizes"]) for r in range(replicas)], 1
+        ).detach()
+
+    start = energies()
+    for _ in range(2):
+        loss(logits, torch.ones(2, 7, 6, dtype=torch.long), index, **extras)
+    free = torch.tensor([[6 * 4], [4 * 6]])
+    torch.testing.assert_close(found, (energies() - start) / free, rtol=0, atol=1e-5)
+    assert found.abs().max() > 0.01
+
+
+def test_lag_says_what_is_wrong() -> None:
+    loss, logits, extras = kept_chains(1)
+    assert loss.chains is not None
+    for index, changed, sentence in (
+        (torch.tensor([2, 3]), {}, r"index: expected positions from 0 to 2, got \[2, 3\]"),
+        (torch.tensor([2]), {}, r"index: expected shape \[2\], got \[1\]"),
+        (torch.tensor([0, 2]), {}, r"sizes: expected those of the chains, \[\[5, 6\], \[7, 4\]\], got"),
+        (torch.tensor([2, 0]), {"sweeps": 0}, "sweeps: expected"),
+        (torch.tensor([2, 0]), {"sizes": torch.tensor([[7, 4]])}, r"sizes: expected .* got \[1, 2\]|sizes: expected those"),
+    ):
+        given = {**extras, **changed}
+        with pytest.raises(ValueError, match=sentence):
+            diagnostics.lag(loss.sampler, loss.chains, logits, index, **given)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Can I trust the chain? R-hat and effective sample size on scalar traces, flip rates.
+"""Can I trust the chain? R-hat and effective sample size on scalar traces, flip rates, and whether kept chains keep up.
 
 A trace is any scalar of the state recorded after each sweep, here the mean conditional energy of an image's labels, one row
 per replica: ``[..., R, T]``. Split R-hat compares halves of all replicas (Gelman et al., Bayesian Data Analysis, 3rd ed.,
@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritoncrf.chains import ChainState
+from tritoncrf import validation
+from tritoncrf.chains import ChainState, ChainStore
+from tritoncrf.sampler import Sampler
 
 # R-hat above which replicas are said to disagree (Vehtari et al. 2021 advise 1.01 to 1.1 by purpose).
 DISAGREE = 1.1
@@ -20,6 +22,50 @@ def flip_rate(chains: ChainState, sweeps: int) -> Tensor:
     """Label changes per free site and sweep in the last run of ``sweeps`` sweeps: float32 ``[N]``, 0 .. 1."""
     updates = chains.plan.free.sum(1) * chains.replicas * sweeps
     return chains.flips.sum(1) / updates.clamp(min=1)
+
+
+@torch.no_grad()
+def lag(
+    sampler: Sampler, chains: ChainStore, logits: Tensor, index: Tensor, *, sweeps: int = 100, sizes: Tensor | None = None,
+    mask: Tensor | None = None, clamp: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """By how much the energy of kept chains changes if they go on under the present model.
+
+    Returns nats a free pixel, float32 ``[N, R]``. Persistent chains stand for samples only while the model changes slowly enough
+    for them to follow (Tieleman 2008). Then this is near 0; a fall says that learning takes its errors from labels that the
+    model would not draw: it wants more sweeps a visit, or smaller rates. The kept chains stay where they are.
+
+    sampler, chains: those of the loss; logits: float ``[N, L, *shape]``, of images ``index`` (int64 ``[N]``); the rest as in
+    `Sampler.init`. Raises ValueError or TypeError naming the argument.
+
+    >>> loss = CRFLoss(GridCRF(3, Neighborhood.nearest(8)), chains=ChainStore([(8, 9)], seed=0))
+    >>> logits = torch.zeros(1, 3, 8, 9, requires_grad=True)
+    >>> loss(logits, torch.zeros(1, 8, 9, dtype=torch.long), torch.tensor([0])).backward()
+    >>> lag(loss.sampler, loss.chains, logits, torch.tensor([0])).tolist()
+    [[0.0]]
+    """
+    validation.whole("sweeps", sweeps, 1)
+    validation.logits(logits, sampler.crf.num_labels, sampler.crf.neighborhood.ndim, sampler.crf.device)
+    shape = tuple(logits.shape[2:])
+    index = validation.shaped("index", index, [(len(logits),)], validation.INTEGERS, chains.device).long()
+    if bool(((index < 0) | (index >= len(chains))).any()):
+        raise ValueError(f"index: expected positions from 0 to {len(chains) - 1}, got {index.tolist()}")
+    own = torch.tensor([shape] * len(index), device=chains.device) if sizes is None else sizes.to(chains.device)
+    if not torch.equal(own.long(), chains.sizes[index]):
+        raise ValueError(f"sizes: expected those of the chains, {chains.sizes[index].tolist()}, got {own.tolist()}")
+    state = sampler.init(
+        logits, chains.fetch(chains.places(index, shape)), index, sizes=sizes, mask=mask, clamp=clamp,
+        replicas=chains.replicas, phase="free", count=chains.sweeps[index],
+    )  # fmt: skip
+
+    def energies() -> Tensor:
+        labels = state.labels
+        every = [sampler.crf.energy(logits, labels[:, replica], sizes=sizes, mask=mask) for replica in range(chains.replicas)]
+        return torch.stack(every, 1)
+
+    before = energies()
+    sampler.run(state, sweeps)
+    return (energies() - before) / state.plan.free.sum(1, keepdim=True).clamp(min=1)
 
 
 def rhat(traces: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import tritoncrf as tc
 from bench.paper import report, report_rows
@@ -24,7 +23,7 @@ from bench.paper.figures import Work, open_work
 from bench.paper.inference import Model
 from bench.paper.methods import METHODS
 from bench.paper.run import rows_of
-from tritoncrf import checkpoint
+from tritoncrf import checkpoint, diagnostics
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import collate
 
@@ -49,28 +48,15 @@ class Kept:
         chains.load_state_dict(checkpoint.tensors(saved, "chains"))
         return cls(Model.of(work, row), chains)
 
-    @torch.no_grad()
     def moved(self, batch: Batch, more: tuple[int, ...] = MORE) -> list[float]:
         """By how much the energy of one image's chain changes within so many further sweeps: nats a free pixel."""
-        crf = self.model.crf
-        logits = self.model.network(batch.image).float()
-        index, shape = batch.index.long(), tuple(batch.target.shape[1:])
-        sampler = tc.Sampler(crf, seed=self.chains.seed)
-        state = sampler.init(
-            logits, self.chains.fetch(self.chains.places(index, shape)), index, sizes=batch.sizes, mask=batch.mask,
-            clamp=batch.clamp, phase="free", count=self.chains.sweeps[index],
-        )  # fmt: skip
-        free = max(int(state.plan.free.sum()), 1)
-
-        def energy() -> Tensor:
-            return crf.energy(logits, state.labels[:, 0], sizes=batch.sizes, mask=batch.mask)
-
-        start, found, done = energy(), list[float](), 0
-        for place in more:
-            sampler.run(state, place - done)
-            found.append(float(energy() - start) / free)
-            done = place
-        return found
+        with torch.no_grad():
+            logits = self.model.network(batch.image).float()
+        sampler = tc.Sampler(self.model.crf, seed=self.chains.seed)
+        where = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp}
+        return [
+            float(diagnostics.lag(sampler, self.chains, logits, batch.index.long(), sweeps=sweeps, **where)) for sweeps in more
+        ]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -31,9 +31,9 @@ def lag(
 ) -> Tensor:  # fmt: skip
     """By how much the energy of kept chains changes if they go on under the present model.
 
-    Returns nats a free pixel, float32 ``[N, R]``. Persistent chains stand for samples only while the model changes slowly enough
-    for them to follow (Tieleman 2008). Then this is near 0; a fall says that learning takes its errors from labels that the
-    model would not draw: it wants more sweeps a visit, or smaller rates. The kept chains stay where they are.
+    Returns nats a free pixel, float32 ``[N, R]``. Persistent chains stand for samples only while the model changes slowly
+    enough for them to follow (Tieleman 2008). Then this is near 0; a fall says that learning takes its errors from labels that
+    the model would not draw: it wants more sweeps a visit, or smaller rates. The kept chains stay where they are.
 
     sampler, chains: those of the loss; logits: float ``[N, L, *shape]``, of images ``index`` (int64 ``[N]``); the rest as in
     `Sampler.init`. Raises ValueError or TypeError naming the argument.

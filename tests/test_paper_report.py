@@ -181,6 +181,12 @@ def test_words_find_their_trials() -> None:
     assert report_open._belongs(softer, by_name["Input and start of the network"].words)
     assert not report_open._belongs(other, by_name["Input and start of the network"].words)
     assert report_open._tried([softer], [softer, other]) == "joint, start x 0.5 (images 300) 90.00, +1.00 over joint"
+    # "network rate" names the rate, not the network: the base is of the same network.
+    rates = (("network", "b"), ("network_rate", "0.0003"))
+    slower = Trial("joint, network rate 3e-4", rates, 0, 0.9, None, None, "")
+    bases = [Trial("joint", (("network", name), ("network_rate", "0.001")), 0, value, None, None, "")
+             for name, value in (("a", 0.8), ("b", 0.89))]  # fmt: skip
+    assert report_open._tried([slower], [slower, *bases]).endswith("90.00, +1.00 over joint")
     assert "K = 1 as the paper has it, and K = 10" in by_name["Sweeps per visit (K)"].ours
     assert "48 classes, 96 neighbours, reach 24 pixels" in by_name["The 64 neighbours"].ours
 

@@ -101,7 +101,7 @@ def choices() -> list[Choice]:
             "Fig. 2b; the text names (5, 10) alone. They cannot be recovered",
             f"a sparse grid that reaches about a seventh of a figure's height and two dense blocks: `half` and `whole` "
             f"{_offsets(half)}, `full` {_offsets(full)}",
-            ("neighbo", "reach", "offset", "32 classes", "48 classes", "64 log-polar", "96 classes"),
+            ("neighbo", "reach", "offset", "32 classes", "48 classes", "32 log-polar", "96 classes"),
         ),
         Choice(
             "Smoothing of the tables",
@@ -194,7 +194,7 @@ def _tried(mine: Sequence[Trial], trials: Sequence[Trial]) -> str:
     for what, setting in dict.fromkeys((trial.what, trial.setting) for trial in mine):
         same = [trial for trial in mine if (trial.what, trial.setting) == (what, setting)]
         gains = [gain for trial in same if (gain := _gain(trial, trials)) is not None]
-        kept = [(name, value) for name, value in setting if name in ("network", "images", "pretrain", "epochs")] or setting
+        kept = [(name, value) for name, value in setting if name in ("preset", "network", "images", "pretrain", "epochs")] or setting
         text = f"{what} ({', '.join(f'{name} {value}' for name, value in kept)}) {_mean([trial.accuracy for trial in same])}"
         base = what.partition(", ")[0]
         said.append(text + (f", {statistics.mean_and_deviation(gains)[0] * 100:+.2f} over {base}" if gains else ""))
@@ -205,7 +205,10 @@ def _gain(trial: Trial, trials: Sequence[Trial]) -> float | None:
     """Over the trial that is named by the part before the comma, of the same seed and settings but for those in the name."""
     base, comma, changed = trial.what.partition(", ")
     said = changed.split()
-    mine = {name: value for name, value in trial.setting if name.replace("_", " ") not in changed and value not in said}
+    named = {name for name, _ in trial.setting if name.replace("_", " ") in changed}
+    # "network rate" does not name the network.
+    named -= {name for name in named if any(other != name and other.startswith(name) for other in named)}
+    mine = {name: value for name, value in trial.setting if name not in named and value not in said}
     for other in trials:
         theirs = {name: value for name, value in other.setting if name in mine}
         if comma and (other.what, other.seed, theirs) == (base, trial.seed, mine):

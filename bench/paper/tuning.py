@@ -70,7 +70,7 @@ SETTINGS: dict[str, Setting] = {
     "control, 12 epochs": Setting(learns=False, changes={"epochs": 12}),
     "joint, 32 classes to 24": Setting(changes={"neighborhood": far(24, 8)}),
     "joint, 48 classes to 32": Setting(changes={"neighborhood": far(32, 8)}),
-    "joint, 64 log-polar to 40": Setting(changes={"neighborhood": _log(40)}),
+    "joint, 32 log-polar to 40": Setting(changes={"neighborhood": _log(40)}),
     "joint, 20 classes to 16": Setting(changes={"neighborhood": far(16, 8)}),
     "separate, 20 classes to 16": Setting(joint=False, changes={"neighborhood": far(16, 8)}),
     "joint, 8 classes to 2": Setting(changes={"neighborhood": far(1, 1)}),

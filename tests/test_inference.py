@@ -208,7 +208,9 @@ def test_lag_is_what_further_visits_do_to_the_energy(replicas: int) -> None:
     chains, index = loss.chains, torch.tensor([2, 0])
     assert chains is not None
     before, counts = chains.labels.clone(), chains.sweeps.clone()
-    found = diagnostics.lag(loss.sampler, chains, logits, index, sweeps=6, **extras)
+    found = diagnostics.lag(
+        loss.crf, chains, logits, index.to(torch.uint8), sweeps=6, sizes=extras["sizes"], clamp=extras["clamp"]
+    )
     assert torch.equal(chains.labels, before)
     assert torch.equal(chains.sweeps, counts)
 
@@ -230,14 +232,51 @@ def test_lag_is_what_further_visits_do_to_the_energy(replicas: int) -> None:
 
 def test_lag_says_what_is_wrong() -> None:
     loss, logits, extras = kept_chains(1)
-    assert loss.chains is not None
-    for index, changed, sentence in (
-        (torch.tensor([2, 3]), {}, r"index: expected positions from 0 to 2, got \[2, 3\]"),
-        (torch.tensor([2]), {}, r"index: expected shape \[2\], got \[1\]"),
-        (torch.tensor([0, 2]), {}, r"sizes: expected those of the chains, \[\[5, 6\], \[7, 4\]\], got"),
-        (torch.tensor([2, 0]), {"sweeps": 0}, "sweeps: expected"),
-        (torch.tensor([2, 0]), {"sizes": torch.tensor([[7, 4]])}, r"sizes: expected .* got \[1, 2\]|sizes: expected those"),
-    ):
-        given = {**extras, **changed}
-        with pytest.raises(ValueError, match=sentence):
-            diagnostics.lag(loss.sampler, loss.chains, logits, index, **given)  # type: ignore[arg-type]
+    given = {"crf": loss.crf, "chains": loss.chains, "logits": logits, "index": torch.tensor([2, 0]), **extras}
+    forbidden = logits.detach().clone()
+    forbidden[:, 1] = -math.inf
+    unvisited = tc.ChainStore([(5, 6), (9, 9), (7, 4)], seed=5)
+    foreign = tc.ChainStore([(5, 6), (9, 9), (7, 4)], seed=5)
+    foreign.labels.fill_(9)
+    contrastive = tc.CRFLoss(loss.crf, chains=unvisited, method="cd", sweeps=3)
+    contrastive(logits, torch.ones(2, 7, 6, dtype=torch.long), torch.tensor([2, 0]), **extras)
+    cases: list[tuple[str, object, str]] = [
+        ("index", torch.tensor([2, 3]), "index: expected positions from 0 to 2, got 3"),
+        ("index", torch.tensor([2]), r"index: expected shape \[2\], got \[1\]"),
+        (
+            "index",
+            torch.tensor([0, 2]),
+            r"sizes: expected each image at the size its chain has, got \[7, 4\] for image 0 of \[5, 6\]",
+        ),
+        ("sizes", None, r"sizes: expected each image at the size its chain has, got \[7, 6\] for image 2 of \[7, 4\]"),
+        ("sizes", torch.tensor([[7, 4]]), r"sizes: expected shape \[2, 2\], got \[1, 2\]"),
+        ("sizes", [[7, 4], [5, 6]], "sizes: expected a torch tensor, got list"),
+        ("sweeps", 0, "sweeps: expected"),
+        ("chains", None, "crf, chains: expected a GridCRF and a ChainStore, got GridCRF, NoneType"),
+        ("crf", loss.sampler, "crf, chains: expected a GridCRF and a ChainStore, got Sampler, ChainStore"),
+        ("chains", unvisited, "chains: expected chains that PCD has visited, got image 2, not drawn yet"),
+        ("chains", foreign, "chains: expected a store of chains of 4 labels, got label 9"),
+        ("logits", forbidden, "logits: expected ones that allow the labels of the kept chains"),
+        ("engine", "cuda", "engine: expected"),
+    ]
+    for name, value, sentence in cases:
+        with pytest.raises((ValueError, TypeError), match=sentence):
+            diagnostics.lag(**{**given, name: value})  # type: ignore[arg-type]
+
+
+def test_lag_sees_chains_away_from_the_model_on_both_sides() -> None:
+    crf = tc.GridCRF(3, tc.Neighborhood.nearest(8))
+    chains = tc.ChainStore([(12, 12)], seed=0)
+    logits = torch.zeros(1, 3, 12, 12)
+    logits[:, 0] = 2.0
+    found = []
+    for label in (2, 0):
+        chains.labels[0, :-1] = label
+        found.append(float(diagnostics.lag(crf, chains, logits, torch.tensor([0]), sweeps=20)))
+    # Independent pixels: the mean energy is -2 p, with p = e^2 / (e^2 + 2) of label 0.
+    share = math.exp(2) / (math.exp(2) + 2)
+    assert found == pytest.approx([-2 * share, 2 - 2 * share], abs=0.25)
+    mask = torch.zeros(1, 12, 12, dtype=torch.bool)
+    mask[:, :, :6] = True
+    chains.labels[0].view(-1)[:-1].view(12, 12)[:, 6:] = 255
+    assert math.isfinite(float(diagnostics.lag(crf, chains, logits, torch.tensor([0]), mask=mask)))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,12 @@ def test_a_foreign_archive_is_one_sentence(tmp_path: Path, capsys: pytest.Captur
 
 def test_folders_of_other_runs_are_left_alone(tmp_path: Path) -> None:
     running.claim(tmp_path / "a", PRESETS["toy"], False)
+    # A run of before a field was there, as it is by default, and of other rows, is this one.
+    told = {name: value for name, value in asdict(PRESETS["toy"]).items() if name not in ("visit_sweeps", "rows")}
+    (tmp_path / "a" / "run.json").write_text(json.dumps(told))
+    running.claim(tmp_path / "a", replace(PRESETS["toy"], rows=("cnn",)), True)
+    with pytest.raises(FileExistsError, match="of another run"):
+        running.claim(tmp_path / "a", replace(PRESETS["toy"], visit_sweeps=20), True)
     running.claim(tmp_path / "a", PRESETS["toy"], True)
     with pytest.raises(FileExistsError, match="or --resume to go on"):
         running.claim(tmp_path / "a", PRESETS["toy"], False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,13 @@ def test_what_it_writes_is_read_and_shown(folder: Path, tmp_path: Path) -> None:
     (found,) = results.lags
     assert (found.row, found.preset, found.images, found.sweeps) == ("joint_pcd", "toy", 3, lag.MORE)
     text = report.page(results, tmp_path, "figures")
-    assert f"| ours, joint PCD, our K | toy, generated figures | 3 | {found.energy[0]:+.3f} |" in text
+    assert found.error[0] is not None
+    shown = f"{found.energy[0]:+.3f} ± {found.error[0]:.3f}"
+    assert f"| ours, joint PCD, our K | toy, generated figures | 0 | 3 | {shown} |" in text
+    twice = json.loads((tmp_path / "lag.json").read_text()) * 2
+    (tmp_path / "lag.json").write_text(json.dumps(twice))
+    with pytest.raises(ValueError, match=r"lag.json: expected each row once in row 1, got 'joint_pcd' again"):
+        report_rows.read(tmp_path)
 
 
 def test_bad_input_is_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

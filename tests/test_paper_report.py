@@ -251,11 +251,13 @@ def test_gains_are_over_the_same_without_the_change() -> None:
         return Trial(what, tuple(given.items()), seed, accuracy, None, None, "")
 
     base = [trial("joint", 0.87), trial("joint", 0.90, epochs="12"), trial("joint", 0.5, seed=1)]
+    base += [trial("joint, table rate 3e-3", 0.87, table_rate="0.003")]
     for changed, gain in (
         (trial("joint, table rate 3e-3", 0.88, table_rate="0.003"), 0.01),
         (trial("joint, table rate 3e-3", 0.88, table_rate="0.003", epochs="12"), -0.02),
         (trial("joint, 12 epochs", 0.90, epochs="12"), 0.03),
-        (trial("joint, 64 log-polar to 40", 0.89, classes="64"), 0.02),
+        (trial("joint, 64 classes log-polar to 40", 0.89, classes="64"), 0.02),
+        (trial("joint, table rate 3e-3, 12 epochs", 0.93, table_rate="0.003", epochs="12"), 0.06),
         (trial("joint, start x 0.5", 0.89, table_rate="0.003"), None),
         (trial("separate, start x 0.5", 0.89), None),
         (trial("joint", 0.89), None),

@@ -10,9 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritoncrf import validation
+from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState, ChainStore
+from tritoncrf.model import GridCRF
 from tritoncrf.sampler import Sampler
+from tritoncrf.validation import Guard
 
 # R-hat above which replicas are said to disagree (Vehtari et al. 2021 advise 1.01 to 1.1 by purpose).
 DISAGREE = 1.1
@@ -26,45 +28,71 @@ def flip_rate(chains: ChainState, sweeps: int) -> Tensor:
 
 @torch.no_grad()
 def lag(
-    sampler: Sampler, chains: ChainStore, logits: Tensor, index: Tensor, *, sweeps: int = 100, sizes: Tensor | None = None,
-    mask: Tensor | None = None, clamp: Tensor | None = None,
+    crf: GridCRF, chains: ChainStore, logits: Tensor, index: Tensor, *, sweeps: int = 100, sizes: Tensor | None = None,
+    mask: Tensor | None = None, clamp: Tensor | None = None, engine: str = "auto",
 ) -> Tensor:  # fmt: skip
-    """By how much the energy of kept chains changes if they go on under the present model.
+    """By how much the energy of kept chains changes if they go on while the model stands still.
 
     Returns nats a free pixel, float32 ``[N, R]``. Persistent chains stand for samples only while the model changes slowly
-    enough for them to follow (Tieleman 2008). Then this is near 0; a fall says that learning takes its errors from labels that
-    the model would not draw: it wants more sweeps a visit, or smaller rates. The kept chains stay where they are.
+    enough for them to follow (Tieleman 2008). Far from 0 they do not: below, learning takes its errors from labels less likely
+    than the model's own, above, from likelier ones; more sweeps a visit or smaller rates help. Near 0 is no proof, for a chain
+    may be stuck. Ask while the rates are large: at the end of learning chains catch up. The kept chains stay where they are.
 
-    sampler, chains: those of the loss; logits: float ``[N, L, *shape]``, of images ``index`` (int64 ``[N]``); the rest as in
-    `Sampler.init`. Raises ValueError or TypeError naming the argument.
+    crf, chains: those of a PCD loss; logits: float ``[N, L, *shape]``, of images ``index`` (integers ``[N]``), all visited
+    before; the rest as in `Sampler.init`. Waits for the device. Raises ValueError or TypeError naming the argument.
 
     >>> loss = CRFLoss(GridCRF(3, Neighborhood.nearest(8)), chains=ChainStore([(8, 9)], seed=0))
-    >>> logits = torch.zeros(1, 3, 8, 9, requires_grad=True)
-    >>> loss(logits, torch.zeros(1, 8, 9, dtype=torch.long), torch.tensor([0])).backward()
-    >>> lag(loss.sampler, loss.chains, logits, torch.tensor([0])).tolist()
-    [[0.0]]
+    >>> logits, index = torch.zeros(1, 3, 8, 9, requires_grad=True), torch.tensor([0])
+    >>> loss(logits, torch.zeros(1, 8, 9, dtype=torch.long), index).backward()
+    >>> with torch.no_grad():
+    ...     loss.crf.pairwise += torch.eye(3)
+    >>> bool(lag(loss.crf, loss.chains, logits, index) < -0.3)
+    True
     """
+    if not isinstance(crf, GridCRF) or not isinstance(chains, ChainStore):
+        raise TypeError(f"crf, chains: expected a GridCRF and a ChainStore, got {type(crf).__name__}, {type(chains).__name__}")
     validation.whole("sweeps", sweeps, 1)
-    validation.logits(logits, sampler.crf.num_labels, sampler.crf.neighborhood.ndim, sampler.crf.device)
-    shape = tuple(logits.shape[2:])
-    index = validation.shaped("index", index, [(len(logits),)], validation.INTEGERS, chains.device).long()
-    if bool(((index < 0) | (index >= len(chains))).any()):
-        raise ValueError(f"index: expected positions from 0 to {len(chains) - 1}, got {index.tolist()}")
-    own = torch.tensor([shape] * len(index), device=chains.device) if sizes is None else sizes.to(chains.device)
-    if not torch.equal(own.long(), chains.sizes[index]):
-        raise ValueError(f"sizes: expected those of the chains, {chains.sizes[index].tolist()}, got {own.tolist()}")
+    if chains.device != crf.device:
+        raise ValueError(f"chains: expected a ChainStore on {crf.device} (that of the CRF's tables), got {chains.device}")
+    logits, shape = validation.logits(logits, crf.num_labels, crf.neighborhood.ndim, crf.device), tuple(logits.shape[2:])
+    index = validation.tensor("index", index).to(crf.device)
+    index = validation.shaped("index", index, [(len(logits),)], validation.INTEGERS, crf.device).long()
+    unknown = (index < 0) | (index >= len(chains))
+    if bool(unknown.any()):
+        raise ValueError(f"index: expected positions from 0 to {len(chains) - 1}, got {int(index[unknown][0])}")
+    sizes, mask = validation.extents(Guard(immediate=True), len(logits), shape, sizes, mask, crf.device)
+    extents = torch.tensor([shape] * len(index), device=crf.device) if sizes is None else sizes
+    moved = extents.ne(chains.sizes[index]).any(1)
+    if bool(moved.any()):
+        place = int(moved.nonzero()[0, 0])
+        raise ValueError(
+            f"sizes: expected each image at the size its chain has, got {extents[place].tolist()} for image "
+            f"{int(index[place])} of {chains.sizes[index[place]].tolist()}"
+        )
+    present = validation.inside(shape, len(logits), sizes, mask, crf.device)
+    kept = chains.fetch(chains.places(index, shape))
+    undrawn = ((kept == contract.VOID) & present[:, None]).flatten(1).any(1)
+    if bool(undrawn.any()):
+        raise ValueError(f"chains: expected chains that PCD has visited, got image {int(index[undrawn][0])}, not drawn yet")
+    foreign = (kept >= crf.num_labels) & present[:, None]
+    if bool(foreign.any()):
+        raise ValueError(f"chains: expected a store of chains of {crf.num_labels} labels, got label {int(kept[foreign][0])}")
+    sampler = Sampler(crf, engine, chains.seed, validate=True)
     state = sampler.init(
-        logits, chains.fetch(chains.places(index, shape)), index, sizes=sizes, mask=mask, clamp=clamp,
-        replicas=chains.replicas, phase="free", count=chains.sweeps[index],
+        logits, kept, index, sizes=sizes, mask=mask, clamp=clamp, replicas=chains.replicas, phase="free",
+        count=chains.sweeps[index],
     )  # fmt: skip
 
     def energies() -> Tensor:
         labels = state.labels
-        every = [sampler.crf.energy(logits, labels[:, replica], sizes=sizes, mask=mask) for replica in range(chains.replicas)]
+        every = [crf.energy(logits, labels[:, replica], sizes=sizes, mask=mask) for replica in range(chains.replicas)]
         return torch.stack(every, 1)
 
     before = energies()
+    if not bool(before.isfinite().all()):
+        raise ValueError("logits: expected ones that allow the labels of the kept chains, got -inf at some of them")
     sampler.run(state, sweeps)
+    sampler.guard.settle()
     return (energies() - before) / state.plan.free.sum(1, keepdim=True).clamp(min=1)
 
 

@@ -1,9 +1,10 @@
 """Did the chains keep up? ``python -m bench.paper.lag --work runs/half --data FOLDER`` lets them run on, the model held still.
 
 A persistent chain relies on the model changing slowly (Tieleman 2008; Kirillov et al. 2016, section 4.2): then its labels are
-nearly a sample, and if it goes on under the last tables and network its energy moves about a mean. Energy that falls as it goes
-on was above what the model gives its samples: learning took the error from labels that the model would not draw. Of finished
-PCD rows, some training images' kept chains go on; ``lag.json`` says how far the energy a free pixel moved, in nats.
+nearly a sample, and if it goes on under the last tables and network its energy moves about a mean. Energy that moves away says
+that the labels were not what the model draws. Of finished PCD rows, some training images' kept chains go on; ``lag.json`` says
+how far the energy a free pixel moved, in nats, with its standard error over images. The rates have fallen to 0 by then: it is
+the kindest moment to ask.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Kept:
     def of(cls, work: Work, row: str) -> Kept:
         """Raises ValueError unless the row is a persistent one and finished in this folder."""
         if row not in PERSISTENT or row not in work.rows:
-            raise ValueError(f"rows: expected some of {', '.join(n for n in work.rows if n in PERSISTENT)}, got {row!r}")
+            finished = ", ".join(name for name in work.rows if name in PERSISTENT) or "a run with PCD rows, which this has not"
+            raise ValueError(f"rows: expected some of {finished}, got {row!r}")
         chains = tc.ChainStore(work.problem.train.sizes, seed=work.problem.seed, device=work.problem.device)
         saved = checkpoint.read(work.folder / row / "model.safetensors", kind="training")
         chains.load_state_dict(checkpoint.tensors(saved, "chains"))
@@ -52,11 +54,14 @@ class Kept:
         """By how much the energy of one image's chain changes within so many further sweeps: nats a free pixel."""
         with torch.no_grad():
             logits = self.model.network(batch.image).float()
-        sampler = tc.Sampler(self.model.crf, seed=self.chains.seed)
-        where = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp}
-        return [
-            float(diagnostics.lag(sampler, self.chains, logits, batch.index.long(), sweeps=sweeps, **where)) for sweeps in more
-        ]
+
+        def after(sweeps: int) -> float:
+            return float(diagnostics.lag(
+                self.model.crf, self.chains, logits, batch.index, sweeps=sweeps, sizes=batch.sizes, mask=batch.mask,
+                clamp=batch.clamp,
+            ))  # fmt: skip
+
+        return [after(sweeps) for sweeps in more]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         work = open_work(options.work, options.data, options.split, options.seed)
         rows = {row: Kept.of(work, row) for row in options.rows}
         file = options.out / report_rows.LAG
-        earlier = rows_of(file, "row")
+        options.out.mkdir(parents=True, exist_ok=True)
+        rows_of(file, "row")
     except (ValueError, OSError) as error:
         print(f"bench.paper.lag: {error}", file=sys.stderr)
         return 2
@@ -85,15 +91,18 @@ def main(arguments: list[str] | None = None) -> int:
     places = np.unique(np.linspace(0, len(train) - 1, options.images).round().astype(int)).tolist()
     for row, kept in rows.items():
         moved = np.array([kept.moved(Batch.of(collate([train[place]]), kept.model.crf.device)) for place in places])
+        spread = (moved.std(0, ddof=1) / len(moved) ** 0.5).round(5).tolist() if len(moved) > 1 else [None] * len(MORE)
         found: dict[str, object] = {
             "row": row, "preset": work.problem.preset.name, "split": work.problem.split, "seed": work.problem.seed,
             "images": len(places), "sweeps": list(MORE), "energy": moved.mean(0).round(5).tolist(),
+            "error": spread,
         }  # fmt: skip
         print(json.dumps(found), flush=True)
         same = ("row", "preset", "split", "seed")
-        earlier = [*(old for old in earlier if any(old.get(key) != found[key] for key in same)), found]
-    options.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(earlier, indent=1) + "\n")
+        earlier = [old for old in rows_of(file, "row") if any(old.get(key) != found[key] for key in same)]
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps([*earlier, found], indent=1) + "\n")
+        part.replace(file)
     return 0
 
 

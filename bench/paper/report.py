@@ -74,8 +74,9 @@ times the memory (`python -m bench.paper.methods.growth --preset half --data FOL
 machine that ran other jobs too; that of five iterations, 747 s, was put together from two slices of a run that was killed,
 and its peak is the second slice's). Piecewise tables are each right about their own edges, and 96 neighbours may then count
 the same evidence 96 times; this was not tested, and no weight for them was tuned."""
-LAG = """Where learning ended, the model is held still and some training images' chains go on. Energy that falls says that they
-had not reached what the model gives its samples: learning took its errors from labels that the model would not draw."""
+LAG = """Where learning ended, the model is held still and some training images' chains go on. Energy that moves away from 0
+says that they had not reached what the model gives its samples: learning took its errors from labels that the model would not
+draw. The rates have fallen to 0 by then, the kindest moment to ask. Means over images with standard errors."""
 VIEWS = """The small network sees 65 pixels, nearly half of a figure; `bench.paper.networks:half` sees 35, the share that the
 paper's network sees, with as many weights. On validation images:"""
 
@@ -136,13 +137,15 @@ def _preset(name: str, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return [*lines, f"Not measured: `{_command(name, ' '.join(preset.splits), None)}`"]
     splits = [*preset.splits, *sorted({row.split for row in rows} - set(preset.splits))]
+    if preset.visit_sweeps != PRESETS["half"].visit_sweeps:
+        lines += [f"Our K is {preset.visit_sweeps} here.", ""]
     names = [method for method in METHODS if method in (preset.rows or METHODS) or any(row.name == method for row in rows)]
     images = sorted({row.images for row in rows})
     tests = {row.split: str(len(row.scores)) for row in rows if row.scores is not None}
     tested = " / ".join(tests[split] for split in splits if split in tests) or "an unknown number of"
     lines += [
         f"{' / '.join(map(str, images))} training images, {tested} test images; {_answer(rows)}", "",
-        "Accuracy of the whole model:", "",
+        *_alone(rows), "Accuracy of the whole model:", "",
         *report_tables.by_split(rows, names, splits, lambda row: row.accuracy, paper=name in ("half", "whole", "full")), "",
         "Accuracy of its network alone:", "",
         *report_tables.by_split(rows, names, splits, lambda row: row.network_accuracy, paper=False), "",
@@ -160,6 +163,14 @@ def _preset(name: str, rows: Sequence[Row]) -> list[str]:
     machines = ", ".join(sorted({row.machine or "unknown" for row in rows}))
     commits = ", ".join(sorted({row.commit for row in rows}))
     return [*lines, f"Costs ({machines}; commits {commits}):", "", *report_tables.costs_table(rows)]
+
+
+def _alone(rows: Sequence[Row]) -> list[str]:
+    """A warning where means over seeds stand beside single runs."""
+    counts = {len({row.seed for row in rows if (row.name, row.split) == place}) for place in {(r.name, r.split) for r in rows}}
+    if len(counts) < 2:
+        return []
+    return ["Means over seeds stand beside rows of one seed: between those, only the paired differences below compare.", ""]
 
 
 def _answer(rows: Sequence[Row]) -> str:

@@ -99,6 +99,8 @@ class Lag:
     images: int
     sweeps: tuple[int, ...]
     energy: tuple[float, ...]
+    error: tuple[float | None, ...]
+    """Standard errors over the images; None of a single one."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def read(folder: Path) -> Results:
         tuple(map(_trial, _list(trials))) if trials.exists() else (),
         tuple(map(_storage, _list(storage))) if storage.exists() else (),
         _inference(Fields(chosen, "the file", _load(chosen))) if chosen.exists() else None,
-        tuple(map(_lag, _list(lag))) if lag.exists() else (),
+        _lags(_list(lag)) if lag.exists() else (),
     )
 
 
@@ -249,14 +251,30 @@ def _inference(fields: Fields) -> Inference:
     )  # fmt: skip
 
 
+def _lags(rows: list[Fields]) -> tuple[Lag, ...]:
+    found: dict[tuple[str, str, str, int], Lag] = {}
+    for fields in rows:
+        lag = _lag(fields)
+        key = (lag.row, lag.preset, lag.split, lag.seed)
+        if key in found:
+            raise fields.wrong("each row once", f"{lag.row!r} again")
+        found[key] = lag
+    return tuple(found.values())
+
+
 def _lag(fields: Fields) -> Lag:
-    sweeps, energy = fields.items("sweeps"), fields.items("energy")
-    if len(sweeps) != len(energy) or not sweeps:
-        raise fields.wrong("as many energies as sweeps, at least one,", f"{len(energy)} for {len(sweeps)}")
-    points = [Fields(fields.path, fields.where, {"sweeps": s, "energy": e}) for s, e in zip(sweeps, energy, strict=True)]
+    sweeps, energy, error = fields.items("sweeps"), fields.items("energy"), fields.items("error")
+    if not len(sweeps) == len(energy) == len(error) or not sweeps:
+        found = f"{len(energy)} and {len(error)} for {len(sweeps)}"
+        raise fields.wrong("as many energies and errors as sweeps, at least one,", found)
+    points = [
+        Fields(fields.path, fields.where, {"sweeps": s, "energy": e, "error": r})
+        for s, e, r in zip(sweeps, energy, error, strict=True)
+    ]
     return Lag(
         fields.text("row"), fields.text("preset"), fields.text("split"), fields.whole("seed"), fields.whole("images"),
         tuple(point.whole("sweeps") for point in points), tuple(point.number("energy", -math.inf) for point in points),
+        tuple(point.maybe("error") for point in points),
     )  # fmt: skip
 
 

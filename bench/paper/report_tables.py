@@ -218,11 +218,16 @@ def lag_table(lags: Sequence[Lag]) -> list[str]:
     places = sorted({place for lag in lags for place in lag.sweeps})
     lines = []
     for lag in lags:
-        known = dict(zip(lag.sweeps, lag.energy, strict=True))
+        known = {place: (energy, error) for place, energy, error in zip(lag.sweeps, lag.energy, lag.error, strict=True)}
         title = METHODS[lag.row].title if lag.row in METHODS else lag.row
-        cells = [f"{known[place]:+.3f}" if place in known else "-" for place in places]
-        lines.append([title, f"{lag.preset}, {split_title(lag.split)}", str(lag.images), *cells])
-    return table(["energy, nats a free pixel, after so many further sweeps", "preset", "images", *map(str, places)], lines)
+        cells = [_moved(*known[place]) if place in known else "-" for place in places]
+        lines.append([title, f"{lag.preset}, {split_title(lag.split)}", str(lag.seed), str(lag.images), *cells])
+    head = "energy, nats a free pixel, after so many further sweeps"
+    return table([head, "preset", "seed", "images", *map(str, places)], lines)
+
+
+def _moved(energy: float, error: float | None) -> str:
+    return f"{energy:+.3f}" if error is None else f"{energy:+.3f} ± {error:.3f}"
 
 
 def inference_lines(found: Inference) -> list[str]:

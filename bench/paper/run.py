@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
 import tritoncrf as tc
-from bench.paper.methods import learn
+from bench.paper.methods import METHODS, learn
 from bench.paper.presets import Preset
 from bench.paper.problem import Problem
 from tritoncrf.batches import Batch
@@ -32,10 +32,9 @@ def claim(out: Path, preset: Preset, resume: bool) -> None:
     Raises FileExistsError if it holds a run and ``resume`` is not asked for, or another preset's run.
     """
     about = out / "run.json"
-    # Which rows a preset is for does not set one run apart from another.
-    now = json.dumps({name: value for name, value in asdict(preset).items() if name != "rows"}, indent=1) + "\n"
+    now = _told(preset)
     if about.exists():
-        if about.read_text() != now:
+        if _read(about) != json.loads(now):
             raise FileExistsError(f"out: expected a folder of preset {preset.name!r} as it is now, got {out} of another run")
         if not resume:
             raise FileExistsError(f"out: expected a new folder, or --resume to go on, got {out}, which holds a run")
@@ -43,6 +42,25 @@ def claim(out: Path, preset: Preset, resume: bool) -> None:
         raise FileExistsError(f"out: expected a new or empty folder, got {out}, which holds other files")
     out.mkdir(parents=True, exist_ok=True)
     about.write_text(now)
+
+
+def _told(preset: Preset) -> str:
+    """What sets one run apart from another: all but the rows that a preset is for, and fields at their default."""
+    default = {field.name: field.default for field in fields(preset)}
+    known = {name: value for name, value in asdict(preset).items() if name != "rows" and value != default[name]}
+    return json.dumps(known, indent=1) + "\n"
+
+
+def _read(about: Path) -> object:
+    """A run's preset; fields at their default, which earlier versions told too, or had not, left out."""
+    try:
+        known = json.loads(about.read_text())
+    except json.JSONDecodeError:
+        return None
+    default = {field.name: field.default for field in fields(Preset)}
+    if not isinstance(known, dict):
+        return known
+    return {name: value for name, value in known.items() if name not in default or (name != "rows" and value != default[name])}
 
 
 def rows_of(file: Path, key: str = "name") -> list[Row]:
@@ -84,9 +102,15 @@ def make(name: str, problem: Problem, work: Path) -> Row:
         "images": len(problem.train), "test_images": len(problem.test),
         "visits": 0 if name in ("cnn", "forest") else preset.epochs * len(problem.train), "seconds": round(seconds, 1),
         "seconds_test": round(time.perf_counter() - began, 1), "peak_mb": round(_peak()), "burn_in": preset.burn_in,
-        "sweeps": preset.sweeps, "commit": _commit(), "machine": _machine(problem.device), "tritoncrf": tc.__version__,
+        "sweeps": preset.sweeps, "K": _visit_sweeps(name, preset), "commit": _commit(), "machine": _machine(problem.device), "tritoncrf": tc.__version__,
         "per_image": per_image,
     }  # fmt: skip
+
+
+def _visit_sweeps(name: str, preset: Preset) -> int | None:
+    """K of a sampled row."""
+    module, options = METHODS[name]
+    return int(options.get("sweeps", preset.visit_sweeps)) if module == "sampling" else None
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""What would make learning better? Settings side by side on training images held out for it; the test images are not looked at.
+"""What would make learning better? Settings side by side on training images held out for it.
 
 ``python -m bench.paper.tuning --data FOLDER --out DIR [--preset P] [--settings ...] [--seeds N]``: a network is pre-trained on
 most training images, then each setting learns from it, and those left out (whole clips of the bodies; of the facades, every
-fifth of the images that are not in the first fold) tell how well. Rows are appended to ``tuning.json`` in the folder; a row
+fifth of the images that are not in the first fold) tell how well. Test images of the preset's first split are not looked at;
+those of its other splits or folds are among them. Rows are appended to ``tuning.json`` in the folder; a row
 that stands there is not made again.
 """
 
@@ -70,7 +71,7 @@ SETTINGS: dict[str, Setting] = {
     "control, 12 epochs": Setting(learns=False, changes={"epochs": 12}),
     "joint, 32 classes to 24": Setting(changes={"neighborhood": far(24, 8)}),
     "joint, 48 classes to 32": Setting(changes={"neighborhood": far(32, 8)}),
-    "joint, 32 log-polar to 40": Setting(changes={"neighborhood": _log(40)}),
+    "joint, 32 classes log-polar to 40": Setting(changes={"neighborhood": _log(40)}),
     "joint, 20 classes to 16": Setting(changes={"neighborhood": far(16, 8)}),
     "separate, 20 classes to 16": Setting(joint=False, changes={"neighborhood": far(16, 8)}),
     "joint, 8 classes to 2": Setting(changes={"neighborhood": far(1, 1)}),
@@ -78,6 +79,8 @@ SETTINGS: dict[str, Setting] = {
     "joint, network rate 3e-3": Setting(changes={"network_rate": 3e-3}),
     "joint, network rate 3e-4": Setting(changes={"network_rate": 3e-4}),
     "joint, network rate 1e-4": Setting(changes={"network_rate": 1e-4}),
+    "joint, K = 10": Setting(changes={"visit_sweeps": 10}),
+    "separate, K = 10": Setting(joint=False, changes={"visit_sweeps": 10}),
     "joint, K = 20": Setting(changes={"visit_sweeps": 20}),
     "joint, K = 40": Setting(changes={"visit_sweeps": 40}),
     "separate, K = 40": Setting(joint=False, changes={"visit_sweeps": 40}),
@@ -182,12 +185,12 @@ def main() -> None:
             rate = changed.table_rate if SETTINGS[name].joint else changed.separate_rate
             about = {
                 "preset": preset.name, "network": preset.network, "images": len(train), "pretrain": options.pretrain,
-                "epochs": changed.epochs, "classes": len(changed.neighborhood), "table_rate": rate,
+                "epochs": changed.epochs, "K": changed.visit_sweeps, "classes": len(changed.neighborhood), "table_rate": rate,
                 "network_rate": changed.network_rate,
             }  # fmt: skip
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue
-            folder = work / f"{name} {changed.epochs}".replace(" ", "_")
+            folder = work / f"{name} {changed.epochs} {changed.visit_sweeps}".replace(" ", "_")
             row = {"what": name, "seed": seed, "setting": about, **_row(problem, SETTINGS[name], folder)}
             print(json.dumps(row), flush=True)
             file.write_text(json.dumps([*rows_of(file, "what"), row], indent=1) + "\n")

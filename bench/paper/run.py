@@ -102,7 +102,8 @@ def make(name: str, problem: Problem, work: Path) -> Row:
         "images": len(problem.train), "test_images": len(problem.test),
         "visits": 0 if name in ("cnn", "forest") else preset.epochs * len(problem.train), "seconds": round(seconds, 1),
         "seconds_test": round(time.perf_counter() - began, 1), "peak_mb": round(_peak()), "burn_in": preset.burn_in,
-        "sweeps": preset.sweeps, "K": _visit_sweeps(name, preset), "commit": _commit(), "machine": _machine(problem.device), "tritoncrf": tc.__version__,
+        "sweeps": preset.sweeps, "K": _visit_sweeps(name, preset),
+        "commit": _commit(), "machine": _machine(problem.device), "tritoncrf": tc.__version__,
         "per_image": per_image,
     }  # fmt: skip
 

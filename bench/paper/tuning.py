@@ -91,6 +91,7 @@ SETTINGS: dict[str, Setting] = {
     "joint, K = 40, 20 classes to 16": Setting(changes={"visit_sweeps": 40, "neighborhood": far(16, 8)}),
     "joint, K = 40, table rate 3e-4": Setting(changes={"visit_sweeps": 40, "table_rate": 3e-4}),
     "joint, table rate 3e-4": Setting(changes={"table_rate": 3e-4}),
+    "joint, K = 1": Setting(changes={"visit_sweeps": 1}),
     "joint, K = 1, network rate 3e-4": Setting(changes={"visit_sweeps": 1, "network_rate": 3e-4}),
     "joint, 6 epochs": Setting(changes={"epochs": 6}),
     "control, 6 epochs": Setting(learns=False, changes={"epochs": 6}),

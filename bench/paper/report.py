@@ -45,8 +45,8 @@ TITLES = {
 }
 NOTES = {
     "full": "Wants one GPU; on an H200 the main rows should take less than 25 minutes (predicted, not measured).",
-    "facades": "Does joint learning help outside body parts? Every fold is test data once. The settings, K = 100 above all, were "
-               "chosen on images that are test images of folds 1 to 4; fold 0 is free of that.",
+    "facades": "Does joint learning help outside body parts? Every fold is test data once. The settings, K = 100 above all, "
+               "were chosen on images that are test images of folds 1 to 4; fold 0 is free of that.",
     "toy": "Minutes on a CPU, so that the machinery is tested; no evidence for real images.",
 }
 FIGURES = {

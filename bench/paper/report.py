@@ -64,8 +64,9 @@ FIGURES = {
 
 
 ACCOUNT = """Where this differs from the paper; rows without a deviation are of one seed. Margins over the control are smaller
-than the paper's over its CNN: the network here is better to begin with, and with 2071 images and 6 epochs, as on the random split, it
-comes closer still. Neither 12 epochs, K = 20 nor a longer reach gave joint learning more than 0.2 points on validation images. With K = 1,
+than the paper's over its CNN: the network here is better to begin with, and with 2071 images and 6 epochs, as on the random
+split, it comes closer still. Neither 12 epochs, K = 20 nor a longer reach gave joint learning more than 0.2 points on
+validation images. With K = 1,
 at the network rate that all joint rows share, the chains lag: at the end of learning their energy still falls by 0.08 nats a
 pixel if they go on, with K = 10 by less than 0.01 (Did the chains keep up?), and the network alone is lost. A third of the rate
 gave K = 1 0.4 points on 300 images, and left it 1.2 below K = 10. CD-1 and CD-2, biased towards the data, do not pass tables

@@ -2,7 +2,8 @@
 
 For each kernel: registers a thread, bytes spilled and shared, instructions, how many of them contract a product and a sum
 (where labels are decided none may), how many warps a multiprocessor then holds, and what a site and a neighbour cost
-(`bench.machine_code`). ``--write`` puts the figures under the Triton version in ``bench/results/compiled.json``, makes the page
+(`bench.machine_code`). A name with ``+kinds`` or ``+gates`` is the kernel for a model with three kinds, or with one gate on every
+class; the plain name is what it is without them. ``--write`` puts the figures under the Triton version in ``bench/results/compiled.json``, makes the page
 beside it and the table of predictions in ``docs/gpu.md``. It must run without TRITON_INTERPRET: an interpreted kernel cannot
 be compiled.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import predicted
-from bench.machine_code import costs
+from bench.machine_code import costs, gated_costs
 
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
 TARGETS: dict[str, tuple[str, int | str, int]] = {
@@ -36,10 +37,14 @@ POINTERS = {
     "words": "i32", "fits": "i32",
     "slot": "i32", "counts": "i32", "tables": "i32", "index": "i64", "count": "i64", "flips": "i64", "field": "fp32",
     "bounds": "fp32", "lookup": "i32", "scratch": "i32", "logits": "fp32", "pixels": "i64", "energy": "fp64",
-    "free": "u8", "data": "u8", "factor": "fp32",
+    "free": "u8", "data": "u8", "factor": "fp32", "kinds": "u8", "gates": "u8", "gated": "fp32", "gating": "i32", "places": "i64",
+    "kinded": "i32", "values": "u8", "chosen": "i32", "steps": "i32",
 }  # fmt: skip
+# Kernels of models that have these, and what then is None in the others.
+VARIANTS: dict[str, dict[str, int]] = {"": {"KINDS": 0, "GATES": 0}, "kinds": {"KINDS": 3, "GATES": 0}, "gates": {"KINDS": 0, "GATES": 1}}
+ABSENT = {"KINDS": ("kinds", "kinded"), "GATES": ("gates", "gated", "gating")}
 # Outputs whose type differs from kernel to kernel.
-OUT = {"add_conditionals": "fp64", "pair_products": "i64", "unary_differences": "fp32"}
+OUT = {"add_conditionals": "fp64", "pair_products": "i64", "unary_differences": "fp32", "edge_bytes": "u8", "gated_products": "i64"}
 FLOATS, LONGS = ("scale", "share"), ("stride_image", "stride_label")
 # Kernel -> (module, way of the launch table, fused).
 KERNELS: dict[str, tuple[str, str, bool]] = {
@@ -53,7 +58,12 @@ KERNELS: dict[str, tuple[str, str, bool]] = {
     "add_conditionals": ("conditionals", "gather", False),
     "pair_products": ("counts", "", False),
     "unary_differences": ("errors", "", False),
+    "edge_bytes": ("edges", "", False),
+    "gated_products": ("counts", "", False),
 }
+SEEING = ("gather_phase", "gather_fused", "build_field", "incremental_phase", "incremental_fused", "add_conditionals")
+KERNELS |= {f"{kernel}+{variant}": KERNELS[kernel] for variant in ("kinds", "gates") for kernel in SEEING}
+KERNELS["pair_products+kinds"] = KERNELS["pair_products"]
 FUSED = r"v_(pk_)?(fma|mad|fmac|mac)_.*f32|v_fmaak|v_fmamk"
 # Launched with room for registers.
 ROOMY = ("gather_fused", "incremental_fused", "add_conditionals")
@@ -82,7 +92,7 @@ class Figures:
     resident_warps: int
     """That a multiprocessor holds at once, by registers, shared memory and its own limit."""
     site: float
-    """Instructions of a lane for every site; the next as `bench.machine_code.costs` says."""
+    """Instructions of a lane for every site; the next as `bench.machine_code` says."""
     redraw: float
     row: float
     row_float: float
@@ -91,6 +101,7 @@ class Figures:
     row_bytes: float
     narrow: float
     push: float
+    gated: float
 
 
 def resident(target: str, registers: int, shared: int, warps: int) -> int:
@@ -117,17 +128,22 @@ def compiled(kernel: str, labels: int, target: str, single: bool = True, contrac
     from tritoncrf.kernels.shapes import launch
 
     name, way, fused = KERNELS[kernel]
+    kernel, _, variant = kernel.partition("+")
+    seen = VARIANTS[variant] if kernel != "gated_products" else VARIANTS["gates"]
     function = getattr(importlib.import_module(f"tritoncrf.kernels.{name}"), kernel)
     backend, architecture, lanes = TARGETS[target]
     shape = launch(labels, way, fused, lanes == 64) if way else None
     block = shape.block if shape else 256
-    if kernel == "pair_products":
+    if kernel in ("pair_products", "gated_products"):
         block = importlib.import_module("tritoncrf.kernels.counts").BLOCK
-    fixed = {
+    fixed: dict[str, int | None] = {
         "LABELS": labels, "PAD": padded(labels), "WIDTH": width(labels), "BLOCK": block, "SINGLE": single, "GATHER": True,
         "TILE": max(16, triton.next_power_of_2(labels)), "stride_pixel": 1, "SPREAD": 64,
-        "SCAN": shape.scan if shape else 0,
+        "SCAN": shape.scan if shape else 0, **seen,
     }  # fmt: skip
+    fixed |= {argument: None for flag, arguments in ABSENT.items() if not seen[flag] for argument in arguments}
+    if kernel == "pair_products" and not seen["KINDS"]:
+        fixed["places"] = None
     signature: dict[str, str] = {}
     aligned: dict[tuple[int, ...], list[list[Any]]] = {}
     for place, argument in enumerate(function.arg_names):
@@ -150,7 +166,10 @@ def compiled(kernel: str, labels: int, target: str, single: bool = True, contrac
     found, listing = read(binary)
     shared, warps = binary.metadata.shared, options["num_warps"]
     held = resident(target, found["registers"], shared, warps)
-    return Figures(**found, shared=shared, warps=warps, block=block, resident_warps=held, **costs(listing))  # type: ignore[arg-type]
+    # A neighbour's label is a byte, and its edge's kind another.
+    of_lanes = costs(listing, 2 if seen["KINDS"] else 1, seen["GATES"])
+    gated = gated_costs(listing, 1 + seen["GATES"]) if seen["GATES"] else 0.0
+    return Figures(**found, shared=shared, warps=warps, block=block, resident_warps=held, **of_lanes, gated=gated)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -210,10 +229,11 @@ def page(kept: dict[str, dict[str, dict[str, float]]]) -> str:
     """The readable table of everything kept."""
     lines = ["# The kernels as compiled", "", "Made by `python -m bench.compiled --write`; nothing here was run on a GPU."]
     for version, found in kept.items():
-        names = [name.replace("_", " ") for name in Figures.__dataclass_fields__]
+        keys = list(Figures.__dataclass_fields__)
+        names = [key.replace("_", " ") for key in keys]
         lines += ["", f"## Triton {version}", "", f"| kernel, labels, target | {' | '.join(names)} |"]
         lines += ["|---" * (1 + len(names)) + "|"]
-        lines += [f"| {name} | {' | '.join(f'{value:g}' for value in figures.values())} |" for name, figures in found.items()]
+        lines += [f"| {name} | {' | '.join(f'{figures.get(key, 0):g}' for key in keys)} |" for name, figures in found.items()]
     return "\n".join(lines) + "\n"
 
 

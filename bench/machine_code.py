@@ -85,20 +85,23 @@ def _bytes(region: Region) -> int:
     return sum(int(match[1]) // 8 if match[1] else 4 * int(match[2]) for match in widths)
 
 
-def costs(listing: str) -> dict[str, float]:
-    """Instructions a lane executes.
+def costs(listing: str, marks: int = 1, gates: int = 0) -> dict[str, float]:
+    """Instructions a lane executes, of a kernel that reads ``marks`` bytes of a neighbour (its label, the kind of its edge).
 
     site: for every site; redraw: for every site that is redrawn, where that is a loop of its own, else 0; row, narrow: for
     every neighbour whose row is gathered, as float32 and as int16, with row_float, row_integer, row_memory and row_bytes what
-    the first of them is made of; push: for every neighbour of a flip.
+    the first of them is made of; push: for every neighbour of a flip. With gates the rows they weigh are left out.
     """
     root = regions(listing)
     every = root.walk()
     leaves = [region for region in every if not region.inner]
     pushing = _most(leaves, lambda region: region.count(ATOMIC))
     gathering = [region for region in leaves if region is not root and region.count(BYTE) and region is not pushing]
+    if gates:
+        # No other row is multiplied.
+        gathering = [region for region in gathering if not region.count(PRODUCT)]
     # The rows of the wider type move more bytes; of an unrolled loop and its rest, the former is longer.
-    per_row = {id(region): _bytes(region) / region.count(BYTE) for region in gathering}
+    per_row = {id(region): _bytes(region) * marks / region.count(BYTE) for region in gathering}
     widest = max(per_row.values(), default=0.0)
     full = [region for region in gathering if per_row[id(region)] > 0.75 * widest]
     row = _most(full, lambda region: len(region.own))
@@ -114,7 +117,7 @@ def costs(listing: str) -> dict[str, float]:
     def part(region: Region | None, pattern: re.Pattern[str] | None = None) -> float:
         if region is None:
             return 0.0
-        several = region.count(BYTE) if region in gathering else 1
+        several = region.count(BYTE) / marks if region in gathering else 1
         chosen = len(region.own) if pattern is None else region.count(pattern)
         return round(chosen / several, 1)
 
@@ -125,3 +128,15 @@ def costs(listing: str) -> dict[str, float]:
         "row_float": floats, "row_memory": memory, "row_integer": round(max(counted - floats - memory - other, 0.0), 1),
         "row_bytes": per_row.get(id(row), 0.0) if row else 0.0, "narrow": part(narrow), "push": part(pushing),
     }  # fmt: skip
+
+
+def gated_costs(listing: str, marks: int) -> float:
+    """Instructions of a lane for every neighbour whose gated rows are gathered: its label and its gates are ``marks`` bytes."""
+    root = regions(listing)
+    weighing = [
+        region for region in root.walk()
+        if not region.inner and region is not root and region.count(PRODUCT) and region.count(BYTE) and not region.count(HIGH)
+        and not region.count(ATOMIC)
+    ]  # fmt: skip
+    region = _most(weighing, lambda region: region.count(PRODUCT) * _bytes(region))
+    return round(len(region.own) * marks / region.count(BYTE), 1) if region else 0.0

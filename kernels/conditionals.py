@@ -14,21 +14,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.draw import weigh
-from tritoncrf.kernels.rows import add_neighbours, add_packed, load_row, padded, separate, width
+from tritoncrf.kernels.edges import Edges, add_all
+from tritoncrf.kernels.rows import load_row, padded, separate, width
 from tritoncrf.kernels.shapes import Launch
 
 
-@triton.jit(do_not_specialize=["blocks", "replicas", "volume", "slots", "classes"])
+@triton.jit(do_not_specialize=["blocks", "replicas", "volume", "slots", "classes", "weighed"])
 def add_conditionals(
-    labels, unary, field, rows, words, fits, displacements, position, slot, out, energy, scale, blocks, replicas, volume, slots,
-    classes,
+    labels, unary, field, rows, words, fits, displacements, position, slot, out, energy, kinds, gates, gated, gating,
+    scale, blocks, replicas, volume, slots, classes, weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATHER: tl.constexpr,
+    KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """Adds to ``out``; program ``image * blocks + block`` takes BLOCK ranks and goes through the replicas.
 
     labels: uint8 [N, R, volume]; unary: float32 [N, slots, PAD]; field: float32 [N, R, slots, PAD], not read if GATHER.
     rows, words, fits: as in `gather_phase`; displacements: int32 [classes]; position, slot: int32 [N, slots] by rank, -1 where
-    no free site is; out: float64 [N, slots, L] by slot; energy: float64 [N, R], added to. All contiguous.
+    no free site is; out: float64 [N, slots, L] by slot; energy: float64 [N, R], added to; kinds, gates, gated, gating: as in
+    `Edges`. All contiguous.
     """
     image = (tl.program_id(0) // blocks).to(tl.int64)
     rank = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -42,10 +45,10 @@ def add_conditionals(
         here = labels + chain * volume + where
         if GATHER:
             pieces = load_row(unary + listed * PAD, valid, PAD, WIDTH, "")
-            if narrow:
-                pieces = add_packed(pieces, here, words, displacements, classes, valid, LABELS, PAD, "")
-            else:
-                pieces = add_neighbours(pieces, here, rows, displacements, classes, valid, LABELS, PAD, WIDTH, "")
+            pieces = add_all(
+                pieces, here, image, rank, rows, words, narrow, displacements, (kinds, gates, gated, gating), classes, weighed,
+                slots, valid, LABELS, PAD, WIDTH, "", KINDS, GATES,
+            )  # fmt: skip
         else:
             pieces = load_row(field + (chain * slots + rank) * PAD, valid, PAD, WIDTH, "")
         energies = separate(pieces, PAD, WIDTH)
@@ -63,7 +66,7 @@ def add_conditionals(
 
 def conditionals(
     labels: Tensor, unary: Tensor, field: Tensor | None, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor,
-    position: Tensor, slot: Tensor, out: Tensor, scale: float, num_labels: int, launch: Launch,
+    position: Tensor, slot: Tensor, out: Tensor, scale: float, num_labels: int, launch: Launch, edges: Edges = Edges(),
 ) -> Tensor:  # fmt: skip
     """Adds each free site's conditional to ``out`` float64 ``[N, S, L]``; returns the energies, float64 ``[N, R]``."""
     images, replicas, volume = labels.shape
@@ -71,8 +74,8 @@ def conditionals(
     energy = torch.zeros((images, replicas), dtype=torch.float64, device=labels.device)
     blocks = -(-slots // launch.block)
     add_conditionals[(images * blocks,)](
-        labels, unary, unary if field is None else field, rows, words, fits, displacements, position, slot, out, energy, scale,
-        blocks, replicas, volume, slots, len(displacements), LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels),
-        BLOCK=launch.block, GATHER=field is None, **launch.options(roomy=True),
+        labels, unary, unary if field is None else field, rows, words, fits, displacements, position, slot, out, energy, *edges,
+        scale, blocks, replicas, volume, slots, len(displacements), edges.weighed, LABELS=num_labels, PAD=padded(num_labels),
+        WIDTH=width(num_labels), BLOCK=launch.block, GATHER=field is None, **edges.flags(rows), **launch.options(roomy=True),
     )  # fmt: skip
     return energy

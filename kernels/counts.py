@@ -3,6 +3,9 @@
 ``counts[c, l, m] = sum_p [y_p = l] [y_{p + d_c} = m]``: with one-hot rows A and B of a stretch of positions, ``A^T B``. Void is
 no label, so its one-hot row is 0 where the tile has no column for it, and in a column that is not stored elsewhere; positions
 without a site and missing neighbours then count nothing. Products of 0 and 1 in float16 summed in float32 are exact below 2^24.
+
+With kinds, A's columns are pairs of kind and label, ``k L + l``, TILE of them to a program. With gates, A's ones are the gates of
+their edges, whole steps of 1 / 128 up to 128, exact in float16 too.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -10,59 +13,167 @@ without a site and missing neighbours then count nothing. Products of 0 and 1 in
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from tritoncrf.kernels.edges import GATE_STEPS
 
 # Positions a step, and the most positions a program takes: float32 counts to 2^24.
 BLOCK, STRETCH = 128, 1 << 14
-assert STRETCH < 1 << 24
+assert GATE_STEPS * STRETCH <= 1 << 24
 
 
-@triton.jit(do_not_specialize=["volume", "parts", "stretch", "classes", "num_classes"])
+@triton.jit
+def pair_of_labels(own, place, step, volume):
+    """Labels int32 [B] at places int32 [B] of a chain's row, and at the other ends of their edges; 255 beyond the row."""
+    other = place + step
+    first = tl.load(own + place, mask=place < volume, other=255).to(tl.int32)
+    second = tl.load(own + other, mask=(other >= 0) & (other < volume), other=255).to(tl.int32)
+    return first, second
+
+
+@triton.jit(do_not_specialize=["volume", "parts", "stretch", "classes", "num_classes", "replicas", "planes", "area"])
 def pair_products(
-    labels, displacements, tables, out, volume, parts, stretch, classes, num_classes,
-    LABELS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    labels, displacements, tables, out, kinds, places, kinded, volume, parts, stretch, classes, num_classes, replicas, planes, area,
+    LABELS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
-    """Adds one stretch's counts of one class; program ``(chain * classes + k) * parts + part``.
+    """Adds one stretch's counts of one class; program ``((chain * classes + k) * chunks + chunk) * parts + part``.
 
     labels: uint8 [chains, volume]; displacements: int32 [classes]; tables: int32 [classes], each one's place among
-    ``num_classes``; out: int64 [chains, num_classes, L, L], added to. All contiguous.
+    ``num_classes``; out: int64 [chains, num_classes, (KINDS,) L, L], added to. kinds: uint8 [N, planes, area], at edges' first
+    ends, not read if KINDS is 0; places: int64 [volume], where there a position is; kinded: int32 [classes], the plane of each,
+    -1: kind 0. A chunk has TILE pairs of kind and label; without kinds there is one. All contiguous.
     """
+    CHUNKS: tl.constexpr = (KINDS * LABELS + TILE - 1) // TILE if KINDS else 1
     part = tl.program_id(0) % parts
-    k = (tl.program_id(0) // parts) % classes
-    chain = (tl.program_id(0) // parts // classes).to(tl.int64)
+    k = (tl.program_id(0) // parts // CHUNKS) % classes
+    chain = (tl.program_id(0) // parts // CHUNKS // classes).to(tl.int64)
     step = tl.load(displacements + k)
     table = tl.load(tables + k)
     own = labels + chain * volume
     label = tl.arange(0, TILE)
+    row = label
+    if KINDS:
+        row = label + (tl.program_id(0) // parts) % CHUNKS * TILE
+        plane = tl.load(kinded + k)
+        plane_at = kinds + (chain // replicas * planes + plane) * area
     total = tl.zeros((TILE, TILE), tl.float32)
     for begin in range(part * stretch, tl.minimum(part * stretch + stretch, volume), BLOCK):
         place = begin + tl.arange(0, BLOCK)
-        other = place + step
-        first = tl.load(own + place, mask=place < volume, other=255).to(tl.int32)
-        second = tl.load(own + other, mask=(other >= 0) & (other < volume), other=255).to(tl.int32)
-        left = (label[:, None] == first[None, :]).to(tl.float16)
+        first, second = pair_of_labels(own, place, step, volume)
+        if KINDS:
+            asked = tl.where(plane >= 0, first, LABELS) < LABELS
+            kind = tl.load(plane_at + tl.load(places + place, mask=asked, other=0), mask=asked, other=0).to(tl.int32)
+            # Void of one kind would stand for the first label of the next.
+            first = tl.where(first < LABELS, kind * LABELS + first, -1)
+        left = (row[:, None] == first[None, :]).to(tl.float16)
+        right = (second[:, None] == label[None, :]).to(tl.float16)
+        total = tl.dot(left, right, total, out_dtype=tl.float32)
+    cell = row[:, None] * LABELS + label[None, :]
+    ROWS: tl.constexpr = KINDS * LABELS if KINDS else LABELS
+    inside = (row < ROWS)[:, None] & (label < LABELS)[None, :]
+    # Most pairs of labels never meet in a stretch.
+    where = out + (chain * num_classes + table) * (ROWS * LABELS) + cell
+    tl.atomic_add(where, total.to(tl.int64), mask=inside & (total > 0.0), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["sign", "volume", "parts", "stretch", "classes", "weighed", "replicas", "planes", "area"])
+def gated_products(
+    labels, displacements, gates, places, gating, out, sign, volume, parts, stretch, classes, weighed, replicas, planes, area,
+    LABELS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, GATES: tl.constexpr,
+):  # fmt: skip
+    """Adds ``sign`` times one stretch's counts, weighed by a gate; program ``((chain * weighed + j) * GATES + gate) * parts + part``.
+
+    labels, displacements, places as in `pair_products`; gates: uint8 [N, GATES, planes, area] in steps of 1 / 128, at edges'
+    first ends; gating: int32 [classes + 2 weighed] as `Edges` has it, then the plane of each place among those with gates; out:
+    int64 [GATES, planes, L, L], added to. All contiguous.
+    """
+    part = tl.program_id(0) % parts
+    gate = (tl.program_id(0) // parts) % GATES
+    j = (tl.program_id(0) // parts // GATES) % weighed
+    chain = (tl.program_id(0) // parts // GATES // weighed).to(tl.int64)
+    step = tl.load(displacements + tl.load(gating + classes + j))
+    plane = tl.load(gating + classes + weighed + j)
+    own = labels + chain * volume
+    steps = gates + ((chain // replicas * GATES + gate) * planes + plane) * area
+    label = tl.arange(0, TILE)
+    total = tl.zeros((TILE, TILE), tl.float32)
+    for begin in range(part * stretch, tl.minimum(part * stretch + stretch, volume), BLOCK):
+        place = begin + tl.arange(0, BLOCK)
+        first, second = pair_of_labels(own, place, step, volume)
+        asked = first < LABELS
+        weight = tl.load(steps + tl.load(places + place, mask=asked, other=0), mask=asked, other=0).to(tl.int32).to(tl.float16)
+        left = tl.where(label[:, None] == first[None, :], weight[None, :], 0.0).to(tl.float16)
         right = (second[:, None] == label[None, :]).to(tl.float16)
         total = tl.dot(left, right, total, out_dtype=tl.float32)
     cell = label[:, None] * LABELS + label[None, :]
     inside = (label < LABELS)[:, None] & (label < LABELS)[None, :]
-    # Most pairs of labels never meet in a stretch.
-    where = out + (chain * num_classes + table) * (LABELS * LABELS) + cell
-    tl.atomic_add(where, total.to(tl.int64), mask=inside & (total > 0.0), sem="relaxed")
+    where = out + (gate * planes + plane).to(tl.int64) * (LABELS * LABELS) + cell
+    tl.atomic_add(where, total.to(tl.int64) * sign, mask=inside & (total > 0.0), sem="relaxed")
 
 
-def pair_counts(labels: Tensor, displacements: Tensor, tables: Tensor, num_labels: int, num_classes: int) -> Tensor:
-    """int64 ``[..., C, L, L]`` of flat rows uint8 ``[..., volume]``; displacements and tables int32 ``[K]``."""
-    chains, volume = labels.shape[:-1].numel(), labels.shape[-1]
-    shape = (*labels.shape[:-1], num_classes, num_labels, num_labels)
+class Ends(NamedTuple):
+    """Kinds or gates at edges' first ends."""
+
+    values: Tensor
+    """uint8 [N, (G,) planes, area]."""
+    places: Tensor
+    """int64 [volume]: where in the area a position is."""
+    planes: Tensor
+    """int32: of kinds [K], the plane of each displacement; of gates as `gated_products` has ``gating``."""
+
+
+def stretches(volume: int) -> tuple[int, int]:
+    """How many programs share a row of positions, and how many positions each takes."""
+    parts = -(-volume // STRETCH)
+    return parts, -(-volume // (parts * BLOCK)) * BLOCK
+
+
+def tile(num_labels: int) -> int:
+    """Columns of a one-hot row, as many as the matrix units need."""
+    return max(16, int(triton.next_power_of_2(num_labels)))
+
+
+def pair_counts(
+    labels: Tensor, displacements: Tensor, tables: Tensor, num_labels: int, num_classes: int, num_kinds: int = 0,
+    kinds: Ends | None = None,
+) -> Tensor:  # fmt: skip
+    """int64 ``[N, R, C, L, L]`` of flat rows uint8 ``[N, R, volume]``; displacements and tables int32 ``[K]``.
+
+    With ``num_kinds`` kinds ``[N, R, C, num_kinds, L, L]``.
+    """
+    (images, replicas, volume), classes, size = labels.shape, len(displacements), tile(num_labels)
+    shape = (images, replicas, num_classes, *([num_kinds] if num_kinds else []), num_labels, num_labels)
     out = torch.zeros(shape, dtype=torch.int64, device=labels.device)
-    parts, classes = -(-volume // STRETCH), len(displacements)
-    stretch = -(-volume // (parts * BLOCK)) * BLOCK
+    parts, stretch = stretches(volume)
+    chunks = -(-num_kinds * num_labels // size) if kinds else 1
+    values, places, planes = kinds or (None, None, None)
+    among = (1, 1) if values is None else values.shape[1:]
     if classes:
-        pair_products[(chains * classes * parts,)](
-            labels, displacements, tables, out, volume, parts, stretch, classes, num_classes, LABELS=num_labels,
-            TILE=max(16, triton.next_power_of_2(num_labels)), BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+        pair_products[(images * replicas * classes * chunks * parts,)](
+            labels, displacements, tables, out, values, places, planes, volume, parts, stretch, classes, num_classes, replicas,
+            *among, LABELS=num_labels, TILE=size, BLOCK=BLOCK, KINDS=num_kinds if kinds else 0, num_warps=4,
+            enable_fp_fusion=False,
         )  # fmt: skip
+    return out
+
+
+def gated_errors(data: Tensor, free: Tensor, displacements: Tensor, num_labels: int, weighed: int, gates: Ends) -> Tensor:
+    """int64 ``[G, planes, L, L]``: counts in steps of 1 / 128 of ``data`` less those of ``free``, uint8 ``[N, R, volume]``."""
+    values, places, gating = gates
+    _, ranks, planes, area = values.shape
+    out = torch.zeros((ranks, planes, num_labels, num_labels), dtype=torch.int64, device=data.device)
+    parts, stretch = stretches(data.shape[2])
+    for labels, sign in ((data, 1), (free, -1)):
+        images, replicas, volume = labels.shape
+        programs = images * replicas * weighed * ranks * parts
+        if programs:
+            gated_products[(programs,)](
+                labels, displacements, values, places, gating, out, sign, volume, parts, stretch, len(displacements), weighed,
+                replicas, planes, area, LABELS=num_labels, TILE=tile(num_labels), BLOCK=BLOCK, GATES=ranks, num_warps=4,
+                enable_fp_fusion=False,
+            )  # fmt: skip
     return out

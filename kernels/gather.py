@@ -21,12 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.draw import draw, uniform
-from tritoncrf.kernels.rows import add_neighbours, add_packed, lanes, load_row, padded, separate, width
+from tritoncrf.kernels.edges import Edges, add_all
+from tritoncrf.kernels.rows import lanes, load_row, padded, separate, width
 from tritoncrf.kernels.shapes import Launch
 
 SCALARS = [
     "scale", "key0", "key1", "purpose", "done", "sweeps", "first", "length", "phase", "blocks", "groups", "together",
-    "room", "replicas", "volume", "slots", "colors", "classes",
+    "room", "replicas", "volume", "slots", "colors", "classes", "weighed",
 ]  # fmt: skip
 
 
@@ -42,10 +43,10 @@ def count_flips(flips, image, chain, flipped, SINGLE: tl.constexpr):
 
 @triton.jit
 def gather_block(
-    labels, unary, rows, words, narrow, displacements, position, site, flips, image, origin, start, length, available,
-    here_replicas, first, sweep, index, scale, key0, key1, purpose, replicas, volume, slots, classes,
+    labels, unary, rows, words, narrow, displacements, edges, position, site, flips, image, origin, start, length, available,
+    here_replicas, first, sweep, index, scale, key0, key1, purpose, replicas, volume, slots, classes, weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
-    CACHE: tl.constexpr,
+    CACHE: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """Redraws up to BLOCK sites of one phase, starting at item ``start`` of replicas ``origin`` .. + ``here_replicas``."""
     rank, replica, valid = lanes(start + tl.arange(0, BLOCK), length, available, here_replicas, SINGLE)
@@ -54,10 +55,10 @@ def gather_block(
     chain = image.to(tl.int64) * replicas + replica
     here = labels + chain * volume + tl.load(position + row, mask=valid, other=0)
     pieces = load_row(unary + row * PAD, valid, PAD, WIDTH, "")
-    if narrow:
-        pieces = add_packed(pieces, here, words, displacements, classes, valid, LABELS, PAD, CACHE)
-    else:
-        pieces = add_neighbours(pieces, here, rows, displacements, classes, valid, LABELS, PAD, WIDTH, CACHE)
+    pieces = add_all(
+        pieces, here, image.to(tl.int64), first + rank, rows, words, narrow, displacements, edges, classes, weighed, slots, valid,
+        LABELS, PAD, WIDTH, CACHE, KINDS, GATES,
+    )  # fmt: skip
     u = uniform(tl.load(site + row, mask=valid, other=0), sweep, index, replica, purpose, key0, key1)
     current = tl.load(here, mask=valid, other=0, cache_modifier=CACHE).to(tl.int32)
     drawn, _ = draw(separate(pieces, PAD, WIDTH), current, u, scale, LABELS)
@@ -68,17 +69,19 @@ def gather_block(
 
 @triton.jit(do_not_specialize=SCALARS)
 def gather_phase(
-    labels, unary, rows, words, fits, displacements, position, site, counts, index, count, flips,
-    scale, key0, key1, purpose, done, first, length, phase, blocks, replicas, volume, slots, colors, classes,
+    labels, unary, rows, words, fits, displacements, position, site, counts, index, count, flips, kinds, gates, gated, gating,
+    scale, key0, key1, purpose, done, first, length, phase, blocks, replicas, volume, slots, colors, classes, weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
+    KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """One phase of all chains; program ``image * blocks + block``.
 
     labels: uint8 [N, R, volume], changed in place; void (L) where no site is.
-    unary: float32 [N, slots, PAD] by rank; rows: float32 [2, classes, L + 1, PAD], the row of void 0.
-    words: int32 [2, classes, L + 1, pitch], the rows packed; fits: int32 [1], 1 where they may be read in their place.
+    unary: float32 [N, slots, PAD] by rank; rows: float32 [2, classes, R, L + 1, PAD], the row of void 0.
+    words: int32 [2, classes, R, L + 1, pitch], the rows packed; fits: int32 [1], 1 where they may be read in their place.
     displacements: int32 [classes]; position, site: int32 [N, slots] by rank, site holding the bits of a uint32.
-    counts: int32 [N, colors]; index, count: int64 [N]; flips: int64 [N, R], added to. All contiguous.
+    counts: int32 [N, colors]; index, count: int64 [N]; flips: int64 [N, R], added to; kinds, gates, gated, gating: as in
+    `Edges`, KINDS being the number of kinds and GATES of gates. All contiguous.
     """
     image = tl.program_id(0) // blocks
     start = (tl.program_id(0) % blocks) * BLOCK
@@ -86,17 +89,19 @@ def gather_phase(
     if (not SINGLE) | (start < available):
         sweep = tl.load(count + image) + done
         gather_block(
-            labels, unary, rows, words, tl.load(fits) != 0, displacements, position, site, flips, image, 0, start, length,
-            available, replicas, first, sweep, tl.load(index + image), scale, key0, key1, purpose, replicas, volume, slots,
-            classes, LABELS, PAD, WIDTH, BLOCK, SINGLE, "",
+            labels, unary, rows, words, tl.load(fits) != 0, displacements, (kinds, gates, gated, gating), position, site, flips,
+            image, 0, start, length, available, replicas, first, sweep, tl.load(index + image), scale, key0, key1, purpose,
+            replicas, volume, slots, classes, weighed, LABELS, PAD, WIDTH, BLOCK, SINGLE, "", KINDS, GATES,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def gather_fused(
     labels, unary, rows, words, fits, displacements, phases, position, site, counts, index, count, flips,
-    scale, key0, key1, purpose, sweeps, groups, together, replicas, volume, slots, colors, classes,
+    kinds, gates, gated, gating,
+    scale, key0, key1, purpose, sweeps, groups, together, replicas, volume, slots, colors, classes, weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
+    KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """All phases of ``sweeps`` sweeps; program ``image * groups + group`` holds ``together`` replicas of its image.
 
@@ -117,9 +122,9 @@ def gather_fused(
             for start in range(0, items, BLOCK):
                 # Labels written by other threads of this program lie in L2, not surely in this thread's view of L1.
                 gather_block(
-                    labels, unary, rows, words, narrow, displacements, position, site, flips, image, origin, start, length,
-                    available, here_replicas, first, begun + done, number, scale, key0, key1, purpose, replicas, volume, slots,
-                    classes, LABELS, PAD, WIDTH, BLOCK, SINGLE, ".cg",
+                    labels, unary, rows, words, narrow, displacements, (kinds, gates, gated, gating), position, site, flips,
+                    image, origin, start, length, available, here_replicas, first, begun + done, number, scale, key0, key1,
+                    purpose, replicas, volume, slots, classes, weighed, LABELS, PAD, WIDTH, BLOCK, SINGLE, ".cg", KINDS, GATES,
                 )  # fmt: skip
             tl.debug_barrier()
 
@@ -127,22 +132,22 @@ def gather_fused(
 def gather(
     labels: Tensor, unary: Tensor, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor, phases: Tensor,
     position: Tensor, site: Tensor, counts: Tensor, index: Tensor, count: Tensor, flips: Tensor, bounds: list[int],
-    sweeps: int, scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch,
+    sweeps: int, scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch, edges: Edges = Edges(),
 ) -> None:  # fmt: skip
     """Runs ``sweeps`` sweeps in place. bounds: the numbers in ``phases``; key: the words as signed 32-bit integers."""
     images, replicas, volume = labels.shape
     slots, colors = position.shape[1], len(bounds) - 1
     shape = {
         "LABELS": num_labels, "PAD": padded(num_labels), "WIDTH": width(num_labels), "BLOCK": launch.block,
-        "SINGLE": replicas == 1, **launch.options(roomy=launch.fused),
+        "SINGLE": replicas == 1, **edges.flags(rows), **launch.options(roomy=launch.fused),
     }  # fmt: skip
     place = (labels, unary, rows, words, fits, displacements)
     if launch.fused:
         together = launch.together(replicas, slots // max(colors, 1))
         groups = -(-replicas // together)
         gather_fused[(images * groups,)](
-            *place, phases, position, site, counts, index, count, flips, scale, *key, purpose, sweeps, groups, together,
-            replicas, volume, slots, colors, len(displacements), **shape,
+            *place, phases, position, site, counts, index, count, flips, *edges, scale, *key, purpose, sweeps, groups, together,
+            replicas, volume, slots, colors, len(displacements), edges.weighed, **shape,
         )  # fmt: skip
         return
     for done in range(sweeps):
@@ -150,6 +155,6 @@ def gather(
             blocks = -(-(last - first) * replicas // launch.block)
             if blocks:
                 gather_phase[(images * blocks,)](
-                    *place, position, site, counts, index, count, flips, scale, *key, purpose, done, first, last - first,
-                    phase, blocks, replicas, volume, slots, colors, len(displacements), **shape,
+                    *place, position, site, counts, index, count, flips, *edges, scale, *key, purpose, done, first,
+                    last - first, phase, blocks, replicas, volume, slots, colors, len(displacements), edges.weighed, **shape,
                 )  # fmt: skip

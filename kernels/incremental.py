@@ -23,20 +23,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.draw import draw, uniform
+from tritoncrf.kernels.edges import Edges, add_all
 from tritoncrf.kernels.gather import SCALARS, count_flips
-from tritoncrf.kernels.rows import add_neighbours, add_packed, lanes, load_row, padded, separate, store_row, width
+from tritoncrf.kernels.push import push
+from tritoncrf.kernels.rows import lanes, load_row, padded, separate, store_row, width
 from tritoncrf.kernels.shapes import Launch
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def build_field(
-    labels, unary, rows, words, fits, displacements, position, field, blocks, replicas, volume, slots, classes,
+    labels, unary, rows, words, fits, displacements, position, field, kinds, gates, gated, gating,
+    blocks, replicas, volume, slots, classes, weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
+    KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """Energies of all free sites by gather; program ``image * blocks + block``.
 
     labels: uint8 [N, R, volume]; unary: float32 [N, slots, PAD]; rows, words, fits: as in `gather_phase`; displacements:
-    int32 [classes]; position: int32 [N, slots] by rank, -1 where no free site is; field: float32 [N, R, slots, PAD], written.
+    int32 [classes]; position: int32 [N, slots] by rank, -1 where no free site is; field: float32 [N, R, slots, PAD], written;
+    kinds, gates, gated, gating: as in `Edges`. All contiguous.
     """
     image = (tl.program_id(0) // blocks).to(tl.int64)
     start = (tl.program_id(0) % blocks) * BLOCK
@@ -47,16 +52,16 @@ def build_field(
     chain = image * replicas + replica
     pieces = load_row(unary + row * PAD, valid, PAD, WIDTH, "")
     here = labels + chain * volume + where
-    if tl.load(fits) != 0:
-        pieces = add_packed(pieces, here, words, displacements, classes, valid, LABELS, PAD, "")
-    else:
-        pieces = add_neighbours(pieces, here, rows, displacements, classes, valid, LABELS, PAD, WIDTH, "")
+    pieces = add_all(
+        pieces, here, image, rank, rows, words, tl.load(fits) != 0, displacements, (kinds, gates, gated, gating), classes,
+        weighed, slots, valid, LABELS, PAD, WIDTH, "", KINDS, GATES,
+    )  # fmt: skip
     store_row(field + (chain * slots + rank) * PAD, pieces, valid, PAD, WIDTH)
 
 
 def new_field(
     labels: Tensor, unary: Tensor, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor, position: Tensor,
-    num_labels: int, launch: Launch,
+    num_labels: int, launch: Launch, edges: Edges = Edges(),
 ) -> Tensor:  # fmt: skip
     """The field float32 ``[N, R, S, PAD]`` of labels; rows where no free site is stay unwritten."""
     images, replicas, volume = labels.shape
@@ -64,9 +69,9 @@ def new_field(
     field = torch.empty((images, replicas, slots, padded(num_labels)), device=labels.device)
     blocks = -(-slots * replicas // launch.block)
     build_field[(images * blocks,)](
-        labels, unary, rows, words, fits, displacements, position, field, blocks, replicas, volume, slots, len(displacements),
-        LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), BLOCK=launch.block, SINGLE=replicas == 1,
-        **launch.options(),
+        labels, unary, rows, words, fits, displacements, position, field, *edges, blocks, replicas, volume, slots,
+        len(displacements), edges.weighed, LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels),
+        BLOCK=launch.block, SINGLE=replicas == 1, **edges.flags(rows), **launch.options(),
     )  # fmt: skip
     return field
 
@@ -101,54 +106,21 @@ def redraw(
     return changed + tl.sum(flipped.to(tl.int32), 0)
 
 
-@triton.jit
-def push(
-    field, bounds, rows, displacements, lookup, changes, changed, image, replicas, volume, slots, classes,
-    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPREAD: tl.constexpr,
-):  # fmt: skip
-    """Adds the listed flips' row differences to the energies of their neighbours, whose stay bounds end."""
-    column = tl.arange(0, WIDTH)
-    # A lane keeps its neighbour through all flips, SPREAD >= 2 * classes lanes to a flip.
-    TILE: tl.constexpr = SPREAD if SPREAD < BLOCK else BLOCK
-    for part in tl.static_range(SPREAD // TILE):
-        k = part * TILE + tl.arange(0, BLOCK) % TILE
-        behind = k >= classes
-        step = tl.load(displacements + tl.where(behind, k - classes, k), mask=k < 2 * classes, other=0)
-        step = tl.where(behind, -step, step)
-        # The neighbour at +d sees the flipped site at -d: the second half of the rows, and the other way round.
-        base = tl.where(behind, k - classes, k + classes) * (LABELS + 1)
-        for begin in range(0, changed, BLOCK // TILE):
-            flip = begin + tl.arange(0, BLOCK) // TILE
-            live = (flip < changed) & (k < 2 * classes)
-            change = changes + 2 * flip.to(tl.int64)
-            target = tl.load(change, mask=live, other=0, cache_modifier=".cg") + step
-            word = tl.load(change + 1, mask=live, other=0, cache_modifier=".cg")
-            theirs = tl.load(lookup + image.to(tl.int64) * volume + target, mask=live, other=-1)
-            live = live & (theirs >= 0)
-            to = (image.to(tl.int64) * replicas + ((word >> 16) & 0xFFFF)) * slots + theirs
-            new = rows + (base + (word & 0xFF)) * PAD
-            old = rows + (base + ((word >> 8) & 0xFF)) * PAD
-            for q in tl.static_range(PAD // WIDTH):
-                shift = (q * WIDTH + column)[None, :]
-                gain = tl.load(new[:, None] + shift, mask=live[:, None], other=0.0)
-                loss = tl.load(old[:, None] + shift, mask=live[:, None], other=0.0)
-                tl.atomic_add((field + to * PAD)[:, None] + shift, gain - loss, mask=live[:, None], sem="relaxed")
-            tl.store(bounds + to, tl.zeros((BLOCK,), tl.float32), mask=live)
-
-
 @triton.jit(do_not_specialize=SCALARS)
 def incremental_phase(
     labels, field, bounds, rows, displacements, position, site, lookup, counts, index, count, flips, scratch,
-    scale, key0, key1, purpose, done, first, length, phase, blocks, replicas, volume, slots, colors, classes,
+    kinds, gates, gated, gating,
+    scale, key0, key1, purpose, done, first, length, phase, blocks, replicas, volume, slots, colors, classes, weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
-    SPREAD: tl.constexpr,
+    SPREAD: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """One phase of all chains; program ``image * blocks + block``.
 
     labels: uint8 [N, R, volume], field: float32 [N, R, slots, PAD], bounds: float32 [N, R, slots], changed in place.
-    rows: float32 [2, classes, L + 1, PAD]; displacements: int32 [classes]; position, site: int32 [N, slots] by rank.
+    rows: float32 [2, classes, R, L + 1, PAD]; displacements: int32 [classes]; position, site: int32 [N, slots] by rank.
     lookup: int32 [N, volume], the rank of the free site at a position (-1: none); counts: int32 [N, colors].
-    index, count: int64 [N]; flips: int64 [N, R], added to; scratch: int32 [programs, BLOCK, 2]. All contiguous.
+    index, count: int64 [N]; flips: int64 [N, R], added to; scratch: int32 [programs, BLOCK, 2]; kinds, gates, gated, gating:
+    as in `Edges`. All contiguous.
     """
     image = tl.program_id(0) // blocks
     start = (tl.program_id(0) % blocks) * BLOCK
@@ -167,17 +139,18 @@ def incremental_phase(
         )  # fmt: skip
         tl.debug_barrier()
         push(
-            field, bounds, rows, displacements, lookup, changes, changed, image, replicas, volume, slots, classes,
-            LABELS, PAD, WIDTH, BLOCK, SPREAD,
+            field, bounds, rows, displacements, (kinds, gates, gated, gating), lookup, changes, changed, image, replicas, volume,
+            slots, classes, weighed, LABELS, PAD, WIDTH, BLOCK, SPREAD, KINDS, GATES,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def incremental_fused(
     labels, field, bounds, rows, displacements, phases, position, site, lookup, counts, index, count, flips, scratch,
-    scale, key0, key1, purpose, sweeps, groups, together, room, replicas, volume, slots, colors, classes,
+    kinds, gates, gated, gating,
+    scale, key0, key1, purpose, sweeps, groups, together, room, replicas, volume, slots, colors, classes, weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SINGLE: tl.constexpr,
-    SPREAD: tl.constexpr, SCAN: tl.constexpr,
+    SPREAD: tl.constexpr, SCAN: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """All phases of ``sweeps`` sweeps; program ``image * groups + group`` holds ``together`` replicas of its image.
 
@@ -227,8 +200,8 @@ def incremental_fused(
                 )  # fmt: skip
             tl.debug_barrier()
             push(
-                field, bounds, rows, displacements, lookup, changes, changed, image, replicas, volume, slots, classes,
-                LABELS, PAD, WIDTH, BLOCK, SPREAD,
+                field, bounds, rows, displacements, (kinds, gates, gated, gating), lookup, changes, changed, image, replicas,
+                volume, slots, classes, weighed, LABELS, PAD, WIDTH, BLOCK, SPREAD, KINDS, GATES,
             )  # fmt: skip
             # The next phase reads what was pushed, and its lists take these ones' place.
             tl.debug_barrier()
@@ -237,7 +210,7 @@ def incremental_fused(
 def incremental(
     labels: Tensor, field: Tensor, rows: Tensor, displacements: Tensor, phases: Tensor, position: Tensor, site: Tensor,
     lookup: Tensor, counts: Tensor, index: Tensor, count: Tensor, flips: Tensor, bounds: list[int], sweeps: int,
-    scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch,
+    scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch, edges: Edges = Edges(),
 ) -> None:  # fmt: skip
     """Runs ``sweeps`` sweeps in place, the field with them. bounds: the numbers in ``phases``; key: signed 32-bit words."""
     images, replicas, volume = labels.shape
@@ -249,7 +222,7 @@ def incremental(
     shape = {
         "LABELS": num_labels, "PAD": padded(num_labels), "WIDTH": width(num_labels), "BLOCK": block,
         "SINGLE": replicas == 1, "SPREAD": triton.next_power_of_2(max(2 * len(displacements), 1)),
-        **launch.options(roomy=launch.fused),
+        **edges.flags(rows), **launch.options(roomy=launch.fused),
     }  # fmt: skip
     place = (labels, field, stay, rows, displacements)
     if launch.fused:
@@ -258,8 +231,8 @@ def incremental(
         room = max(longest * together, 1)
         scratch = torch.empty((images * groups, 2, room, 2), dtype=torch.int32, device=device)
         incremental_fused[(images * groups,)](
-            *place, phases, position, site, lookup, counts, index, count, flips, scratch, scale, *key, purpose, sweeps, groups,
-            together, room, replicas, volume, slots, colors, len(displacements), SCAN=launch.scan, **shape,
+            *place, phases, position, site, lookup, counts, index, count, flips, scratch, *edges, scale, *key, purpose, sweeps,
+            groups, together, room, replicas, volume, slots, colors, len(displacements), edges.weighed, SCAN=launch.scan, **shape,
         )  # fmt: skip
         return
     scratch = torch.empty((images * -(-longest * replicas // block), block, 2), dtype=torch.int32, device=device)
@@ -268,6 +241,6 @@ def incremental(
             blocks = -(-(last - first) * replicas // block)
             if blocks:
                 incremental_phase[(images * blocks,)](
-                    *place, position, site, lookup, counts, index, count, flips, scratch, scale, *key, purpose, done, first,
-                    last - first, phase, blocks, replicas, volume, slots, colors, len(displacements), **shape,
+                    *place, position, site, lookup, counts, index, count, flips, scratch, *edges, scale, *key, purpose, done,
+                    first, last - first, phase, blocks, replicas, volume, slots, colors, len(displacements), edges.weighed, **shape,
                 )  # fmt: skip

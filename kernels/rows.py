@@ -2,7 +2,8 @@
 
 A row holds PAD >= L numbers, PAD a multiple of WIDTH (4, or 2 for two labels), so that a lane reads 16 bytes at once. The
 pieces [B, WIDTH] of a row add up to its site's energies: its unary row plus, for every class c, the row
-``pairwise[c, :, y]`` of the neighbour at +d_c and ``pairwise[c, y, :]`` of the one at -d_c. Rule 1 makes the order harmless.
+``pairwise[c, :, y]`` of the neighbour at +d_c and ``pairwise[c, y, :]`` of the one at -d_c, of the table that the edge's kind
+chooses where there are kinds. Rule 1 makes the order harmless.
 
 Where every table entry lies in [-8, 8 - 2^-12], gather reads half the bytes: int16 units of 2^-12, two to a 32-bit word
 ``w = 65536 high + (low + 32768)``. ``S = sum w`` may wrap, ``H = sum (w >> 16)`` is the sum of the high halves, and
@@ -110,22 +111,41 @@ def separate(pieces, PAD: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def table_base(k, LABELS: tl.constexpr, KINDS: tl.constexpr):
+    """Which row is the first of class k? Tables have L + 1 rows, and a class KINDS tables, or one if that is 0."""
+    return k * ((KINDS if KINDS else 1) * (LABELS + 1))
+
+
+@triton.jit
+def of_kind(ahead, behind, kinds, k, classes, slots, mask, LABELS: tl.constexpr, KINDS: tl.constexpr):
+    """Rows int32 [B] within class k of neighbours' labels: in the tables that the kinds of their edges choose."""
+    if KINDS:
+        pitch = slots.to(tl.int64)
+        near = tl.load(kinds + k * pitch, mask=mask, other=0).to(tl.int32)
+        far = tl.load(kinds + (classes + k) * pitch, mask=mask, other=0).to(tl.int32)
+        ahead, behind = ahead + near * (LABELS + 1), behind + far * (LABELS + 1)
+    return ahead, behind
+
+
+@triton.jit
 def add_neighbours(
-    pieces, here, rows, displacements, classes, mask,
-    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, CACHE: tl.constexpr,
+    pieces, here, rows, displacements, kinds, classes, slots, mask,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, CACHE: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
     """Adds the table rows of all neighbours to a tuple of pieces.
 
-    here: uint8 pointers [B] to the sites' labels; rows: float32 [2, classes, L + 1, PAD]; displacements: int32 [classes].
+    here: uint8 pointers [B] to the sites' labels; rows: float32 [2, classes, R, L + 1, PAD]; displacements: int32 [classes];
+    kinds: uint8 pointers [B] to the first of the sites' kinds, not read if KINDS is 0, else it is R.
     """
     column = tl.arange(0, WIDTH)
-    half = classes * (LABELS + 1)
+    half = table_base(classes, LABELS, KINDS)
     for k in range(classes):
         step = tl.load(displacements + k)
         ahead = tl.load(here + step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
         behind = tl.load(here - step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
-        first = rows + (k * (LABELS + 1) + ahead) * PAD
-        second = rows + (half + k * (LABELS + 1) + behind) * PAD
+        ahead, behind = of_kind(ahead, behind, kinds, k, classes, slots, mask, LABELS, KINDS)
+        first = rows + (table_base(k, LABELS, KINDS) + ahead) * PAD
+        second = rows + (half + table_base(k, LABELS, KINDS) + behind) * PAD
         total = ()
         for q in tl.static_range(PAD // WIDTH):
             one = tl.load(first[:, None] + (q * WIDTH + column)[None, :])
@@ -142,8 +162,11 @@ def load_words(pointer, q: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def add_packed(pieces, here, words, displacements, classes, mask, LABELS: tl.constexpr, PAD: tl.constexpr, CACHE: tl.constexpr):
-    """What `add_neighbours` does, from words int32 [2, classes, L + 1, pitch] of `pack` whose entries fit."""
+def add_packed(
+    pieces, here, words, displacements, kinds, classes, slots, mask,
+    LABELS: tl.constexpr, PAD: tl.constexpr, CACHE: tl.constexpr, KINDS: tl.constexpr,
+):  # fmt: skip
+    """What `add_neighbours` does, from words int32 [2, classes, R, L + 1, pitch] of `pack` whose entries fit."""
     PITCH: tl.constexpr = PAD // 2 if PAD < 8 else (PAD + 7) // 8 * 4
     PIECES: tl.constexpr = (PAD + 7) // 8
     # Words in the last piece: 4, 2 (four labels) or 1 (two).
@@ -152,13 +175,14 @@ def add_packed(pieces, here, words, displacements, classes, mask, LABELS: tl.con
     for q in tl.static_range(PIECES):
         start = tl.zeros((mask.shape[0], 4 if q < PIECES - 1 else LAST), tl.int32)
         sums, highs = sums + (start,), highs + (start,)  # noqa: RUF005
-    half = classes * (LABELS + 1)
+    half = table_base(classes, LABELS, KINDS)
     for k in range(classes):
         step = tl.load(displacements + k)
         ahead = tl.load(here + step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
         behind = tl.load(here - step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
-        first = words + (k * (LABELS + 1) + ahead) * PITCH
-        second = words + (half + k * (LABELS + 1) + behind) * PITCH
+        ahead, behind = of_kind(ahead, behind, kinds, k, classes, slots, mask, LABELS, KINDS)
+        first = words + (table_base(k, LABELS, KINDS) + ahead) * PITCH
+        second = words + (half + table_base(k, LABELS, KINDS) + behind) * PITCH
         new_sums, new_highs = (), ()
         for q in tl.static_range(PIECES):
             one = load_words(first, q, 4 if q < PIECES - 1 else LAST)

@@ -57,6 +57,24 @@ def energies(
     return total
 
 
+def seeing_energies(
+    labels: Integers, unary: Floats, tables: Floats, shape: Sequence[int], offsets: Offsets, exists: Bools | None = None,
+    kinds: Integers | None = None, gated: Floats | None = None, gates: Floats | None = None,
+) -> Floats:  # fmt: skip
+    """As `energies`, of tables that see the image, edge by edge, each kind and gate read at the first end.
+
+    tables ``[C, R, L, L]``, kinds ``[C, sites]`` (0 everywhere if None), gated ``[G, C, L, L]``, gates ``[G, C, sites]``.
+    """
+    total = energies(labels, unary, np.zeros((len(offsets), *tables.shape[2:])), shape, offsets, exists)
+    for c, i, j in edges(shape, offsets, exists):
+        total += tables[c, 0 if kinds is None else kinds[c, i], labels[:, i], labels[:, j]]
+        if gated is not None and gates is not None:
+            for table, gate in zip(gated[:, c], gates[:, c, i], strict=True):
+                # What a gate makes of an entry lies on the grid again, halves at the even multiple.
+                total += (np.round(gate * table * 4096) / 4096)[labels[:, i], labels[:, j]]
+    return total
+
+
 def log_partition(energy: Floats) -> float:
     lowest = float(energy.min())
     return math.log(float(np.exp(lowest - energy).sum())) - lowest

@@ -202,10 +202,29 @@ class Case:
     dtype: torch.dtype = torch.float32
     entries: str = "inside"
     """Of the tables: "inside" [-8, 8 - 2^-12], at its "edge" too, or one just "below" or "above" it."""
+    kinds: int | None = None
+    kinds_on: tuple[int, ...] | None = None
+    """Which of the offsets have kinds, in the order of the argument; None: all, and a model without an argument for it."""
+    gates: int = 0
+    gates_on: tuple[int, ...] | None = None
+
+    @property
+    def seeing(self) -> bool:
+        return self.kinds is not None or self.gates > 0
+
+    def form(self) -> dict[str, Any]:
+        """What `GridCRF` is told of it."""
+
+        def part(chosen: tuple[int, ...] | None) -> Neighborhood | None:
+            return None if chosen is None else Neighborhood.from_offsets([self.offsets[c] for c in chosen])
+
+        return {"kinds": self.kinds, "kinds_on": part(self.kinds_on), "gates": self.gates, "gates_on": part(self.gates_on)}
 
     def __str__(self) -> str:
         extras = [name for name in ("ragged", "holes", "clamps", "forbidden") if getattr(self, name)]
         extras += [self.entries] if self.entries != "inside" else []
+        for count, chosen, name in ((self.kinds, self.kinds_on, "kinds"), (self.gates, self.gates_on, "gates")):
+            extras += [f"{count}{name}{'' if chosen is None else len(chosen)}"] if count else []
         counts = f"{self.labels}L{len(self.offsets)}C{self.images}N{self.replicas}R"
         return "-".join(["x".join(map(str, self.shape)), counts, *extras])
 
@@ -223,12 +242,28 @@ CASES = [
     Case((4, 6), 20, FAR, sweeps=1, holes=True, entries="edge"),
     Case((4, 6), 20, FIVE, sweeps=1),
 ]
+# Tables that see the image. Of the last one's classes with gates none has an edge; both of its ways are like no gates at all.
+SEEING = [
+    Case((37,), 2, LINE, images=3, ragged=True, clamps=True, entries="edge", kinds=3, sweeps=3),
+    Case((7, 9), 3, FIVE, images=2, replicas=3, ragged=True, holes=True, gates=1, sweeps=3),
+    Case((3, 4, 5), 5, SOLID, replicas=2, clamps=True, forbidden=True, beta=0.3, kinds=2, kinds_on=(3, 1), gates=2, gates_on=(4, 0, 1)),
+    Case((6, 7), 20, FIVE, images=2, holes=True, clamps=True, entries="above", kinds=3, kinds_on=(2, 0, 1), gates=1),
+    Case((5, 4), 33, ((0, 1),), images=2, forbidden=True, entries="below", kinds=1, gates=2),
+    Case((4, 5), 64, ((1, 1), (9, 0)), sweeps=1, kinds=2, kinds_on=(1, 0), gates=1, gates_on=(1,)),
+]
 SLOW = [
     Case(shape, labels, offsets, 2, replicas, ragged=True, holes=True, clamps=True, forbidden=True, entries=entries)
     for place, labels in enumerate((2, 3, 5, 20, 33, 64))
     for shape, offsets, replicas, entries in (
         ((41,), LINE, 1, ("edge", "above")[place % 2]), ((9, 8), FIVE, 2, ("below", "edge")[place % 2]),
         ((3, 4, 5), SOLID, 2, "edge"), ((6, 9), FAR, 1, "edge"),
+    )
+] + [
+    Case(shape, labels, offsets, 2, replicas, ragged=True, holes=True, clamps=True, forbidden=True, entries=entries, **form)
+    for labels in (2, 5, 20, 64)
+    for shape, offsets, replicas, entries, form in (
+        ((41,), LINE, 1, "edge", {"kinds": 3}), ((9, 8), FIVE, 2, "above", {"kinds": 5, "kinds_on": (4, 1), "gates": 1}),
+        ((3, 4, 5), SOLID, 2, "inside", {"gates": 3, "gates_on": (2, 0)}), ((6, 9), FAR, 1, "inside", {"kinds": 2, "gates": 1}),
     )
 ]  # fmt: skip
 # (sites a program, whether it goes through all phases itself)
@@ -253,7 +288,8 @@ class Problem:
 def problem(case: Case, seed: int = 0) -> Problem:
     rng = np.random.default_rng(seed)
     size = (case.images, *case.shape)
-    tables = torch.from_numpy(rng.normal(0, 0.5, (len(case.offsets), case.labels, case.labels))).float()
+    of_class = (case.labels, case.labels) if case.kinds is None else (case.kinds, case.labels, case.labels)
+    tables = torch.from_numpy(rng.normal(0, 0.5, (len(case.offsets), *of_class))).float()
     if case.entries != "inside":
         spots = rng.permutation(tables.numel())[:12]
         tables.view(-1)[spots[::2]] = -8.0
@@ -280,7 +316,20 @@ def problem(case: Case, seed: int = 0) -> Problem:
         labels[held] = rng.integers(0, case.labels, int(held.sum()))
         given["clamp"] = torch.from_numpy(held)
     given["labels"] = torch.from_numpy(labels)
-    crf = GridCRF(case.labels, Neighborhood.from_offsets(case.offsets), tables)
+    gated = None
+    if case.kinds is not None:
+        classes = len(case.offsets if case.kinds_on is None else case.kinds_on)
+        kinds = rng.integers(0, case.kinds, (case.images, classes, *case.shape), dtype=np.uint8)
+        given["kinds"] = torch.from_numpy(kinds)
+    if case.gates:
+        classes = len(case.offsets if case.gates_on is None else case.gates_on)
+        gated = torch.from_numpy(rng.normal(0, 0.7, (case.gates, classes, case.labels, case.labels))).float()
+        gated.view(-1)[rng.permutation(gated.numel())[:4]] = torch.tensor([16.0, -16.0, 2.0**-12, -(2.0**-12)])
+        # Both ends of the range, halves of a step, and products that lie halfway between two multiples of 2^-12.
+        steps = rng.random((case.images, case.gates, classes, *case.shape))
+        chosen = rng.choice([0.0, 1.0, 0.5, 1.5 / 128], steps.shape)
+        given["gates"] = torch.from_numpy(np.where(rng.random(steps.shape) < 0.4, chosen, steps)).float()
+    crf = GridCRF(case.labels, Neighborhood.from_offsets(case.offsets), tables, gated=gated, **case.form())
     return Problem(crf, torch.from_numpy(logits).to(case.dtype), given)
 
 
@@ -306,6 +355,18 @@ def read_one_form(case: Case, chains: ChainState, way: str) -> None:
         chains.work = replace(work, words=torch.full_like(work.words, 0x7F7F7F7F))
 
 
+def energies_by_slot(state: ChainState, field: Tensor) -> Tensor:
+    """An engine's field, float32 [N, R, S, L] by slot, 0 where no free site is."""
+    work: Any = state.work
+    found = torch.zeros(*state.rows.shape[:2], len(state.plan.positions), state.plan.labels)
+    if hasattr(work, "replica"):
+        found[work.image, work.replica, work.slot] = field[:-1]
+        return found
+    image, rank = (work.slot >= 0).nonzero(as_tuple=True)
+    found[image, :, work.slot[image, rank].long()] = field[image, :, rank, : state.plan.labels]
+    return found
+
+
 def compare(case: Case, way: str) -> None:
     asked = problem(case)
     ours, chains = asked.start("triton", way)
@@ -326,6 +387,15 @@ def compare(case: Case, way: str) -> None:
     assert torch.equal(*energies)
     assert torch.equal(*found)
     assert torch.equal(ours.pair_counts(chains), theirs.pair_counts(expected))
+    built = energies_by_slot(expected, theirs.engine.field(expected.work, expected.rows))
+    assert torch.equal(energies_by_slot(chains, ours.engine.field(chains.work, chains.rows)), built)
+    if chains.field is not None:
+        assert torch.equal(energies_by_slot(chains, chains.field), built)
+    # Of a pair of samples: what stands now, and the first labels.
+    _, before = asked.start("torch", "gather")
+    for name in ("pair_errors", "gated_errors"):
+        pairs = [getattr(sampler.engine, name)(expected.plan, before.rows, expected.rows) for sampler in (ours, theirs)]
+        assert torch.equal(*pairs), name
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -334,6 +404,13 @@ def check_small_problems(case: Case, request: pytest.FixtureRequest) -> None:
     """Each case with both launches and both ways, in two of the four pairs; the slow checks have them all."""
     odd = CASES.index(case) % 2 == 1
     compare(case, "incremental" if odd != ("fused" in request.node.name) else "gather")
+
+
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("case", SEEING, ids=str)
+@pytest.mark.usefixtures("launches")
+def check_tables_that_see_the_image(case: Case, way: str) -> None:
+    compare(case, way)
 
 
 @pytest.mark.slow
@@ -446,9 +523,9 @@ def check_the_order_of_a_batch_does_not_show(case: Case) -> None:
     assert torch.equal(chains.rows, swapped.rows.flip(0))
 
 
-def check_temperature_tables_and_way_may_change() -> None:
+@pytest.mark.parametrize("case", [Case((6, 7), 5, FIVE), Case((6, 7), 5, FIVE, kinds=2, gates=1)], ids=str)
+def check_temperature_tables_and_way_may_change(case: Case) -> None:
     """A stay bound of another temperature, or a field of other tables, would show."""
-    case = Case((6, 7), 5, FIVE)
     asked = problem(case)
     (ours, chains), (theirs, expected) = asked.start("triton", "incremental"), asked.start("torch", "gather")
     changes = [(3.0, 1.0, "incremental"), (0.2, 1.0, "incremental"), (1.0, -0.5, "incremental"), (1.0, 1.0, "gather")]
@@ -456,6 +533,8 @@ def check_temperature_tables_and_way_may_change() -> None:
     for beta, tables, way in [*changes, (1.0, 32.0, "gather"), (0.1, 1.0, "incremental"), (1.0, 1 / 32, "gather")]:
         with torch.no_grad():
             asked.crf.pairwise.mul_(tables)
+            if asked.crf.gated is not None:
+                asked.crf.gated.mul_(-1.0)
         ours.way = way
         for sampler, state in ((ours, chains), (theirs, expected)):
             sampler.run(state, 3, beta=beta)
@@ -475,32 +554,57 @@ def check_the_unary_error() -> None:
         both = (F.one_hot(state.labels.long(), 256)[..., :5].sum(1) for state in (free, data))
         surplus = next(both) - next(both)
         assert torch.equal(found, (surplus.float() * (1 / replicas)).movedim(-1, 1) * factor)
-        assert torch.allclose(found, errors(sampler, data, free)[0] * factor, atol=1e-7)
+        assert torch.allclose(found, errors(sampler, data, free, asked.crf.tables)[0] * factor, atol=1e-7)
         still = asked.given["clamp"] | ~free.exists
         assert not found.movedim(1, -1)[still].any()
         assert found.movedim(1, -1)[~still].any()
 
 
+class Listening(TorchDispatchMode):
+    """Notes torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.asked.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def check_preparing_does_not_wait() -> None:
+    """Once a layout is there, nothing asks for a number on the device, nor is a tensor made on the host and sent."""
+    case = Case((5, 6), 3, FIVE, images=2, ragged=True, clamps=True, kinds=2, kinds_on=(0, 3), gates=2, gates_on=(1, 4))
+    asked = problem(case)
+    _, chains = asked.start("triton", "gather")
+    engine = load("triton")
+    assert not isinstance(engine, str)
+    with Listening() as listening:
+        work = engine.prepare(chains.plan, asked.logits, asked.crf.tables)
+        engine.retable(work, asked.crf.tables)
+        engine.pair_errors(chains.plan, chains.rows, chains.rows)
+        engine.gated_errors(chains.plan, chains.rows, chains.rows)
+    named = {name.split(".")[1] for name in listening.asked}
+    assert {"unary_rows", "edge_bytes", "pair_counts", "gated_errors"} <= named
+    waits = {"_local_scalar_dense", "nonzero", "lift_fresh", "item", "masked_select", "is_nonzero", "_unique2", "bincount", "equal"}
+    assert not named & waits
+
+
+@pytest.mark.parametrize("case", [CASES[0], SEEING[2]], ids=str)
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("way", ["gather", "incremental"])
-def check_launches_can_be_captured(way: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_launches_can_be_captured(case: Case, way: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep makes no tensor on the host and reads none: a launch a phase, of numbers and of tensors from before."""
     from tritoncrf.kernels import gather, incremental, operators, shapes
 
     launched: list[tuple[Any, ...]] = []
-    asked: list[str] = []
 
     class Recorder:
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
             return lambda *arguments, **options: launched.append((*grid, *arguments, *options.values()))
 
-    class Listening(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            asked.append(str(function))
-            return function(*args, **(kwargs or {}))
-
     monkeypatch.setattr(shapes, "FUSED_PROGRAMS", 0 if fused else 1 << 30)
-    _, chains = problem(CASES[0]).start("triton", way)
+    _, chains = problem(case).start("triton", way)
     engine = load("triton")
     assert not isinstance(engine, str)
     field = engine.field(chains.work, chains.rows) if way == "incremental" else None
@@ -509,18 +613,18 @@ def check_launches_can_be_captured(way: str, fused: bool, monkeypatch: pytest.Mo
         monkeypatch.setattr(operators, f"{name}_sweeps", getattr(operators, f"{name}_sweeps")._init_fn)
         for kernel in (f"{name}_phase", f"{name}_fused"):
             monkeypatch.setattr(module, kernel, Recorder())
-    with Listening():
+    with Listening() as listening:
         engine.sweep(chains.work, chains.rows, field, 3, 1.0, (1, 2), chains.count, 0)
     assert len(launched) == (1 if fused else 3 * (len(chains.plan.phases) - 1))
-    assert {type(argument) for call in launched for argument in call} <= {Tensor, int, float, bool}
-    assert set(asked) <= {"aten.zeros.default", "aten.empty.memory_format", "aten.fill_.Scalar", "aten.zeros_like.default"}
+    assert {type(argument) for call in launched for argument in call} <= {Tensor, int, float, bool, type(None)}
+    assert set(listening.asked) <= {"aten.zeros.default", "aten.empty.memory_format", "aten.fill_.Scalar", "aten.zeros_like.default"}
 
 
 def check_the_operators_are_what_they_say() -> None:
     """Their schemas name what they change, and their fake versions give the same shapes: a compiler relies on both."""
     from tritoncrf.kernels import operators
 
-    case = Case((3, 4), 3, FIVE, images=2, replicas=2)
+    case = Case((3, 4), 3, FIVE, images=2, replicas=2, kinds=2, kinds_on=(1, 0), gates=2, gates_on=(1,))
     asked = problem(case)
     _, chains = asked.start("triton", "gather")
     engine = load("triton")
@@ -541,6 +645,18 @@ def check_the_operators_are_what_they_say() -> None:
         (operators.add_conditionals, (*marginals, *shape)),
         (operators.pair_counts, (rows, steps, work.grid.tables, 3, plan.num_classes)),
         (operators.unary_errors, (chains.labels, chains.labels, torch.tensor(1.0), 3)),
+    ]
+    edges, grid = plan.edges, work.grid
+    assert edges is not None
+    assert edges.gates is not None
+    seeing = {operators.field, operators.gather_sweeps, operators.incremental_sweeps, operators.add_conditionals}
+    flat: Any = problem(replace(case, kinds=None, kinds_on=None, gates=0, gates_on=None)).start("triton", "gather")[1].work
+    calls = [(operator, (*arguments, *work.edges)) if operator in seeing else (operator, arguments) for operator, arguments in calls]
+    calls += [
+        (operators.field, (rows, flat.unary, flat.rows, flat.words, flat.fits, steps, work.position, 3, *shape)),
+        (operators.edge_bytes, (edges.kinds, *grid.kinded, edges.pixels, work.position)),
+        (operators.pair_counts, (rows, steps, grid.tables, 3, plan.num_classes, 2, edges.kinds, edges.pixels, grid.kinded[0])),
+        (operators.gated_errors, (rows, rows, steps, 3, 1, edges.gates, edges.pixels, grid.gating)),
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.checkpoint import CheckpointError, read, write
-from tritoncrf.engines import Plan, Work
+from tritoncrf.engines import Plan, Tables, Work
 from tritoncrf.layout import Layout, Shape, unpack
 
 
@@ -32,7 +32,7 @@ class ChainState:
     logits: Tensor
     """What ``work`` was prepared from."""
     work: Work
-    tables: Tensor
+    tables: Tables
     """The rounded tables that ``work`` holds."""
     rows: Tensor
     """uint8 [N, R, volume]: labels with their void border."""
@@ -47,8 +47,8 @@ class ChainState:
     """What the engine keeps for the incremental way."""
     rate: float | None = None
     """Flips per site update of an earlier run, where the host knows it."""
-    version: tuple[int, int] | None = None
-    """Address and version counter of the parameter that ``tables`` were rounded from, where it has one."""
+    version: tuple[int, ...] | None = None
+    """Addresses and version counters of the parameters that ``tables`` were rounded from, where they have some."""
 
     @property
     def labels(self) -> Tensor:

@@ -14,6 +14,13 @@ Rule 2, counted randomness. Philox4x32-10 (Salmon et al., SC 2011) keyed by the 
 Rule 3, the draw, current label first. ``w_l = 2^((low - e_l) * scale)`` by a polynomial; ``x = u * sum_l w_l`` in label
 order; the label stays if ``x < w_current``; else the other labels are walked in label order until their weights pass
 ``x - w_current``.
+
+Extension, tables that see the image. An edge may read one of several tables of its class, by the *kind* kept at its first end:
+no new arithmetic, and rule 1's bound takes a class's largest entry over its kinds. A *gate* in [0, 1] becomes
+``b / 128`` with ``b = floor(gate * 128 + 0.5)``; gated tables are rounded as tables are and hold at most 16 in size, so that
+``x = (b / 128) * entry`` is exact (24 bits), and ``(x + 3072) - 3072`` puts it on the grid, halves to the even multiple of
+2^-12, the same with a fused multiply-add. Then ``2 * sum_c (max|psi_c| + sum_r max|gated_(r, c)|) <= 1023``. Labels of a model
+with neither are those of the rules above.
 """
 
 from __future__ import annotations
@@ -28,6 +35,9 @@ GRID = 4096.0
 UNARY_CAP = 1023.0
 FORBIDDEN = 3071.0
 TABLE_BOUND = 1023.0
+GATE_STEPS = 128
+GATED_BOUND = 16.0
+GATE_SHIFT = 3072.0
 CUTOFF = 1024.0
 MIN_EXPONENT = -100.0
 LOG2E = 1.4426950408889634
@@ -54,13 +64,25 @@ def round_unary(logits: Tensor, dim: int = 1) -> Tensor:
 
 
 def round_pairwise(pairwise: Tensor) -> Tensor:
-    """Rule 1 for tables: ``[C, L, L]`` of any float type -> float32 multiples of 2^-12."""
+    """Rule 1 for tables: ``[C, ..., L, L]`` of any float type -> float32 multiples of 2^-12."""
     return torch.floor(pairwise.detach().to(torch.float32) * GRID + 0.5) / GRID
 
 
 def table_mass(rounded: Tensor) -> Tensor:
     """``2 max|psi_c|`` of each rounded table, float32 ``[C]``; rule 1 wants their sum to be at most 1023."""
     return 2.0 * rounded.abs().flatten(1).amax(1)
+
+
+def round_gates(gates: Tensor) -> Tensor:
+    """Gates of any float type -> uint8 ``b = floor(gate * 128 + 0.5)``, 0 to 128; a NaN becomes 0, what lies outside an end."""
+    steps = torch.floor(gates.detach().to(torch.float32) * float(GATE_STEPS) + 0.5)
+    return steps.nan_to_num(0.0).clamp_(0.0, float(GATE_STEPS)).to(torch.uint8)
+
+
+def gate(steps: Tensor, entries: Tensor) -> Tensor:
+    """What gated entries add: ``b / 128`` times rounded entries, on the grid; uint8 and float32 that broadcast -> float32."""
+    product = (steps.to(torch.float32) * (1.0 / GATE_STEPS)) * entries
+    return (product + GATE_SHIFT) - GATE_SHIFT
 
 
 def scale_of(beta: float) -> float:

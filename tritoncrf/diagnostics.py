@@ -29,7 +29,8 @@ def flip_rate(chains: ChainState, sweeps: int) -> Tensor:
 @torch.no_grad()
 def lag(
     crf: GridCRF, chains: ChainStore, logits: Tensor, index: Tensor, *, sweeps: int = 100, sizes: Tensor | None = None,
-    mask: Tensor | None = None, clamp: Tensor | None = None, engine: str = "auto",
+    mask: Tensor | None = None, clamp: Tensor | None = None, engine: str = "auto", kinds: Tensor | None = None,
+    gates: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """By how much the energy of kept chains changes if they go on while the model stands still.
 
@@ -80,13 +81,13 @@ def lag(
     sampler = Sampler(crf, engine, chains.seed, validate=True)
     state = sampler.init(
         logits, kept, index, sizes=sizes, mask=mask, clamp=clamp, replicas=chains.replicas, phase="free",
-        count=chains.sweeps[index],
+        count=chains.sweeps[index], kinds=kinds, gates=gates,
     )  # fmt: skip
 
     def energies() -> Tensor:
         labels = state.labels
-        every = [crf.energy(logits, labels[:, replica], sizes=sizes, mask=mask) for replica in range(chains.replicas)]
-        return torch.stack(every, 1)
+        given = {"sizes": sizes, "mask": mask, "kinds": kinds, "gates": gates}
+        return torch.stack([crf.energy(logits, labels[:, replica], **given) for replica in range(chains.replicas)], 1)
 
     before = energies()
     if not bool(before.isfinite().all()):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tritoncrf import contract, validation
 from tritoncrf.batches import Batch
+from tritoncrf.edge_inputs import Edges
 from tritoncrf.inference import estimate
 from tritoncrf.metrics import Score
 from tritoncrf.model import GridCRF
@@ -30,32 +31,65 @@ class Evaluation:
     crf: Score
 
 
+def outputs(given: object) -> tuple[Tensor, Tensor | None]:
+    """What a network returned: logits, or a pair of logits and gates. Raises TypeError for anything else."""
+    if isinstance(given, Tensor):
+        return given, None
+    if isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(part, Tensor) for part in given):
+        return given[0], given[1]
+    raise TypeError(f"network: expected logits, or logits and gates, got {type(given).__name__}")
+
+
+def edges_of(maker: Callable[[Tensor], Edges] | None, image: Tensor, gates: Tensor | None) -> Edges:
+    """What the images and the network say of the edges. Raises TypeError or ValueError where that is not clear."""
+    if maker is None:
+        return Edges(None, gates)
+    with torch.no_grad():
+        made = maker(image)
+    if not isinstance(made, Edges):
+        raise TypeError(f"edges: expected a function from images to Edges(kinds, gates), got one to {type(made).__name__}")
+    if made.gates is not None and gates is not None:
+        raise ValueError("edges: expected gates of the network or of `edges`, got both")
+    return made if gates is None else Edges(made.kinds, gates)
+
+
 @torch.no_grad()
-def forward(network: nn.Module, pretrained: Mapping[str, Tensor] | None, image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits ``[N, L, *shape]`` of the network in eval mode, and those of its pre-trained weights if there are any."""
+def run(
+    network: nn.Module, pretrained: Mapping[str, Tensor] | None, image: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Logits ``[N, L, *shape]`` and gates (None if it has none) of the network in eval mode, and the logits of its pre-trained
+    weights if there are any."""
     # Module by module: a frozen part of a network that learns is in eval mode already, and stays in it.
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        logits = network(image)
-        first = None if pretrained is None else torch.func.functional_call(network, dict(pretrained), (image,))
+        logits, gates = outputs(network(image))
+        first = None if pretrained is None else outputs(torch.func.functional_call(network, dict(pretrained), (image,)))[0]
     finally:
         for module, mode in modes:
             module.training = mode
-    return logits.float(), None if first is None else first.float()
+    return logits.float(), None if gates is None else gates.float(), None if first is None else first.float()
+
+
+def forward(network: nn.Module, pretrained: Mapping[str, Tensor] | None, image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The logits of `run`: of the network, and of its pre-trained weights if there are any."""
+    logits, _, first = run(network, pretrained, image)
+    return logits, first
 
 
 def answer(
     crf: GridCRF, logits: Tensor, first: Tensor | None, batch: Batch, sweeps: int, burn_in: int, replicas: int = 1,
-    seed: int = 0, engine: str = "auto",
+    seed: int = 0, engine: str = "auto", edges: Edges | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Marginals float32 ``[N, L, *shape]`` of the logits alone and of the whole model, whose first sample ``first`` gives.
 
     Labels that are known (``batch.clamp``) are one-hot in both. Sampling options as in `inference.estimate`.
     """
+    kinds, gates = edges or Edges()
     found = estimate(
         crf, logits, sweeps=sweeps, burn_in=burn_in, labels=batch.known, index=batch.index, sizes=batch.sizes, mask=batch.mask,
         clamp=batch.clamp, init_logits=first, replicas=replicas, seed=seed, engine=engine,
+        kinds=kinds, gates=gates,
     ).marginals  # fmt: skip
     alone = logits.softmax(1)
     return alone if batch.clamp is None else torch.where(batch.clamp[:, None], found, alone), found

@@ -5,25 +5,64 @@ Kirillov et al. 2016, Algorithm 1, steps 6 and 7, with the sign of a loss to be 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from tritoncrf import contract
 from tritoncrf.chains import ChainState
+from tritoncrf.engines import Tables
 from tritoncrf.sampler import Sampler
 
 
-def errors(
-    sampler: Sampler, data: ChainState, free: ChainState, samples: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """The gradient of ``E(y) - E(y')`` per factor, averaged over replicas; the one place where shared tables come together.
+class Errors(NamedTuple):
+    """The gradient of ``E(y) - E(y')`` per factor, averaged over replicas, float32; what a model does not have is empty."""
 
-    Logits: ``[y' = l] - [y = l]``, float32 ``[N, L, *shape]``. Tables: ``counts(y) - counts(y')``, float32 ``[C, L, L]``,
-    summed over the batch. samples: the labels of data and free, where they are at hand.
+    logits: Tensor
+    """[N, L, *shape]: ``[y' = l] - [y = l]``."""
+    pairwise: Tensor
+    """[C, L, L] or [C, R, L, L]: ``counts(y) - counts(y')``, summed over the batch."""
+    gated: Tensor
+    """[G, Cg, L, L]: the same with each edge counting its gate."""
+    gates: Tensor
+    """[N, G, Cg, *shape]: ``G[y_i, y_j] - G[y'_i, y'_j]`` of the edge to j = i + d, 0 where none is."""
+
+
+def errors(
+    sampler: Sampler, data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor] | None = None,
+    flow: bool = True,
+) -> Errors:  # fmt: skip
+    """The errors of a pair of samples; the one place where shared tables come together.
+
+    tables: the model's own; samples: the labels of data and free, where they are at hand; flow: whether gates want theirs.
     """
     y, drawn = (data.labels, free.labels) if samples is None else samples
     counts = sampler.engine.pair_errors(free.plan, data.rows, free.rows)
-    return sampler.engine.unary_errors(y, drawn, free.plan.labels), counts.to(torch.float32) / free.replicas
+    unary = sampler.engine.unary_errors(y, drawn, free.plan.labels)
+    gated = gates = unary.new_zeros(0)
+    if tables.gated is not None:
+        weighed = sampler.engine.gated_errors(free.plan, data.rows, free.rows).to(torch.float32)
+        gated = weighed / (free.replicas * contract.GATE_STEPS)
+        gates = gate_errors(data, free, tables.gated) if flow else gates
+    return Errors(unary, counts.to(torch.float32) / free.replicas, gated, gates)
+
+
+def gate_errors(data: ChainState, free: ChainState, gated: Tensor) -> Tensor:
+    """`Errors.gates` of tables ``[G, Cg, L, L]``."""
+    edges, shape = free.plan.edges, free.shape
+    found = torch.zeros((len(free.index), *gated.shape[:2], *shape), device=gated.device)
+    # A row and a column of zeros are what void reads.
+    tables = F.pad(gated.detach().float(), (0, 1, 0, 1))
+    for k in () if edges is None else edges.gated:
+        for chains, sign in ((data, 1.0), (free, -1.0)):
+            here = chains.layout.crop(chains.rows, shape).long()
+            there = chains.layout.ahead(chains.rows, shape, chains.plan.displacements[k]).long()
+            place = free.plan.edges.gating[k]  # type: ignore[union-attr]
+            found[:, :, place] += sign * tables[:, place][:, here, there].sum(2).movedim(0, 1)
+    return found / free.replicas
 
 
 def unary_gap(logits: Tensor, data: Tensor, free: Tensor) -> Tensor:
@@ -41,14 +80,17 @@ class Sampled(torch.autograd.Function):
     """Carries a value whose gradient is known: the errors, times what flows back."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, pairwise: Tensor, value: Tensor, unary: Tensor, tables: Tensor) -> Tensor:
-        ctx.save_for_backward(unary, tables)
-        ctx.dtypes = logits.dtype, pairwise.dtype  # type: ignore[attr-defined]
+    def forward(
+        ctx: FunctionCtx, logits: Tensor, pairwise: Tensor, gated: Tensor | None, gates: Tensor | None, value: Tensor,
+        *found: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(*found)
+        ctx.dtypes = [None if part is None else part.dtype for part in (logits, pairwise, gated, gates)]  # type: ignore[attr-defined]
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        unary, tables = ctx.saved_tensors  # type: ignore[attr-defined]
-        dtypes = ctx.dtypes  # type: ignore[attr-defined]
-        return (unary * grad).to(dtypes[0]), (tables * grad).to(dtypes[1]), None, None, None
+        wanted = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)  # type: ignore[attr-defined]
+        flows = [(error * grad).to(kind) if needed and kind is not None else None for error, kind, needed in wanted]
+        return *flows, *[None] * (1 + len(ctx.saved_tensors))  # type: ignore[attr-defined]

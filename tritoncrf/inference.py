@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tritoncrf import contract, diagnostics, validation
 from tritoncrf.chains import ChainState
+from tritoncrf.edge_inputs import Edges
 from tritoncrf.model import GridCRF
 from tritoncrf.sampler import Sampler
 
@@ -55,6 +56,7 @@ def estimate(
     crf: GridCRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
     sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
     init_logits: Tensor | None = None, replicas: int = 1, beta: float = 1.0, engine: str = "auto", seed: int | None = 0,
+    kinds: Tensor | None = None, gates: Tensor | None = None,
 ) -> Estimate:  # fmt: skip
     """Runs R chains an image through ``burn_in`` sweeps, then averages the conditionals over ``sweeps`` more.
 
@@ -66,7 +68,7 @@ def estimate(
     validation.whole("burn_in", burn_in, 0)
     with torch.no_grad():
         sampler = Sampler(crf, engine, seed)
-        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas)
+        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, Edges(kinds, gates))
         sampler.run(chains, burn_in, beta=beta)
         # Thousands of float32 additions of like terms would drift by more than 1e-4.
         total = torch.zeros((*chains.plan.free.shape, crf.num_labels), dtype=torch.float64, device=crf.device)
@@ -89,11 +91,12 @@ def marginals(
     crf: GridCRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
     sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
     init_logits: Tensor | None = None, replicas: int = 1, beta: float = 1.0, engine: str = "auto", seed: int | None = 0,
+    kinds: Tensor | None = None, gates: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The marginals p(y_i = l | x), float32 ``[N, L, *shape]``, as `estimate` finds them."""
     return estimate(
         crf, logits, sweeps=sweeps, burn_in=burn_in, labels=labels, index=index, sizes=sizes, mask=mask, clamp=clamp,
-        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed,
+        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed, kinds=kinds, gates=gates,
     ).marginals  # fmt: skip
 
 
@@ -101,11 +104,12 @@ def max_marginal(
     crf: GridCRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
     sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
     init_logits: Tensor | None = None, replicas: int = 1, beta: float = 1.0, engine: str = "auto", seed: int | None = 0,
+    kinds: Tensor | None = None, gates: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Max-marginal labels (eq. 4), uint8 ``[N, *shape]``, 255 where no pixel exists, as `estimate` finds them."""
     return estimate(
         crf, logits, sweeps=sweeps, burn_in=burn_in, labels=labels, index=index, sizes=sizes, mask=mask, clamp=clamp,
-        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed,
+        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed, kinds=kinds, gates=gates,
     ).labels  # fmt: skip
 
 
@@ -113,7 +117,7 @@ def anneal(
     crf: GridCRF, logits: Tensor, *, sweeps: int = 200, betas: tuple[float, float] = (0.5, 20.0),
     labels: Tensor | None = None, index: Tensor | None = None, sizes: Tensor | None = None,
     mask: Tensor | None = None, clamp: Tensor | None = None, init_logits: Tensor | None = None, replicas: int = 1,
-    engine: str = "auto", seed: int | None = 0,
+    engine: str = "auto", seed: int | None = 0, kinds: Tensor | None = None, gates: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Labels of low energy, uint8 ``[N, *shape]``: ``sweeps`` at inverse temperatures that rise geometrically (Geman 1984).
 
@@ -126,7 +130,7 @@ def anneal(
     first, last = (validation.beta(beta) for beta in betas)
     with torch.no_grad():
         sampler = Sampler(crf, engine, seed)
-        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas)
+        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, Edges(kinds, gates))
         for step in range(sweeps):
             sampler.run(chains, 1, beta=first * (last / first) ** (step / max(sweeps - 1, 1)))
         sampler.run(chains, 10, beta=contract.MAX_BETA)
@@ -134,20 +138,23 @@ def anneal(
         found = chains.labels
         if replicas == 1:
             return found[:, 0]
-        energies = torch.stack([crf.energy(logits, found[:, r], sizes=sizes, mask=mask) for r in range(replicas)], 1)
+        given = {"sizes": sizes, "mask": mask, "kinds": kinds, "gates": gates}
+        energies = torch.stack([crf.energy(logits, found[:, r], **given) for r in range(replicas)], 1)
         return found[torch.arange(len(found), device=found.device), energies.argmin(1)]
 
 
 def _start(
     sampler: Sampler, logits: Tensor, init_logits: Tensor | None, labels: Tensor | None, index: Tensor | None,
-    sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, replicas: int,
+    sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, replicas: int, edges: Edges,
 ) -> ChainState:  # fmt: skip
     first = logits
     if init_logits is not None:
         validation.logits(logits, sampler.crf.num_labels, sampler.crf.neighborhood.ndim, sampler.crf.device)
         kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
         first = validation.shaped("init_logits", init_logits, [tuple(logits.shape)], kinds, sampler.crf.device)
-    chains = sampler.init(first, labels, index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas)
+    chains = sampler.init(
+        first, labels, index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas, kinds=edges.kinds, gates=edges.gates
+    )
     return chains if init_logits is None else sampler.run(chains, 0, logits=logits)
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
-from tritoncrf.engines import Plan
+from tritoncrf.edge_inputs import Edges
+from tritoncrf.edge_inputs import look as look_at_edges
+from tritoncrf.engines import Plan, Tables
 from tritoncrf.layout import Layout
 from tritoncrf.model import GridCRF
 from tritoncrf.validation import Guard
@@ -29,9 +31,9 @@ class Batch:
     """With no site clamped."""
     count: Tensor
     """int64 [N]: sweeps done over each image's life."""
-    tables: Tensor
-    """float32 [C, L, L], rounded."""
-    version: tuple[int, int] | None
+    tables: Tables
+    """float32, rounded."""
+    version: tuple[int, ...] | None
     """As in `ChainState`."""
 
     def at(self, index: Tensor, count: Tensor | None) -> Batch:
@@ -42,7 +44,7 @@ class Batch:
 
 def look(
     guard: Guard, crf: GridCRF, logits: Tensor, index: Tensor | None, sizes: Tensor | None, mask: Tensor | None, replicas: int,
-    count: Tensor | None,
+    count: Tensor | None, edges: Edges,
 ) -> tuple[Plan, Layout, Tensor, Tensor]:  # fmt: skip
     """Plan, layout, present pixels and counts of a batch given as to `Sampler.init`."""
     device, labels = crf.device, crf.num_labels
@@ -55,7 +57,8 @@ def look(
     present = validation.inside(shape, images, sizes, mask, device)
     validation.logit_values(guard, logits, present)
     layout = crf.layouts.get(shape, device)
-    return layout.plan(labels, shape, index, replicas, sizes, mask, None), layout, present, count
+    plan = layout.plan(labels, shape, index, replicas, sizes, mask, None)
+    return look_at_edges(guard, crf.form, plan, layout, present, edges), layout, present, count
 
 
 def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp: Tensor | None, plan: Plan) -> Tensor:

@@ -98,6 +98,17 @@ class Neighborhood:
         mine = set(self.offsets) | {_antipode(offset) for offset in self.offsets}
         return Neighborhood(self.offsets + tuple(offset for offset in other.offsets if offset not in mine))
 
+    def places(self, name: str, part: Neighborhood) -> tuple[int, ...]:
+        """Where each of these classes stands in ``part``, a neighbourhood of some of them, -1 where not. Else ValueError."""
+        if not isinstance(part, Neighborhood):
+            raise TypeError(f"{name}: expected a Neighborhood, got {type(part).__name__}")
+        strange = [offset for offset in part.offsets if offset not in self.offsets]
+        if strange:
+            near = "its opposite is one: the same edges" if _antipode(strange[0]) in self.offsets else "not among them"
+            raise ValueError(f"{name}: expected offsets of the model's own neighbourhood, got {strange[0]}, {near}")
+        stands = {offset: place for place, offset in enumerate(part.offsets)}
+        return tuple(stands.get(offset, -1) for offset in self.offsets)
+
     def __repr__(self) -> str:
         return f"Neighborhood({len(self)} classes, {2 * len(self)} neighbours, reach {self.reach})"
 

@@ -120,6 +120,18 @@ class Layout:
         return body
 
 
+    def ahead(self, rows: Tensor, shape: Shape, displacement: int) -> Tensor:
+        """As `crop`, of what stands a displacement further on: ``[..., *shape]``."""
+        return self.crop(rows.roll(-displacement, -1), shape)
+
+    def pixels(self, shape: Shape) -> Tensor:
+        """int64 [volume]: the row-major index of each position in an image of ``shape``, 0 where it lies outside."""
+        rows = torch.zeros(self.volume, dtype=torch.int64, device=self.positions.device)
+        numbers = torch.arange(math.prod(shape), device=rows.device)
+        self.crop(rows, shape).copy_(numbers.view(shape))
+        return rows
+
+
 def hold(plan: Plan, clamp: Tensor | None) -> Plan:
     """The plan with sites clamped, bool ``[N, *shape]``; None for none of them."""
     free = plan.exists if clamp is None else plan.exists & ~clamp.flatten(1)[:, plan.pixels]

@@ -132,7 +132,7 @@ class CRFLoss(nn.Module):
 
     def forward(
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, *, sizes: Tensor | None = None,
-        mask: Tensor | None = None, clamp: Tensor | None = None,
+        mask: Tensor | None = None, clamp: Tensor | None = None, kinds: Tensor | None = None, gates: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """``E(y) - E(y')`` reduced to a float32 scalar: noisy and often negative, its gradient is what counts.
 
@@ -141,18 +141,25 @@ class CRFLoss(nn.Module):
         chains does not use it.
         sizes: integers ``[N, d]``, the images' own sizes where the batch is padded; mask: bool ``[N, *shape]``, False where no
         pixel exists; clamp: bool ``[N, *shape]``, True where the label is known at test time too.
+        kinds: uint8 ``[N, Ck, *shape]``, gates: float ``[N, G, Cg, *shape]`` in [0, 1], for a model that has them (`GridCRF`).
+        A gate that wants a gradient, as a network's own do, gets ``G[y_i, y_j] - G[y'_i, y'_j]``, straight through its rounding.
         """
         learning = self.training and torch.is_grad_enabled()
         store = self._chains
         state = (self.visits, None, None) if store is None else (self.visits, store.labels, store.sweeps)
-        given = (target, index, sizes, mask, clamp, learning, *state)
+        # Once: a parametrization would compute them anew each time.
+        pairwise, gated = self.crf.tables
+        flow = gates is not None and gates.requires_grad and torch.is_grad_enabled()
+        told_gates = None if gates is None else gates.detach()
+        given = (target, index, sizes, mask, clamp, kinds, told_gates, flow, learning, *state)
         if OPERATOR and torch.compiler.is_compiling():
-            found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), self.crf.pairwise.detach(), *given)
+            tables = pairwise.detach(), None if gated is None else gated.detach()
+            found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)
         else:
-            found = self._visit(logits, self.crf.pairwise, *given)
-        value, unary, tables, self.invalid, *told = found
-        self.statistics = Statistics(*told)
+            found = self._visit(logits, pairwise, gated, *given)
+        value, unary, *errors, self.invalid = found[:6]
+        self.statistics = Statistics(*found[6:])
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
-            logits, self.crf.pairwise, value, unary, tables
+            logits, pairwise, gated, gates, value, unary, *errors
         )
         return result

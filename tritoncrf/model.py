@@ -1,19 +1,24 @@
-"""What is the energy? ``E(y) = sum_n psi_n(y_n) + sum_c sum_{(i,j) in E_c} psi_c(y_i, y_j)``, ``p(y|x) = exp(-E(y)) / Z``.
+"""What is the energy? Unaries, and one table per edge class, chosen and weighted by what the image says of the edge.
 
-Kirillov et al. 2016, eq. (1) and (15); lower energy is likelier. Unary energies are the network's negated logits,
-``psi_n(l) = -logit_n(l)``, so logits enter unchanged and a constant per pixel cancels. Class c joins the pairs (i, i + d_c)
-and shares one table ``pairwise[c, l, m]`` for ``(y_i, y_{i+d_c}) = (l, m)``: of any form, directional, not symmetric. Tables
-are linear in the energy: ``sum_c <pairwise[c], counts_c(y)>``.
+``E(y) = sum_n psi_n(y_n) + sum_c sum_{(i,j) in E_c} ( T[c, k_c(i), y_i, y_j] + sum_r g_{r,c}(i) G[r, c, y_i, y_j] )`` with
+j = i + d_c and ``p(y|x) = exp(-E(y)) / Z``: Kirillov et al. 2016, eq. (1), (3) and (15); lower energy is likelier. Unary
+energies are the network's negated logits, ``psi_n(l) = -logit_n(l)``, so logits enter unchanged and a constant per pixel
+cancels. Class c joins the pairs (i, i + d_c); its tables are of any form, directional, not symmetric. A *kind* k, given at the
+edge's first end, chooses one of R tables (decision tree fields, Nowozin et al. 2011, the paper's [4]); a *gate* g in [0, 1]
+weighs a table of its own. Both are optional. Tables are linear in the energy: ``sum_c <pairwise[c], counts_c(y)>``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
-from tritoncrf.engines import Plan
+from tritoncrf.edge_inputs import EdgeForm, Edges, look
+from tritoncrf.engines import Plan, Tables
 from tritoncrf.engines.torch import pair_counts
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.layout import LayoutCache, pack
@@ -21,95 +26,164 @@ from tritoncrf.validation import Guard
 
 
 class GridCRF(nn.Module):
-    """A CRF on a grid of any dimension with one learned table per edge class.
+    """A CRF on a grid of any dimension with learned tables per edge class.
 
     num_labels: L, 2 to 255; neighborhood: C classes; pairwise: float ``[C, L, L]`` to start from, zeros if None.
-    ``crf.pairwise`` is the parameter. Raises ValueError or TypeError for anything else.
+    kinds: R, 1 to 255: an edge reads one of R tables of its class, ``pairwise`` is ``[C, R, L, L]``, and every call takes
+    ``kinds`` uint8 ``[N, C, *shape]``, at each edge's first end. kinds_on: those classes that have kinds (all if None), Ck of
+    them, in which order the argument has them; the others read table 0.
+    gates: G >= 1: ``gated`` is a parameter ``[G, Cg, L, L]``, entries of at most 16 in size, and every call takes ``gates``
+    float ``[N, G, Cg, *shape]`` in [0, 1]. gates_on: the Cg classes that have gates (all if None). gated: to start from.
+    ``crf.pairwise`` and ``crf.gated`` (None without gates) are the parameters; `torch.nn.utils.parametrize` may stand before
+    either. Raises ValueError or TypeError for anything else.
 
     >>> crf = GridCRF(3, Neighborhood.nearest(4))
     >>> crf.energy(torch.zeros(1, 3, 5, 7), torch.zeros(1, 5, 7, dtype=torch.long))
     tensor([0.], grad_fn=<ToCopyBackward0>)
+    >>> GridCRF(3, Neighborhood.nearest(8), kinds=5, gates=1, gates_on=Neighborhood.nearest(4)).gated.shape
+    torch.Size([1, 2, 3, 3])
     """
 
     pairwise: nn.Parameter
+    gated: nn.Parameter | None
 
-    def __init__(self, num_labels: int, neighborhood: Neighborhood, pairwise: Tensor | None = None) -> None:
+    def __init__(
+        self, num_labels: int, neighborhood: Neighborhood, pairwise: Tensor | None = None, *, kinds: int | None = None,
+        kinds_on: Neighborhood | None = None, gates: int = 0, gates_on: Neighborhood | None = None,
+        gated: Tensor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         validation.whole("num_labels", num_labels, 2, contract.MAX_LABELS)
         if not isinstance(neighborhood, Neighborhood):
             raise TypeError(f"neighborhood: expected a Neighborhood, got {type(neighborhood).__name__}")
         self.num_labels = num_labels
         self.neighborhood = neighborhood
-        shape = (len(neighborhood), num_labels, num_labels)
-        tables = torch.zeros(shape)
-        if pairwise is not None:
-            tables = validation.tensor("pairwise", pairwise).detach().clone()
-            if tables.shape != shape:
-                raise ValueError(f"pairwise: expected shape {list(shape)} (classes, labels, labels), got {list(tables.shape)}")
-            if not tables.is_floating_point():
-                raise TypeError(f"pairwise: expected a floating-point dtype, got {tables.dtype}")
-            validation.tables(Guard(immediate=True), contract.round_pairwise(tables))
+        self.form = EdgeForm.of(neighborhood, kinds, kinds_on, gates, gates_on)
+        if gated is not None and not gates:
+            raise ValueError(f"gated: expected None for a model without gates, got {type(gated).__name__}")
+        square = (num_labels, num_labels)
+        tables = _tables("pairwise", pairwise, (len(neighborhood), *([] if kinds is None else [kinds]), *square))
+        weighed = _tables("gated", gated, (gates, len(self.form.gates_on), *square)) if gates else None
         self.pairwise = nn.Parameter(tables)
+        self.register_parameter("gated", None if weighed is None else nn.Parameter(weighed))
+        self.rounded(Guard(immediate=True), self.tables)
         self.layouts = LayoutCache(neighborhood)
 
     @property
+    def tables(self) -> Tables:
+        """Both parameters, as they are now."""
+        return Tables(self.pairwise, self.gated)
+
+    @property
+    def version(self) -> tuple[int, ...] | None:
+        """What changes when a torch operation writes the tables; None where torch does not count."""
+        tables = [table for table in self.tables if table is not None]
+        # What a parametrization computes is another tensor each time, perhaps at an old one's address.
+        if any(table.is_inference() or not table.is_leaf for table in tables):
+            return None
+        return tuple(number for table in tables for number in (table.data_ptr(), table._version))
+
+    def rounded(self, guard: Guard, tables: Tables) -> Tables:
+        """Tables on rule 1's grid, looked at."""
+        pairwise, gated = tables
+        on_grid = Tables(contract.round_pairwise(pairwise), None if gated is None else contract.round_pairwise(gated))
+        validation.tables(guard, *on_grid, self.form.gating)
+        return on_grid
+
+    @property
     def device(self) -> torch.device:
-        return self.pairwise.device
+        # Not of `pairwise`: a parametrization would compute the tables for it.
+        return next(self.parameters()).device
 
     def extra_repr(self) -> str:
-        return f"{self.num_labels} labels, {self.neighborhood!r}"
+        return f"{self.num_labels} labels, {self.neighborhood!r}{self.form}"
 
-    def pair_counts(self, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """How often each pair of labels stands on an edge of each class: labels ``[N, *shape]`` -> int64 ``[N, C, L, L]``.
+    def pair_counts(
+        self, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None, kinds: Tensor | None = None
+    ) -> Tensor:
+        """How often each pair of labels stands on an edge of each class (and kind): labels ``[N, *shape]`` -> int64
+        ``[N, C, L, L]``, with kinds ``[N, C, R, L, L]``.
 
-        ``sizes`` int64 ``[N, d]`` where images are padded, ``mask`` bool ``[N, *shape]`` False where no pixel exists.
-        Raises ValueError or TypeError naming the argument.
+        ``sizes`` int64 ``[N, d]`` where images are padded, ``mask`` bool ``[N, *shape]`` False where no pixel exists, ``kinds``
+        uint8 ``[N, Ck, *shape]``. Raises ValueError or TypeError naming the argument.
         """
-        plan, rows = self._lay_out(labels, sizes, mask)
+        plan, rows = self._lay_out(labels, sizes, mask, Edges(kinds), gates=False)
         return pair_counts(plan, rows)[:, 0]
 
-    def energy(self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """E(y) of eq. (15) in nats, float32 ``[N]``, differentiable in logits ``[N, L, *shape]`` and tables.
+    def energy(
+        self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None,
+        kinds: Tensor | None = None, gates: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """E(y) in nats, float32 ``[N]``, differentiable in logits ``[N, L, *shape]``, tables and gates.
 
-        labels: integers ``[N, *shape]``; ``sizes`` and ``mask`` as in `pair_counts`. Raises as `pair_counts`.
+        labels: integers ``[N, *shape]``; ``sizes``, ``mask`` and ``kinds`` as in `pair_counts`; ``gates`` float
+        ``[N, G, Cg, *shape]``, taken as the multiples of 1 / 128 that samplers use (straight through). Raises as `pair_counts`.
         """
-        validation.logits(logits, self.num_labels, self.neighborhood.ndim, self.device)
-        self._check_match(logits, labels)
-        plan, rows = self._lay_out(labels, sizes, mask)
+        plan, rows = self._match(logits, labels, sizes, mask, Edges(kinds, gates))
         slots = plan.pixels
         chosen = rows[:, 0, plan.positions].long().clamp(max=self.num_labels - 1)[:, None]
         unary = -logits.float().flatten(2)[:, :, slots].gather(1, chosen)[:, 0]
         # Counts go into the hundred thousands, past what half precision holds.
         pair = (pair_counts(plan, rows)[:, 0] * self.pairwise.double()).flatten(1).sum(1)
+        for k, weight, table in self._gated(plan, gates):
+            here = rows[:, 0, plan.positions].long()
+            there = rows[:, 0, plan.positions + plan.displacements[k]].long()
+            pair = pair + (weight[:, :, slots] * table[:, here, there].movedim(0, 1)).double().flatten(1).sum(1)
         return (unary.masked_fill(~plan.exists, 0.0).sum(1, dtype=torch.float64) + pair).float()
 
     def log_pseudolikelihood(
-        self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+        self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None,
+        kinds: Tensor | None = None, gates: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """``sum_i log p(y_i | all others)`` (Besag 1975) by eq. (16), float32 ``[N]``, differentiable as `energy`."""
-        validation.logits(logits, self.num_labels, self.neighborhood.ndim, self.device)
-        self._check_match(logits, labels)
-        plan, rows = self._lay_out(labels, sizes, mask)
+        plan, rows = self._match(logits, labels, sizes, mask, Edges(kinds, gates))
         image, slot = plan.exists.nonzero(as_tuple=True)
+        size, position = self.num_labels + 1, plan.positions[slot]
         steps = torch.tensor(plan.displacements, dtype=torch.int64, device=self.device)
-        tables = self.pairwise[list(plan.classes)]
+        tables = (self.pairwise if plan.kinded else self.pairwise[:, None])[list(plan.classes)]
         # A zero row after each table's labels is what a void neighbour reads.
-        padded = torch.cat([F.pad(tables.transpose(1, 2), (0, 0, 0, 1)), F.pad(tables, (0, 0, 0, 1))]).flatten(0, 1)
-        where = image * plan.volume + plan.positions[slot]
+        padded = torch.cat([F.pad(tables.transpose(2, 3), (0, 0, 0, 1)), F.pad(tables, (0, 0, 0, 1))]).flatten(0, 2)
+        where = image * plan.volume + position
         neighbours = rows.flatten()[where[:, None] + torch.cat([steps, -steps])].long()
-        neighbours += torch.arange(2 * len(steps), device=self.device) * (self.num_labels + 1)
+        neighbours += torch.arange(2 * len(steps), device=self.device) * (plan.kinds * size)
+        if plan.edges is not None and plan.kinded:
+            neighbours += plan.edges.kinds_at(plan, image, position).long() * size
         scores = logits.float().flatten(2)[image, :, plan.pixels[slot]]
         if len(steps):
             scores = scores - F.embedding_bag(neighbours, padded, mode="sum")
+        for k, weight, table in self._gated(plan, gates):
+            step, flat = plan.displacements[k], rows.flatten()
+            ahead, behind = table[:, :-1, flat[where + step].long()], table[:, flat[where - step].long(), :-1]
+            scores = scores - torch.einsum("sg,gls->sl", weight[image, :, plan.pixels[slot]], ahead)
+            before = plan.edges.pixels[position - step]  # type: ignore[union-attr]
+            scores = scores - torch.einsum("sg,gsl->sl", weight[image, :, before], behind)
         own = scores.log_softmax(1).gather(1, rows.flatten()[where].long()[:, None])[:, 0]
         return own.new_zeros(len(labels)).index_add(0, image, own)
 
-    def _check_match(self, logits: Tensor, labels: Tensor) -> None:
+    def _gated(self, plan: Plan, gates: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Each displacement with gates: its number, they float32 ``[N, G, pixels]``, and its tables ``[G, L + 1, L + 1]``."""
+        if plan.edges is None or plan.edges.gates is None or gates is None or self.gated is None:
+            return
+        tables = F.pad(self.gated, (0, 1, 0, 1))
+        for k in plan.edges.gated:
+            place = plan.edges.gating[k]
+            used = plan.edges.gates[:, :, place] / float(contract.GATE_STEPS)
+            # What does not count, beyond an image or an edge, may be NaN, and must not spoil the gradient.
+            given = gates[:, :, place].flatten(2).float()
+            yield k, used + (given - given.detach()).nan_to_num(0.0, 0.0, 0.0), tables[:, place]
+
+    def _match(
+        self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Edges
+    ) -> tuple[Plan, Tensor]:
+        validation.logits(logits, self.num_labels, self.neighborhood.ndim, self.device)
         validation.tensor("labels", labels)
         expected = (len(logits), *logits.shape[2:])
         validation.shaped("labels", labels, [expected], validation.INTEGERS, self.device)
+        return self._lay_out(labels, sizes, mask, given)
 
-    def _lay_out(self, labels: Tensor, sizes: Tensor | None, mask: Tensor | None) -> tuple[Plan, Tensor]:
+    def _lay_out(
+        self, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Edges, gates: bool = True
+    ) -> tuple[Plan, Tensor]:
         labels = validation.tensor("labels", labels)
         ndim = self.neighborhood.ndim
         if labels.dim() != ndim + 1 or 0 in labels.shape:
@@ -123,7 +197,22 @@ class GridCRF(nn.Module):
         layout = self.layouts.get(shape, self.device)
         plan = layout.plan(self.num_labels, shape, index, 1, sizes, mask, None)
         present = validation.inside(shape, len(labels), sizes, mask, self.device)
+        plan = look(guard, self.form if gates else self.form.without_gates(), plan, layout, present, given)
         validation.label_values(guard, "labels", labels, self.num_labels, present)
         # A label that a deferred check will report must not index out of the tables meanwhile.
         safe = labels.long().clamp(0, self.num_labels - 1).to(torch.uint8)
         return plan, pack(plan, layout, safe[:, None], present)
+
+
+def _tables(name: str, given: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """Tables to start from, zeros if None."""
+    if given is None:
+        return torch.zeros(shape)
+    tables = validation.tensor(name, given).detach().clone()
+    if tables.shape != shape:
+        axes = {3: "classes, labels, labels", 4: "classes, kinds, labels, labels"}[len(shape)]
+        axes = "gates, classes, labels, labels" if name == "gated" else axes
+        raise ValueError(f"{name}: expected shape {list(shape)} ({axes}), got {list(tables.shape)}")
+    if not tables.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point dtype, got {tables.dtype}")
+    return tables

@@ -16,6 +16,8 @@ from torch import Tensor
 from tritoncrf import contract, engines, validation
 from tritoncrf.chains import ChainState
 from tritoncrf.eager import uncompiled
+from tritoncrf.edge_inputs import Edges
+from tritoncrf.engines import Tables
 from tritoncrf.intake import Batch, look, starting_labels
 from tritoncrf.layout import hold, pack
 from tritoncrf.model import GridCRF
@@ -82,7 +84,7 @@ class Sampler:
     def init(
         self, logits: Tensor, labels: Tensor | None = None, index: Tensor | None = None, *, sizes: Tensor | None = None,
         mask: Tensor | None = None, clamp: Tensor | None = None, replicas: int = 1, phase: str = "inference",
-        count: Tensor | None = None,
+        count: Tensor | None = None, kinds: Tensor | None = None, gates: Tensor | None = None,
     ) -> ChainState:  # fmt: skip
         """Starts R chains on each of N images.
 
@@ -94,12 +96,15 @@ class Sampler:
         pixel exists; clamp: bool ``[N, *shape]``, True where a site keeps its label.
         phase: "free", "data" or "inference": which of an image's streams of random numbers; count: int64 ``[N]`` sweeps the
         image's chain has already done, None for 0.
+        kinds: uint8 ``[N, Ck, *shape]``, gates: float ``[N, G, Cg, *shape]`` in [0, 1], for a model that has them: of the edges
+        of each class, at the edge's first end (`GridCRF`); `tritoncrf.edges` makes them from images.
 
         Raises ValueError or TypeError with name, expected and got, before anything is drawn.
         """
         with self.guard.call(self.crf.device):
             validation.choice("phase", phase, tuple(contract.PURPOSES))
-            batch = self.lay_out(logits, index, sizes=sizes, mask=mask, replicas=replicas, count=count)
+            edges = Edges(kinds, gates)
+            batch = self.lay_out(logits, index, sizes=sizes, mask=mask, replicas=replicas, count=count, edges=edges)
             if clamp is not None:
                 clamp = validation.shaped("clamp", clamp, [tuple(batch.present.shape)], [torch.bool], batch.logits.device)
                 if labels is None:
@@ -109,17 +114,17 @@ class Sampler:
 
     def lay_out(
         self, logits: Tensor, index: Tensor | None, *, sizes: Tensor | None, mask: Tensor | None, replicas: int,
-        count: Tensor | None, pairwise: Tensor | None = None,
+        count: Tensor | None, edges: Edges, tables: Tables | None = None,
     ) -> Batch:  # fmt: skip
         """Looks at a batch and the tables once, whatever phases `begin` on them; arguments and errors as of `init`.
 
-        pairwise: the tables, where they are not to be read from the CRF.
+        tables: where they are not to be read from the CRF.
         """
         self._settle_down()
-        version = self._version() if pairwise is None else None
-        plan, layout, present, count = look(self.guard, self.crf, logits, index, sizes, mask, replicas, count)
-        tables = self._tables(self.crf.pairwise if pairwise is None else pairwise)
-        return Batch(logits.detach(), present, layout, plan, count, tables, version)
+        version = self.crf.version if tables is None else None
+        plan, layout, present, count = look(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges)
+        rounded = self.crf.rounded(self.guard, self.crf.tables if tables is None else tables)
+        return Batch(logits.detach(), present, layout, plan, count, rounded, version)
 
     def begin(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
         """Chains of a laid out batch; start: uint8 ``[N, R, *shape]``, labels or 255; clamp: bool ``[N, *shape]`` or None."""
@@ -245,9 +250,11 @@ class Sampler:
     def _own(self, chains: ChainState) -> None:
         if not isinstance(chains, ChainState):
             raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
-        of = chains.layout.neighborhood, chains.plan.labels
-        if of != (self.crf.neighborhood, self.crf.num_labels):
-            raise ValueError(f"chains: expected chains of {self.crf.extra_repr()}, got those of {of[1]} labels, {of[0]!r}")
+        plan, crf = chains.plan, self.crf
+        of = chains.layout.neighborhood, plan.labels, plan.form
+        if of != (crf.neighborhood, crf.num_labels, crf.form.asked(chains.layout.classes)):
+            seen = "" if plan.edges is None else f", {plan.form[0] or 'no'} kinds, {plan.form[1] or 'no'} gates"
+            raise ValueError(f"chains: expected chains of {crf.extra_repr()}, got those of {of[1]} labels, {of[0]!r}{seen}")
         validation.writable("chains", chains.count)
 
     def _choose(self, chains: ChainState) -> None:
@@ -260,12 +267,12 @@ class Sampler:
             chains.field = None
 
     def _refresh(self, chains: ChainState, logits: Tensor | None) -> None:
-        version = self._version()
+        version = self.crf.version
         # On a CPU a look at the values costs little and sees every change.
         same = self.device.type != "cpu" and version is not None and version == chains.version
         if same and logits is None and not validation.capturing(self.device):
             return
-        tables = self._tables(self.crf.pairwise)
+        tables = self.crf.rounded(self.guard, self.crf.tables)
         if logits is not None:
             validation.logits(logits, self.crf.num_labels, self.crf.neighborhood.ndim, self.crf.device)
             expected = (len(chains.index), self.crf.num_labels, *chains.shape)
@@ -275,23 +282,13 @@ class Sampler:
         if not self.guard.waits(self.device):
             # A fault that the host has not heard of yet must not get into what the engine prepared.
             bad = self.guard.flag(self.device)
-            tables = torch.where(bad, chains.tables, tables)
+            tables = chains.tables.where(bad, tables)
             logits = None if logits is None else torch.where(bad, chains.logits.to(logits.dtype), logits)
         if logits is not None:
             chains.work, chains.logits = self.engine.prepare(chains.plan, logits, tables), logits.detach()
-        elif tables.device.type != "cpu" or not torch.equal(tables, chains.tables):
+        elif self.device.type != "cpu" or not tables.equal(chains.tables):
             # A GPU is not asked whether the tables changed: that would stall the stream.
             chains.work = self.engine.retable(chains.work, tables)
         else:
             return
         chains.tables, chains.field, chains.version = tables, None, version
-
-    def _version(self) -> tuple[int, int] | None:
-        """What changes when a torch operation writes the tables; None where torch does not count."""
-        tables = self.crf.pairwise
-        return None if tables.is_inference() else (tables.data_ptr(), tables._version)
-
-    def _tables(self, pairwise: Tensor) -> Tensor:
-        rounded = contract.round_pairwise(pairwise)
-        validation.tables(self.guard, rounded)
-        return rounded

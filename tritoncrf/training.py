@@ -22,11 +22,13 @@ from tritoncrf import contract, validation
 from tritoncrf.batches import Batch
 from tritoncrf.chains import ChainStore
 from tritoncrf.checkpoint import CheckpointError, Tree
-from tritoncrf.evaluation import Evaluation, answer, evaluate, forward
+from tritoncrf.edge_inputs import Edges
+from tritoncrf.evaluation import Evaluation, answer, edges_of, evaluate, outputs, run
 from tritoncrf.loop import Loop
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 from tritoncrf.monitor import Journal, check_fall
+from tritoncrf.saved import check_model, load_model, model_tree, same_shapes, weights_of
 from tritoncrf.validation import Guard
 
 MODES = ("separate", "joint")
@@ -43,6 +45,8 @@ class Trainer:
     network: image ``[N, C, *shape]`` -> logits ``[N, L, *shape]``; crf: the tables. optimizer: for `fit`; None makes Adam
     (tables 3e-3, if joint 1e-3; network 1e-3). loss: None makes a `CRFLoss` with PCD and K = 10 over ``chains``;
     chains: None makes a store over ``loader.dataset.sizes`` at the first `fit`. device: None leaves all where the network is.
+    edges: image -> `Edges`, for a CRF with kinds or gates (`tritoncrf.edges` has some); a network may give its own gates, as
+    ``(logits, gates)`` in place of logits.
     log: a file that gets a line of JSON every 50 steps and epoch. precision: torch.float16 or bfloat16 under autocast.
 
     ``trainer.pretrain(loader, 8)``, ``trainer.fit(loader, "joint", epochs=4)``, ``trainer.evaluate(test).crf.accuracy``.
@@ -52,6 +56,7 @@ class Trainer:
         self, network: nn.Module, crf: GridCRF, *, optimizer: Optimizer | None = None, loss: CRFLoss | None = None,
         chains: ChainStore | None = None, device: str | torch.device | None = None,
         log: str | os.PathLike[str] | None = None, precision: torch.dtype | None = None, quiet: bool = False,
+        edges: Callable[[Tensor], Edges] | None = None,
     ) -> None:  # fmt: skip
         if loss is not None and loss.crf is not crf:
             raise ValueError("loss: expected a loss of the trainer's own crf, got one of another")
@@ -61,13 +66,14 @@ class Trainer:
             raise TypeError(
                 f"network, crf: expected a module and a GridCRF, got {type(network).__name__}, {type(crf).__name__}"
             )
-        first = next(network.parameters(), crf.pairwise)
+        first = next(network.parameters(), next(crf.parameters()))
         self.device = first.device if device is None else torch.device(device)
         self.network = network.to(self.device)
         self.crf = crf.to(self.device)
         self.loss = None if loss is None else loss.to(self.device)
         self.chains = chains if loss is None else loss.chains
         self.optimizer = optimizer
+        self.edges = edges
         self.precision = precision
         self.pretrained: dict[str, Tensor] | None = None
         self.history: list[dict[str, Tree]] = []
@@ -92,7 +98,7 @@ class Trainer:
 
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
-            logits = self._logits(batch.image).float()
+            logits = self._outputs(batch.image)[0].float()
             void = contract.VOID if self.loss is None else self.loss.ignore_index
             with guard.call():
                 validation.label_values(guard, "target", batch.target, self.crf.num_labels, batch.present, also=void)
@@ -106,7 +112,7 @@ class Trainer:
 
         def finished(epoch: int) -> dict[str, Tree]:
             if epoch == epochs:
-                self.pretrained = self._weights()
+                self.pretrained = weights_of(self.network)
             return {}
 
         self._run(stage, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: guard.flag(self.device))
@@ -126,7 +132,7 @@ class Trainer:
             raise ValueError(f"mode: expected 'separate' or 'joint', got {mode!r}")
         loss = self._loss_for(loader)
         if self.pretrained is None:
-            self.pretrained = self._weights()
+            self.pretrained = weights_of(self.network)
         rate = TABLE_RATE if mode == "joint" else SEPARATE_RATE
         groups: list[dict[str, object]] = [{"params": list(loss.parameters()), "lr": rate}]
         if mode == "joint":
@@ -138,8 +144,10 @@ class Trainer:
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
             with torch.set_grad_enabled(mode == "joint"):
-                logits = self._logits(batch.image)
-            result: Tensor = loss(logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
+                logits, gates = self._outputs(batch.image)
+            kinds, gates = edges_of(self.edges, batch.image, gates)
+            given = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp, "kinds": kinds, "gates": gates}
+            result: Tensor = loss(logits, batch.labels, batch.index, **given)
             return result
 
         def finished(epoch: int) -> dict[str, Tree]:
@@ -169,8 +177,9 @@ class Trainer:
         """Marginals of a batch, float32 ``[N, L, *shape]``: of the network alone, and of the whole model."""
         engine = "auto" if self.loss is None else self.loss.engine
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            logits, first = forward(self.network, self.pretrained, batch.image)
-        return answer(self.crf, logits, first, batch, sweeps, burn_in, replicas, seed, engine)
+            logits, gates, first = run(self.network, self.pretrained, batch.image)
+        edges = edges_of(self.edges, batch.image, gates)
+        return answer(self.crf, logits, first, batch, sweeps, burn_in, replicas, seed, engine, edges)
 
     def save(self, path: str | os.PathLike[str], *, extra: dict[str, Tree] | None = None) -> None:
         """Writes everything a resumed run needs, whole or not at all.
@@ -180,11 +189,9 @@ class Trainer:
         if extra is not None:
             self.extra = dict(extra)
         files.write(path, {
-            "network": dict(self._weights()),
+            "network": dict(weights_of(self.network)),
             "pretrained": None if self.pretrained is None else dict(self.pretrained),
-            "pairwise": self.crf.pairwise.detach(),
-            "offsets": torch.tensor(self.crf.neighborhood.offsets),
-            "num_labels": self.crf.num_labels,
+            **model_tree(self.crf),
             "loss": None if self.loss is None else dict(self.loss.state_dict()),
             "chains": None if self.chains is None else dict(self.chains.state_dict()),
             "loop": self.loop.state(),
@@ -199,24 +206,18 @@ class Trainer:
         Raises CheckpointError if the file is truncated, foreign, newer, or of another network, neighbourhood or data set.
         """
         tree = files.read(path, kind="training")
-        offsets = tuple(tuple(row) for row in files.tensor(tree, "offsets").tolist())
-        if offsets != self.crf.neighborhood.offsets or tree.get("num_labels") != self.crf.num_labels:
-            raise CheckpointError(
-                f"{path}: expected a CRF of {self.crf.extra_repr()}, got one of {tree.get('num_labels')} labels and "
-                f"{len(offsets)} classes {offsets[:2]}..."
-            )
-        weights, mine = files.tensors(tree, "network"), self._weights()
-        if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in mine.items()}:
+        check_model(path, tree, self.crf)
+        weights, mine = files.tensors(tree, "network"), weights_of(self.network)
+        if not same_shapes(weights, mine):
             raise CheckpointError(f"{path}: expected the weights of this network, got those of another")
         if self.chains is not None and tree.get("chains") is not None:
             self.chains.check(files.tensors(tree, "chains"))
+        load_model(path, tree, self.crf)
         self.network.load_state_dict(weights)
-        with torch.no_grad():
-            self.crf.pairwise.copy_(files.tensor(tree, "pairwise"))
         self.pretrained = None
         if tree.get("pretrained") is not None:
             kept = files.tensors(tree, "pretrained")
-            if {name: value.shape for name, value in kept.items()} != {name: value.shape for name, value in mine.items()}:
+            if not same_shapes(kept, mine):
                 raise CheckpointError(f"{path}: expected pre-trained weights of this network, got those of another")
             # In the weights' own memory format: convolutions of another one round differently.
             self.pretrained = {name: torch.empty_like(mine[name]).copy_(value) for name, value in kept.items()}
@@ -290,10 +291,7 @@ class Trainer:
         if self.network.training != mode:
             self.network.train(mode)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-
-    def _logits(self, image: Tensor) -> Tensor:
+    def _outputs(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's logits, and its gates where it has some."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            logits: Tensor = self.network(image)
-            return logits
+            return outputs(self.network(image))

@@ -237,19 +237,34 @@ def label_values(guard: Guard, name: str, values: Tensor, labels: int, looked_at
     )
 
 
-def tables(guard: Guard, rounded: Tensor) -> None:
-    """Requires finite tables within rule 1's bound."""
+def tables(guard: Guard, rounded: Tensor, gated: Tensor | None = None, gating: Sequence[int] = ()) -> None:
+    """Requires finite tables within rule 1's bound; gating: where each class stands among those of ``gated``, -1: nowhere."""
     mass = contract.table_mass(rounded)
     guard.require(
         mass.isfinite(),
         "pairwise: expected finite table entries",
         lambda: f"NaN or infinity in class {int((~mass.isfinite()).int().argmax())}",
     )
-    guard.require(
-        mass.sum() <= contract.TABLE_BOUND,
-        f"pairwise: expected 2 * sum of each class's largest |entry| of at most {contract.TABLE_BOUND:g}",
-        lambda: f"{float(mass.sum()):.6g}, most of it in class {int(mass.argmax())} ({float(mass.max()):.1f})",
-    )
+    total, also = mass.sum(), ""
+    if gated is not None:
+        largest = gated.abs().amax((2, 3))
+        guard.require(
+            largest <= contract.GATED_BOUND,
+            f"gated: expected entries of at most {contract.GATED_BOUND:g} in size",
+            lambda: f"{float(largest[~(largest <= contract.GATED_BOUND)][0]):g} in table "
+            f"{shape_text(torch.nonzero(~(largest <= contract.GATED_BOUND))[0].tolist())}",
+        )
+        total, also = total + 2.0 * largest.sum(), ", gates' included,"
+
+    def got() -> str:
+        per_class = mass.clone()
+        if gated is not None:
+            chosen = [c for c, place in enumerate(gating) if place >= 0]
+            per_class[chosen] += 2.0 * gated.abs().amax((2, 3)).sum(0)[[gating[c] for c in chosen]]
+        return f"{float(total):.6g}, most of it in class {int(per_class.argmax())} ({float(per_class.max()):.1f})"
+
+    sentence = f"pairwise: expected 2 * sum of each class's largest |entry|{also} of at most {contract.TABLE_BOUND:g}"
+    guard.require(total <= contract.TABLE_BOUND, sentence, got)
 
 
 def extents(

@@ -15,13 +15,15 @@ from torch import Tensor
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState, ChainStore
 from tritoncrf.eager import Unopened, uncompiled, unopened
+from tritoncrf.edge_inputs import Edges
+from tritoncrf.engines import Tables
 from tritoncrf.gradient import errors, unary_gap
 from tritoncrf.intake import Batch, counter
 from tritoncrf.layout import pack
 from tritoncrf.monitor import TableWatch
 from tritoncrf.sampler import Sampler
 
-Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Visit(metaclass=Unopened):
@@ -40,27 +42,31 @@ class Visit(metaclass=Unopened):
 
     @uncompiled
     def __call__(
-        self, logits: Tensor, pairwise: Tensor, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, learning: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None,
+        self, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
+        sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
+        flow: bool, learning: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
     ) -> Found:  # fmt: skip
-        """Value, errors of logits and tables, whether the call was bad, then the fields of `Statistics`.
+        """Value, the fields of `Errors`, whether the call was bad, then the fields of `Statistics`.
 
-        learning: continue and keep the chains; visits, labels, sweeps: the loss's running number and the store's tensors,
-        written in place. The rest as in `CRFLoss.forward`.
+        pairwise, gated: the tables; flow: whether the gates want an error; learning: continue and keep the chains; visits,
+        labels, sweeps: the loss's running number and the store's tensors, written in place. The rest as in `CRFLoss.forward`.
         """
         store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
         if self.follows and store is not None:
             self.sampler.seed = store.seed
         with self.sampler.guard.call(self.sampler.crf.device):
-            return self._sample(logits, pairwise, target, index, sizes, mask, clamp, learning, visits, store)
+            tables, edges = Tables(pairwise, gated), Edges(kinds, gates)
+            return self._sample(logits, tables, target, index, sizes, mask, clamp, edges, flow, learning, visits, store)
 
     def _sample(
-        self, logits: Tensor, pairwise: Tensor, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, learning: bool, visits: Tensor, store: ChainStore | None,
+        self, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
+        mask: Tensor | None, clamp: Tensor | None, edges: Edges, flow: bool, learning: bool, visits: Tensor,
+        store: ChainStore | None,
     ) -> Found:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
-        batch = sampler.lay_out(logits, None, sizes=sizes, mask=mask, replicas=replicas, count=None, pairwise=pairwise)
+        batch = sampler.lay_out(
+            logits, None, sizes=sizes, mask=mask, replicas=replicas, count=None, edges=edges, tables=tables
+        )
         present, shape = batch.present, tuple(batch.present.shape[1:])
         if clamp is not None:
             clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
@@ -103,9 +109,10 @@ class Visit(metaclass=Unopened):
         elif learning:
             visits += torch.where(bad, 0, len(logits))
         if learning:
-            self._watch.look(sampler.crf.pairwise)
+            # What a parametrization computes is no parameter: whatever it is made of stands first.
+            self._watch.look(next(sampler.crf.parameters()))
         counted = labelled if clamp is None else labelled & ~clamp
-        return self._found(batch, pairwise, known, counted, data, free, samples, bad)
+        return self._found(batch, tables, known, counted, data, free, samples, bad, flow)
 
     def _phase(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None, learning: bool) -> ChainState:
         chains = self.sampler.begin(batch, start, phase if learning else "inference", clamp)
@@ -182,23 +189,27 @@ class Visit(metaclass=Unopened):
         store.advance(index, self.sweeps, keep)
 
     def _found(
-        self, batch: Batch, pairwise: Tensor, known: Tensor, counted: Tensor, data: ChainState, free: ChainState,
-        samples: tuple[Tensor, Tensor], bad: Tensor,
+        self, batch: Batch, tables: Tables, known: Tensor, counted: Tensor, data: ChainState, free: ChainState,
+        samples: tuple[Tensor, Tensor], bad: Tensor, flow: bool,
     ) -> Found:  # fmt: skip
         y, drawn = samples
-        unary, tables = errors(self.sampler, data, free, samples)
+        found = errors(self.sampler, data, free, tables, samples, flow)
         labelled = counted.sum()
-        factor = 1.0 / labelled.clamp(min=1) if self.reduction == "mean" else unary.new_ones(())
+        factor = 1.0 / labelled.clamp(min=1) if self.reduction == "mean" else found.logits.new_ones(())
         factor = torch.where(labelled > 0, factor, 0.0)
-        gap = unary_gap(batch.logits, y, drawn) + (tables * pairwise.detach()).sum(dtype=torch.float64)
+        gap = unary_gap(batch.logits, y, drawn) + (found.pairwise * tables.pairwise.detach()).sum(dtype=torch.float64)
+        if tables.gated is not None:
+            gap = gap + (found.gated * tables.gated.detach()).sum(dtype=torch.float64)
         value = torch.where(bad, torch.nan, gap * factor).float()
         updates = free.plan.free.sum()
         right = ((drawn == known) & counted[:, None]).sum()
         factor = torch.where(bad, 0.0, factor)
         return (
             value,
-            unary.mul_(factor),
-            tables * factor,
+            found.logits.mul_(factor),
+            found.pairwise * factor,
+            found.gated * factor,
+            found.gates * factor,
             bad,
             free.flips.sum() / (updates * free.replicas * self.sweeps).clamp(min=1),
             (gap / labelled.clamp(min=1)).float(),
@@ -214,22 +225,26 @@ if OPERATOR:
 
     @torch.library.custom_op("tritoncrf::visit", mutates_args=("visits", "labels", "sweeps"))
     def visit(
-        loss: Visit, logits: Tensor, pairwise: Tensor, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, learning: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
+        sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
+        flow: bool, learning: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """A visit of a compiled step."""
-        return loss(logits, pairwise, target, index, sizes, mask, clamp, learning, visits, labels, sweeps)
+        given = (target, index, sizes, mask, clamp, kinds, gates, flow, learning, visits, labels, sweeps)
+        # An operator may not return what shares memory with another of its results.
+        value, unary, tables, weighed, flowing, *told = loss(logits, pairwise, gated, *given)
+        return value, unary, tables, weighed, flowing.clone(), *told  # type: ignore[return-value]
 
     @visit.register_fake
     def _(
-        loss: Visit, logits: Tensor, pairwise: Tensor, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, learning: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None,
+        loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
+        sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
+        flow: bool, learning: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
     ) -> Found:  # fmt: skip
-        kinds = (torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
-        value, bad, *told = (logits.new_empty((), dtype=kind) for kind in kinds)
-        unary = logits.new_empty(logits.shape, dtype=torch.float32)
-        tables = pairwise.new_empty(pairwise.shape, dtype=torch.float32)
+        dtypes = (torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
+        value, bad, *told = (logits.new_empty((), dtype=dtype) for dtype in dtypes)
+        shapes = [logits.shape, pairwise.shape, (0,) if gated is None else gated.shape]
+        shapes.append((0,) if gated is None or gates is None or not flow else gates.shape)
+        unary, tables, weighed, flowing = (logits.new_empty(shape, dtype=torch.float32) for shape in shapes)
         flips, gap, accuracy, labelled = told
-        return value, unary, tables, bad, flips, gap, accuracy, labelled
+        return value, unary, tables, weighed, flowing, bad, flips, gap, accuracy, labelled

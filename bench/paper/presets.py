@@ -43,8 +43,16 @@ class Preset:
     """Sweeps before averaging at test time."""
     sweeps: int = 40
     """Sweeps averaged at test time."""
+    edges: str = "steps:0.2"
+    """What chooses the tables in the rows with kinds: a text of `bench.paper.edges`."""
+    bandwidth: float = 0.1
+    """Of the Gaussian gates, in the image's unit: the median difference along edges of `half`'s training images."""
     rows: tuple[str, ...] = ()
     """What it is for; nothing named: every method."""
+
+
+# Classes of the two dense blocks of `far`, which stand last.
+DENSE = 8
 
 
 def far(reach: int = 24, step: int = 6, unit: int = 1) -> tc.Neighborhood:
@@ -73,7 +81,8 @@ PRESETS: dict[str, Preset] = {
         # Facades' chains mix slowly: on held-out images K = 10 ended below the control, K = 100 above it (one seed each).
         Preset(
             "facades", "cmp_facade.npz", FOLDS, None, None, VIEW, pretrain=20, epochs=4, neighborhood=far(), visit_sweeps=100,
-            rows=("cnn", "control", "separate_pcd", "joint_pcd"),
+            # The quantiles 1/2 and 4/5 of the colours' differences along edges of fold 0's training images, and the median.
+            edges="contrast:0.8,1.95", bandwidth=0.8, rows=("cnn", "control", "separate_pcd", "joint_pcd"),
         ),
     )
 }  # fmt: skip

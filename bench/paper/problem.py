@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import tritoncrf as tc
+from bench.paper.edges import Maker, crf_of, maker
 from bench.paper.presets import FOLDS, Preset
 from tritoncrf import networks
 from tritoncrf.batches import Batch
@@ -61,9 +62,13 @@ class Problem:
         """A fresh copy of the pre-trained network."""
         return copy.deepcopy(self.start)
 
-    def crf(self) -> tc.GridCRF:
-        """Zero tables over the preset's neighbourhood."""
-        return tc.GridCRF(self.train.num_labels, self.preset.neighborhood).to(self.device)
+    def edges(self, text: str | None = None) -> Maker:
+        """What tells of the edges, over the preset's neighbourhood: a text of `bench.paper.edges`, None for the preset's."""
+        return maker(self.preset.edges if text is None else text, self.preset.neighborhood)
+
+    def crf(self, told: Maker | None = None) -> tc.GridCRF:
+        """Zero tables over the preset's neighbourhood, chosen or weighed as ``told`` has it."""
+        return crf_of(self.train.num_labels, self.preset.neighborhood, told).to(self.device)
 
     def loader(self, shuffle: bool = True) -> DataLoader[object]:
         """The training images one at a time."""

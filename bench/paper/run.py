@@ -24,6 +24,8 @@ from tritoncrf.batches import Batch
 from tritoncrf.metrics import Score
 
 Row = dict[str, object]
+# Fields that some rows alone heed, always told: those rows came later than the first runs.
+LATER = ("edges", "bandwidth")
 
 
 def claim(out: Path, preset: Preset, resume: bool) -> None:
@@ -34,7 +36,11 @@ def claim(out: Path, preset: Preset, resume: bool) -> None:
     about = out / "run.json"
     now = _told(preset)
     if about.exists():
-        if _read(about) != json.loads(now):
+        told, known = _read(about), json.loads(now)
+        if isinstance(told, dict):
+            # A folder that does not tell these is from before there were rows that heed them.
+            told = {name: known[name] for name in LATER} | told
+        if told != known:
             raise FileExistsError(f"out: expected a folder of preset {preset.name!r} as it is now, got {out} of another run")
         if not resume:
             raise FileExistsError(f"out: expected a new folder, or --resume to go on, got {out}, which holds a run")
@@ -46,9 +52,15 @@ def claim(out: Path, preset: Preset, resume: bool) -> None:
 
 def _told(preset: Preset) -> str:
     """What sets one run apart from another: all but the rows that a preset is for, and fields at their default."""
-    default = {field.name: field.default for field in fields(preset)}
-    known = {name: value for name, value in asdict(preset).items() if name != "rows" and value != default[name]}
-    return json.dumps(known, indent=1) + "\n"
+    return json.dumps(_apart(asdict(preset)), indent=1) + "\n"
+
+
+def _apart(known: dict[str, object]) -> dict[str, object]:
+    default = {field.name: field.default for field in fields(Preset)}
+    return {
+        name: value for name, value in known.items()
+        if name in LATER or name not in default or (name != "rows" and value != default[name])
+    }  # fmt: skip
 
 
 def _read(about: Path) -> object:
@@ -57,10 +69,7 @@ def _read(about: Path) -> object:
         known = json.loads(about.read_text())
     except json.JSONDecodeError:
         return None
-    default = {field.name: field.default for field in fields(Preset)}
-    if not isinstance(known, dict):
-        return known
-    return {name: value for name, value in known.items() if name not in default or (name != "rows" and value != default[name])}
+    return _apart(known) if isinstance(known, dict) else known
 
 
 def rows_of(file: Path, key: str = "name") -> list[Row]:

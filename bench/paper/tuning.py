@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import tritoncrf as tc
+from bench.paper.edges import Maker
 from bench.paper.methods import cnn, piecewise
 from bench.paper.methods.descent import by_sampling, cross_entropy, descend
 from bench.paper.presets import CLIP, PRESETS, Preset, far
@@ -28,6 +29,7 @@ from bench.paper.problem import Chosen, Predictor, Problem, fold, pretrained
 from bench.paper.run import rows_of
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import NpzDataset
+from tritoncrf.evaluation import edges_of
 from tritoncrf.metrics import Score
 
 # Every so many-th clip, by name, is held out; of an archive without clips, every so many-th image.
@@ -49,10 +51,19 @@ class Setting:
     """Takes from the tables after each step what a label's bias in the unaries says as well."""
     piecewise: float | None = None
     """Not sampled: the tables of piecewise training (14) beside the fixed network, times this."""
+    edges: str | None = None
+    """What is told of the edges, a text of `bench.paper.edges`; None: one table a class."""
     changes: dict[str, object] = field(default_factory=dict)
     """Fields of the preset."""
 
 
+# Signed depth steps, in units of 0.3 m: three kinds, five, on some classes; and by their size alone, two and three kinds.
+STEPS = (
+    "steps:0.1", "steps:0.2", "steps:0.3", "steps:0.4", "steps:0.1,0.3", "steps:0.2,0.5", "steps:0.2 on far",
+    "steps:0.2 on near", "contrast:0.2", "contrast:0.1,0.3",
+)  # fmt: skip
+# Distances of colours, for the facades: quantiles 1/2; 1/3, 2/3; 1/2, 4/5; 1/4, 1/2, 3/4 of the training images of fold 0.
+CONTRASTS = ("contrast:0.8", "contrast:0.43,1.33", "contrast:0.8,1.95", "contrast:0.28,0.8,1.69")
 _grid, _log = tc.Neighborhood.grid, tc.Neighborhood.log_polar
 SETTINGS: dict[str, Setting] = {
     "control": Setting(learns=False),
@@ -102,26 +113,31 @@ SETTINGS: dict[str, Setting] = {
     "separate, piecewise tables x 0.01": Setting(joint=False, piecewise=0.01),
     "separate, 100 + 200 sweeps": Setting(joint=False, changes={"burn_in": 100, "sweeps": 200}),
     "joint, 100 + 200 sweeps": Setting(changes={"burn_in": 100, "sweeps": 200}),
+    **{f"joint, edges {text}": Setting(edges=text) for text in (*STEPS, *CONTRASTS)},
+    "separate, edges steps:0.2": Setting(joint=False, edges="steps:0.2"),
 }
 
 
 class _Sampled(nn.Module):
     """The sampled likelihood with a cross-entropy beside it, an objective for `descend`."""
 
-    def __init__(self, problem: Problem, crf: tc.GridCRF, setting: Setting) -> None:
+    def __init__(self, problem: Problem, crf: tc.GridCRF, setting: Setting, told: Maker | None = None) -> None:
         super().__init__()
-        self.setting = setting
+        self.setting, self.told = setting, told
         chains = tc.ChainStore(problem.train.sizes, seed=problem.seed)
         self.loss = tc.CRFLoss(crf, chains=chains, sweeps=problem.preset.visit_sweeps)
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
-        value: Tensor = self.loss(logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
+        kinds, gates = edges_of(self.told, batch.image, None)
+        value: Tensor = self.loss(
+            logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp, kinds=kinds, gates=gates
+        )
         if self.setting.auxiliary:
             value = value + self.setting.auxiliary * cross_entropy(logits, batch)
         if self.setting.centred:
             with torch.no_grad():
                 tables = self.loss.crf.pairwise
-                tables.sub_(tables.mean(1, keepdim=True) + tables.mean(2, keepdim=True) - tables.mean((1, 2), keepdim=True))
+                tables.sub_(tables.mean(-2, True) + tables.mean(-1, True) - tables.mean((-2, -1), True))
         return value
 
 
@@ -134,10 +150,11 @@ def _learn(problem: Problem, setting: Setting, work: Path) -> Predictor:
         return cnn.learn(problem, work, further=True)
     if setting.piecewise is not None:
         return piecewise.learn(problem, work, joint=False, weight=setting.piecewise)
-    network, crf = problem.network(), problem.crf()
-    objective = _Sampled(problem, crf, setting)
+    told = None if setting.edges is None else problem.edges(setting.edges)
+    network, crf = problem.network(), problem.crf(told)
+    objective = _Sampled(problem, crf, setting, told)
     descend(problem, network, objective, objective, work, "tuning", joint=setting.joint, rate=_rate(problem, setting))
-    return by_sampling(problem, network, crf)
+    return by_sampling(problem, network, crf, told)
 
 
 def held_out(data: Path, preset: Preset) -> tuple[tc.Indexed, tc.Indexed]:
@@ -189,6 +206,8 @@ def main() -> None:
                 "epochs": changed.epochs, "K": changed.visit_sweeps, "classes": len(changed.neighborhood), "table_rate": rate,
                 "network_rate": changed.network_rate,
             }  # fmt: skip
+            if SETTINGS[name].edges is not None:
+                about["edges"] = SETTINGS[name].edges
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue
             folder = work / f"{name} {changed.epochs} {changed.visit_sweeps}".replace(" ", "_")

@@ -10,18 +10,79 @@ import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 
 # By name: the engine module called torch takes that name in this package once it is imported.
-from torch import Tensor, float64, int64
+from torch import Tensor, float64, int64, uint8
 
 NAMES = ("triton", "numba", "torch")
 # What "auto" tries, in this order. The Triton engine joins once its checks have passed on a GPU, which none has yet run.
 AUTOMATIC = ("numba", "torch")
 # The fewest labels there are: what to ask an engine about before a model is there.
 FEWEST = 2
+
+
+class Tables(NamedTuple):
+    """The tables of all edge classes."""
+
+    pairwise: Tensor
+    """float [C, L, L], or [C, R, L, L] where an edge has one of R kinds."""
+    gated: Tensor | None = None
+    """float [G, Cg, L, L]: what each of G gates weighs, of the Cg classes that have gates."""
+
+    def equal(self, other: Tables) -> bool:
+        """Whether all entries are the same."""
+        same = bool((self.pairwise == other.pairwise).all())
+        return same and (self.gated is None or other.gated is None or bool((self.gated == other.gated).all()))
+
+    def where(self, bad: Tensor, other: Tables) -> Tables:
+        """These tables if ``bad``, bool [], else the others; neither is looked at by the host."""
+        gated = None if self.gated is None or other.gated is None else self.gated.where(bad, other.gated)
+        return Tables(self.pairwise.where(bad, other.pairwise), gated)
+
+
+@dataclass(frozen=True)
+class EdgeData:
+    """What a batch says of its edges, each at its first end i of (i, i + d_c)."""
+
+    pixels: Tensor
+    """int64 [volume]: the row-major index of each position in the batch's padded shape, 0 where it lies outside."""
+    kinds: Tensor | None = None
+    """uint8 [N, Ck, pixels], below R everywhere."""
+    num_kinds: int = 1
+    """R; 1 without kinds."""
+    kinded: tuple[int, ...] = ()
+    """Where among the Ck each displacement's kinds stand; -1: kind 0 everywhere."""
+    gates: Tensor | None = None
+    """uint8 [N, G, Cg, pixels]: in steps of 1 / 128."""
+    gating: tuple[int, ...] = ()
+    """Where among the Cg each displacement's gates stand; -1: none."""
+
+    @property
+    def gated(self) -> tuple[int, ...]:
+        """The displacements that have gates."""
+        return tuple(k for k, place in enumerate(self.gating) if place >= 0)
+
+    def kinds_at(self, plan: Plan, image: Tensor, position: Tensor) -> Tensor:
+        """uint8 [A, 2K]: kinds of the edges of sites at a position of an image (both int64 [A]), ahead and then behind."""
+        found = self.pixels.new_zeros((len(image), 2 * len(self.kinded)), dtype=uint8)
+        for k, place in enumerate(self.kinded):
+            if place >= 0 and self.kinds is not None:
+                for column, step in ((k, 0), (k + len(self.kinded), plan.displacements[k])):
+                    found[:, column] = self.kinds[image, place, self.pixels[position - step]]
+        return found
+
+    def gates_at(self, plan: Plan, image: Tensor, position: Tensor) -> Tensor:
+        """uint8 [A, 2, Kg, G]: as `kinds_at`, the gates of the displacements that have some."""
+        ranks = 0 if self.gates is None else self.gates.shape[1]
+        found = self.pixels.new_zeros((len(image), 2, len(self.gated), ranks), dtype=uint8)
+        for j, k in enumerate(self.gated):
+            for end, step in ((0, 0), (1, plan.displacements[k])):
+                if self.gates is not None:
+                    found[:, end, j] = self.gates[image, :, self.gating[k], self.pixels[position - step]]
+        return found
 
 
 @dataclass(frozen=True)
@@ -54,6 +115,8 @@ class Plan:
     index: Tensor
     """int64 [N]: the image's position in the data set (rule 2)."""
     replicas: int
+    edges: EdgeData | None = None
+    """What the images say of their edges; None for a model whose tables do not see the image."""
 
     @property
     def void(self) -> int:
@@ -62,6 +125,26 @@ class Plan:
     @property
     def chains(self) -> int:
         return len(self.index) * self.replicas
+
+    @property
+    def kinds(self) -> int:
+        """R, 1 for a model without kinds."""
+        return 1 if self.edges is None else self.edges.num_kinds
+
+    @property
+    def form(self) -> tuple[int | None, int, tuple[int, ...], tuple[int, ...]]:
+        """R or None, G, and where the displacements' kinds and gates stand: what sets models with the same classes apart."""
+        edges = self.edges
+        if edges is None:
+            return None, 0, (), ()
+        kinds = None if edges.kinds is None else edges.num_kinds
+        gates = 0 if edges.gates is None else edges.gates.shape[1]
+        return kinds, gates, edges.kinded if kinds else (), edges.gating if gates else ()
+
+    @property
+    def kinded(self) -> bool:
+        """Whether tables have an axis of kinds."""
+        return self.edges is not None and self.edges.kinds is not None
 
 
 class Work(Protocol):
@@ -78,10 +161,10 @@ class Engine(Protocol):
     def missing(self, device: torch.device, labels: int = FEWEST) -> str | None:
         """Why the engine cannot run on this device with so many labels, with the way to get it; None if it can."""
 
-    def prepare(self, plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
-        """Rounds logits ``[N, L, *shape]`` and tables ``[C, L, L]`` (rule 1)."""
+    def prepare(self, plan: Plan, logits: Tensor, tables: Tables) -> Work:
+        """Rounds logits ``[N, L, *shape]`` and tables (rule 1)."""
 
-    def retable(self, work: Work, pairwise: Tensor) -> Work:
+    def retable(self, work: Work, tables: Tables) -> Work:
         """The same work with other tables."""
 
     def initial(self, work: Work, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
@@ -108,10 +191,14 @@ class Engine(Protocol):
         each, float64 ``[N, R, sweeps]``. A site whose conditional stands need not be visited for it."""
 
     def pair_counts(self, plan: Plan, labels: Tensor) -> Tensor:
-        """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""
+        """How often each pair of labels stands on an edge of each class, with kinds of each kind: int64, as the tables behind
+        ``[N, R]``."""
 
     def pair_errors(self, plan: Plan, data: Tensor, free: Tensor) -> Tensor:
-        """`pair_counts` of ``data`` minus those of ``free``, summed over all chains: int64 ``[C, L, L]``."""
+        """`pair_counts` of ``data`` minus those of ``free``, summed over all chains: int64, as the tables."""
+
+    def gated_errors(self, plan: Plan, data: Tensor, free: Tensor) -> Tensor:
+        """As `pair_errors`, an edge counting its gate in steps of 1 / 128: int64 ``[G, Cg, L, L]``."""
 
     def unary_errors(self, data: Tensor, free: Tensor, labels: int) -> Tensor:
         """How many replicas have each label in ``free`` less how many in ``data``, over R: float32 ``[N, L, *shape]``, of

@@ -21,32 +21,19 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract
-from tritoncrf.engines import FEWEST, Plan
+from tritoncrf.engines import FEWEST, Plan, Tables
 from tritoncrf.engines import Work as AnyWork
+from tritoncrf.engines import numba_edges as seeing
 from tritoncrf.engines import numba_errors as differences
 from tritoncrf.engines import numba_sweeps as compiled
 from tritoncrf.engines.numba_average import average as lazily
+from tritoncrf.engines.numba_rows import Rows, aligned, factors, rows_of
 from tritoncrf.engines.numba_sites import Array, Sites, listed, rounding, rounding_rows
 from tritoncrf.engines.numba_threads import share
 from tritoncrf.engines.numba_vectors import LANES
 
 break_even = 0.15
-LINE, SHORT = 64, 32767
 _NOWHERE, _NOTHING = np.empty((1, 0), np.int32), np.empty((1, 0), np.float32)
-
-
-@dataclass(frozen=True)
-class Tables:
-    """What neighbours add."""
-
-    rows: Array
-    """Bytes of [K, 2, L + 1, P]: of neighbours at +d_k, then at -d_k, by label; a void neighbour's row is zero."""
-    short: bool
-    """int16 in steps of the grid, which every entry fits, or else float32."""
-    parts: Array
-    """int64: bounds of ranges of classes whose int16 sums cannot overflow."""
-    grid: Array
-    """float32 [K, L, L]: the tables themselves, in steps of the grid."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +44,9 @@ class Work:
     sites: Sites
     unary: Array
     """float32 [B, P]."""
-    tables: Tables
+    edges: Array
+    """uint8 [B, E]: kinds and gates of the sites' edges, as `numba_edges` has them."""
+    tables: Rows
     kept: dict[str, Array]
     """What only the incremental way needs, made when it first runs."""
 
@@ -69,24 +58,24 @@ def missing(device: torch.device, labels: int = FEWEST) -> str | None:
     return None
 
 
-def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
+def prepare(plan: Plan, logits: Tensor, tables: Tables) -> Work:
     sites = listed(plan)
     width = -(-plan.labels // LANES) * LANES
-    unary = _aligned((len(sites.position), width), np.float32)
+    unary = aligned((len(sites.position), width), np.float32)
     forbidden, cap = np.float32(contract.FORBIDDEN), np.float32(contract.UNARY_CAP)
     last = logits.detach().movedim(1, -1)
     # Networks that run channels last leave a pixel's logits side by side: only those of free sites are read then.
     function, values = (rounding_rows, last.flatten(1, -2)) if last.is_contiguous() else (rounding, logits.detach().flatten(2))
     energies = values.float().contiguous().numpy()
     share(function, sites.first, energies, plan.pixels.numpy(), sites.first, sites.slot, forbidden, cap, unary)
-    return Work(plan, sites, unary, _tables(plan, pairwise, width), kept={})
+    return Work(plan, sites, unary, _edges(plan, sites), rows_of(plan, tables, width), kept={})
 
 
-def retable(work: AnyWork, pairwise: Tensor) -> Work:
+def retable(work: AnyWork, tables: Tables) -> Work:
     work = _own(work)
-    tables = _tables(work.plan, pairwise, work.unary.shape[1])
+    rows = rows_of(work.plan, tables, work.unary.shape[1])
     kept = {name: value for name, value in work.kept.items() if name == "lookup"}
-    return replace(work, tables=tables, kept=kept)
+    return replace(work, tables=rows, kept=kept)
 
 
 def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
@@ -136,7 +125,7 @@ def _sweeping(
     if s.stream[0] != (*key, purpose):
         s.blocks.fill(-1)
         s.stream[0] = (*key, purpose)
-    lookup, push, odds = _NOWHERE, _NOTHING, _NOTHING[0]
+    lookup, push, lifts, odds = _NOWHERE, _NOTHING, _NOTHING, _NOTHING[0]
     # At smaller scales a label can pass the 1024 nat at a weight that is not small, and no bound holds.
     lazy = field is not None and scale * contract.CUTOFF > 1 - contract.MIN_EXPONENT
     if field is not None:
@@ -145,12 +134,12 @@ def _sweeping(
             odds.fill(np.inf)
             odds[-1] = scale
     if lazy:
-        lookup, push = _lookup(work), _factors(work, scale)
+        lookup, (push, lifts) = _lookup(work), _factors(work, scale)
     sure = np.float32(1 - (plan.labels + 64) * 2.0**-23)
     return (
         plan.replicas, _flat(labels), s.first, s.bounds, s.position, s.site, s.index, work.unary, t.rows, t.short, s.steps,
         t.parts, s.base, s.uniforms, s.blocks, *key, purpose, count.numpy(), plan.labels, sweeps, np.float32(scale), lazy,
-        odds, lookup, push, sure, flips.numpy(),
+        odds, lookup, push, lifts, sure, _seen(work), flips.numpy(),
     )  # fmt: skip
 
 
@@ -160,26 +149,52 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
     energy = np.zeros(plan.chains)
     share(
         compiled.conditionals, s.first, plan.replicas, _flat(labels), s.first, s.position, s.slot, work.unary, t.rows,
-        t.short, s.steps, t.parts, plan.labels, np.float32(scale), out.numpy(), energy,
+        t.short, s.steps, t.parts, plan.labels, np.float32(scale), _seen(work), out.numpy(), energy,
     )  # fmt: skip
     return torch.from_numpy(energy).view(-1, plan.replicas)
 
 
 def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
     rows = labels.flatten(0, -2).contiguous().numpy()
-    counts = torch.zeros((len(rows), plan.num_classes, plan.labels, plan.labels), dtype=torch.int64)
-    steps, classes = (np.array(values, np.int64) for values in (plan.displacements, plan.classes))
-    share(differences.pair_counts, np.arange(len(rows) + 1), rows, steps, classes, counts.numpy())
-    return counts.view(*labels.shape[:-1], *counts.shape[1:])
+    counts = torch.zeros((len(rows), plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.int64)
+    replicas = len(rows) // max(len(plan.index), 1)
+    bounds = np.arange(len(rows) + 1)
+    share(differences.pair_counts, bounds, replicas, rows, *_counting(plan), counts.numpy())
+    return counts.view(*labels.shape[:-1], *_shape(plan))
 
 
 def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
-    counts = torch.zeros((len(plan.index), plan.num_classes, plan.labels, plan.labels), dtype=torch.int64)
+    counts = torch.zeros((len(plan.index), plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.int64)
     rows = [_flat(labels.contiguous()) for labels in (data, free)]
-    steps, classes = (np.array(values, np.int64) for values in (plan.displacements, plan.classes))
     bounds = np.arange(len(counts) + 1)
-    share(differences.pair_errors, bounds, plan.replicas, *rows, steps, classes, differences.MOST, counts.numpy())
+    share(differences.pair_errors, bounds, plan.replicas, *rows, *_counting(plan), differences.MOST, counts.numpy())
+    return counts.sum(0).view(_shape(plan))
+
+
+def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
+    edges = plan.edges
+    if edges is None or edges.gates is None:
+        return torch.zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64)
+    counts = torch.zeros((len(plan.index), *edges.gates.shape[1:3], plan.labels, plan.labels), dtype=torch.int64)
+    rows = [_flat(labels.contiguous()) for labels in (data, free)]
+    steps = np.array([plan.displacements[k] for k in edges.gated], np.int64)
+    places = np.array([edges.gating[k] for k in edges.gated], np.int64)
+    bounds = np.arange(len(counts) + 1)
+    gates = edges.gates.numpy(), edges.pixels.numpy()
+    share(differences.gated_errors, bounds, plan.replicas, *rows, steps, places, *gates, counts.numpy())
     return counts.sum(0)
+
+
+def _counting(plan: Plan) -> tuple[Array, ...]:
+    """Displacements, their classes, kinds ``[N, Ck, area]``, where a displacement's stand, and the pixel of each position."""
+    steps, classes = (np.array(values, np.int64) for values in (plan.displacements, plan.classes))
+    if plan.edges is None or plan.edges.kinds is None:
+        return steps, classes, np.zeros((1, 0, 0), np.uint8), np.full(len(steps), -1), np.zeros(0, np.int64)
+    return steps, classes, plan.edges.kinds.numpy(), np.array(plan.edges.kinded, np.int64), plan.edges.pixels.numpy()
+
+
+def _shape(plan: Plan) -> tuple[int, ...]:
+    return (plan.num_classes, *([plan.kinds] if plan.kinded else []), plan.labels, plan.labels)
 
 
 def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
@@ -201,46 +216,35 @@ def _flat(labels: Tensor) -> Array:
     return rows
 
 
-def _tables(plan: Plan, pairwise: Tensor, width: int) -> Tables:
-    grid = (contract.round_pairwise(pairwise)[list(plan.classes)] * contract.GRID).numpy()
-    classes, labels = len(grid), plan.labels
-    largest = np.abs(grid).max((1, 2), initial=0).tolist()
-    short = max(largest, default=0) <= SHORT
-    parts, total = [0], 0.0
-    for k, size in enumerate(largest):
-        total += size
-        if short and total > SHORT:
-            parts.append(k)
-            total = size
-    rows = _aligned((classes, 2, labels + 1, width), np.int16 if short else np.float32)
-    rows[:, 0, :-1, :labels] = grid.transpose(0, 2, 1)
-    rows[:, 1, :-1, :labels] = grid
-    if not short:
-        rows /= contract.GRID
-    return Tables(rows.reshape(-1).view(np.uint8), short, np.array([*parts, classes], np.int64), grid)
+def _edges(plan: Plan, sites: Sites) -> Array:
+    """The bytes of all free sites' edges."""
+    edges = plan.edges
+    if edges is None:
+        return np.zeros((len(sites.position), 0), np.uint8)
+    kinds = np.zeros((1, 0, 0), np.uint8) if edges.kinds is None else edges.kinds.numpy()
+    gates = np.zeros((1, 0, 0, 0), np.uint8) if edges.gates is None else edges.gates.numpy()
+    kinded, which = np.array(edges.kinded if plan.kinded else (), np.int64), np.array(edges.gated, np.int64)
+    places = np.array([edges.gating[k] for k in edges.gated], np.int64)
+    found = np.empty((len(sites.position), 2 * (len(kinded) + len(which) * gates.shape[1])), np.uint8)
+    share(
+        seeing.listing, sites.first, sites.first, sites.position, edges.pixels.numpy(), sites.steps, kinds, kinded, gates,
+        which, places, found,
+    )  # fmt: skip
+    return found
 
 
-def _aligned(shape: tuple[int, ...], kind: Any) -> Array:
-    """Zeros that begin on a cache line, so that a row of 32 labels covers as few as it can."""
-    size = math.prod(shape) * np.dtype(kind).itemsize
-    room = np.zeros(size + LINE, np.uint8)
-    start = -room.ctypes.data % LINE
-    aligned: Array = room[start : start + size].view(kind).reshape(shape)
-    return aligned
+def _seen(work: Work) -> seeing.Seen:
+    plan, weighed = work.plan, work.tables.weighed
+    gated = () if plan.edges is None else plan.edges.gated
+    steps = np.array([plan.displacements[k] for k in gated], np.int64)
+    return plan.kinds if plan.kinded else 0, work.edges, steps, weighed.shape[2] if len(steps) else 0, weighed, seeing.FACTORS
 
 
-def _factors(work: Work, scale: float) -> Array:
-    """float32 [L + 1, 2K]: by how much a label that comes or goes can raise the odds of the neighbour at +d_k, -d_k."""
-    made = work.kept.get("push")
-    if made is None or work.kept["scale"] != scale:
-        # Largest minus smallest entry of the row that a neighbour reads of a label: the one at +d_k has the label at -d_k.
-        grid = work.tables.grid.astype(np.float64) / contract.GRID
-        spread = np.zeros((work.plan.labels + 1, len(grid), 2))
-        spread[:-1] = np.stack([np.ptp(grid, axis=2), np.ptp(grid, axis=1)], -1).transpose(1, 0, 2)
-        with np.errstate(over="ignore"):
-            made = (np.exp2(spread.reshape(len(spread), -1) * scale) * (1 + 2.0**-16)).astype(np.float32)
-        work.kept["push"], work.kept["scale"] = made, np.array(scale)
-    return made
+def _factors(work: Work, scale: float) -> tuple[Array, Array]:
+    if "push" not in work.kept or work.kept["scale"] != scale:
+        work.kept["push"], work.kept["lifts"] = factors(work.tables, work.plan.labels, scale)
+        work.kept["scale"] = np.array(scale)
+    return work.kept["push"], work.kept["lifts"]
 
 
 def _lookup(work: Work) -> Array:

@@ -16,7 +16,9 @@ from __future__ import annotations
 import numpy as np
 
 from tritoncrf.engines import numba_draw as one
+from tritoncrf.engines import numba_edges as edges
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Words
+from tritoncrf.engines.numba_edges import Seen
 from tritoncrf.engines.numba_errors import differing
 from tritoncrf.engines.numba_sweeps import Doubles, sweep
 from tritoncrf.engines.numba_vectors import accumulate, address, byte, call, entry, jit, prefetch, word
@@ -31,7 +33,7 @@ AHEAD = 8
 def _settle(
     done: int, size: int, since: Positions, queue: Positions, many: int, here: int, position: Positions, slot: Positions,
     unary: int, steps: Integers, parts: Integers, rows: Bytes, number: int, width: int, short: bool, scale: float,
-    replicas: int, result: Doubles,
+    replicas: int, seen: Seen, edge: int, result: Doubles,
 ) -> float:  # fmt: skip
     """Adds the conditionals of queued sites for the sweeps before ``done`` that they stood; the sum of own energies."""
     energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
@@ -48,7 +50,8 @@ def _settle(
         for j in range(together):
             t = np.int64(queue[np.uint64(group + j)])
             p = here + np.int64(position[np.uint64(t)])
-            one.gather(p, steps, parts, rows, number, width, short, unary + 4 * width * int(t), e)
+            row = edge + seen[1].shape[1] * int(t)
+            edges.gather(p, steps, parts, rows, number, width, short, seen, row, unary + 4 * width * int(t), e)
             one.weights(e, w + 4 * width * j, width, scale)
             own += np.float64(energies[np.uint64(byte(p))])
         one.totals(weight, number, total)
@@ -94,8 +97,8 @@ def average(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, bounds: Integers, position: Positions, site: Words,
     index: Integers, unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, base: Integers,
     uniforms: Singles, blocks: Integers, key0: int, key1: int, purpose: int, count: Integers, number: int, sweeps: int,
-    scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, sure: float, flips: Integers,
-    slot: Positions, places: Positions, out: Doubles, traces: Doubles,
+    scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, lifts: Singles, sure: float, seen: Seen,
+    flips: Integers, slot: Positions, places: Positions, out: Doubles, traces: Doubles,
 ) -> None:  # fmt: skip
     """Sweeps of images ``begin`` to ``end``: the conditionals after each, averaged over replicas, are added to ``out``.
 
@@ -106,10 +109,10 @@ def average(
     before, found = np.empty(volume, np.uint8), np.empty(volume, np.int32)
     since, queue, marks = np.empty(most, np.int32), np.empty(most, np.int32), np.zeros(most + 8, np.uint8)
     now = count.copy()
-    half, shorts, floats = (number + 1) * width, rows.view(np.int16), rows.view(np.float32)
+    wide = seen[1].shape[1]
     for image in range(begin, end):
         start, size = first[image], first[image + 1] - first[image]
-        place, energy = places[image], address(unary) + 4 * width * start
+        place, energy, edge = places[image], address(unary) + 4 * width * start, address(seen[1]) + wide * start
         for chain in range(image * replicas, (image + 1) * replicas):
             trace, row, here = traces[chain], labels[chain], address(before)
             since[:] = 0
@@ -121,7 +124,7 @@ def average(
                     sweep(
                         chain, chain + 1, replicas, labels, first, bounds, position, site, index, unary, rows, short, steps,
                         parts, base, uniforms, blocks, key0, key1, purpose, now, number, 1, scale, lazy, field, lookup, push,
-                        sure, flips,
+                        lifts, sure, seen, flips,
                     )  # fmt: skip
                 if done == 0:
                     before[:] = row
@@ -141,7 +144,7 @@ def average(
                     many = _stale(marks, size, queue)
                 own = _settle(
                     done, size, since, queue, many, here, position[start : start + size], slot[start : start + size], energy,
-                    steps, parts, rows, number, width, short, scale, replicas, out[image],
+                    steps, parts, rows, number, width, short, scale, replicas, seen, edge, out[image],
                 )  # fmt: skip
                 if everywhere:
                     _backwards(trace, known, done - 1, own)
@@ -151,17 +154,12 @@ def average(
                     p = np.int64(found[np.uint64(n)])
                     new, old = np.int64(row[np.uint64(p)]), np.int64(before[np.uint64(p)])
                     if not everywhere:
-                        t = start + np.int64(place[np.uint64(p)])
-                        change += np.float64(unary[t, new]) - np.float64(unary[t, old])
-                        for k in range(2 * len(steps)):
-                            q = np.uint64(p - steps[k >> 1] if k & 1 else p + steps[k >> 1])
-                            pair = k * half + np.int64(before[q]) * width
-                            came, went = np.uint64(pair + new), np.uint64(pair + old)
-                            if short:
-                                gap = (np.int64(shorts[came]) - np.int64(shorts[went])) / 4096.0
-                            else:
-                                gap = np.float64(floats[came]) - np.float64(floats[went])
-                            change += gap + gap if place[q] < size else gap
+                        own_place = np.int64(place[np.uint64(p)])
+                        change += np.float64(unary[start + own_place, new]) - np.float64(unary[start + own_place, old])
+                        change += edges.gap(
+                            before, p, place, size, steps, rows, short, width, number, seen, edge + wide * int(own_place),
+                            old, new,
+                        )  # fmt: skip
                     before[np.uint64(p)] = new
                 if done < sweeps:
                     trace[done] = change

@@ -4,6 +4,9 @@ The gradient of ``E(y) - E(y')`` is ``[y' = l] - [y = l]`` on a pixel's logits a
 Both vanish where the samples agree: a pixel at which they are equal has no unary error, and an edge between two such pixels is
 counted alike in both. So the loops visit the pixels that differ and, for the tables, the edges that touch one: (p, p + d) when
 p differs, (p - d, p) when p differs and p - d does not, which would have counted it already.
+
+With kinds an edge counts among those of its kind, kept at its first end; a gated table's counts weigh an edge by its gate, in
+whole steps of 1 / 128.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles
 from tritoncrf.engines.numba_vectors import address, byte, entry, jit, word
 
 Counts = npt.NDArray[np.int32]
-Matrix = npt.NDArray[np.int64]
+Gates = npt.NDArray[np.uint8]
+Cube = npt.NDArray[np.int64]
 
 
 # From this share of differing positions on, counting both samples whole is as fast (docs/engines.md).
@@ -36,27 +40,48 @@ def _histogram(row: int, volume: int, step: int, size: int, bins: Counts) -> Non
 
 
 @jit
-def _add(bins: Counts, sign: int, target: Matrix) -> None:
-    """Adds the histograms of label pairs, those with void left out, to ``target`` ``[L, L]`` with a sign."""
-    number = len(target)
-    for label in range(number):
-        for m in range(number):
-            j = label * (number + 1) + m
-            total = np.int64(0)
-            for part in range(len(bins)):
-                total += bins[part, j]
-            target[label, m] += sign * total
+def _histogram_kinds(
+    row: int, volume: int, step: int, size: int, kinds: Bytes, pixels: Integers, bins: Counts
+) -> None:
+    """`_histogram` kind by kind, each ``size^2`` bins further on; kinds: ``[area]`` of the class."""
+    for p in range(max(0, -step), volume - max(0, step)):
+        kind = np.int64(kinds[np.uint64(pixels[np.uint64(p)])])
+        bins[p & 3, np.uint64((kind * size + byte(row + p)) * size + byte(row + p + step))] += 1
+
+
+@jit
+def _add(bins: Counts, sign: int, target: Cube) -> None:
+    """Adds the histograms of label pairs, those with void left out, to ``target`` ``[R, L, L]`` with a sign."""
+    number = target.shape[1]
+    for kind in range(len(target)):
+        for label in range(number):
+            for m in range(number):
+                j = (kind * (number + 1) + label) * (number + 1) + m
+                total = np.int64(0)
+                for part in range(len(bins)):
+                    total += bins[part, j]
+                target[kind, label, m] += sign * total
 
 
 @entry
-def pair_counts(begin: int, end: int, labels: Bytes, steps: Integers, classes: Integers, counts: Integers) -> None:
-    """Counts label pairs of chains ``begin`` to ``end`` into zeroed ``counts`` ``[chains, C, L, L]``."""
-    size = counts.shape[2] + 1
-    bins = np.empty((4, size * size), np.int32)
+def pair_counts(
+    begin: int, end: int, replicas: int, labels: Bytes, steps: Integers, classes: Integers, kinds: Bytes, kinded: Integers,
+    pixels: Integers, counts: Integers,
+) -> None:  # fmt: skip
+    """Counts label pairs of chains ``begin`` to ``end`` into zeroed ``counts`` ``[chains, C, R, L, L]``.
+
+    kinds: ``[N, Ck, area]``; kinded: where a displacement's stand, -1: kind 0; pixels: of each position.
+    """
+    size = counts.shape[3] + 1
+    bins = np.empty((4, counts.shape[2] * size * size), np.int32)
     for chain in range(begin, end):
         for k in range(len(steps)):
             bins[:] = 0
-            _histogram(address(labels[chain]), labels.shape[1], steps[k], size, bins)
+            row, volume = address(labels[chain]), labels.shape[1]
+            if kinded[k] < 0:
+                _histogram(row, volume, steps[k], size, bins)
+            else:
+                _histogram_kinds(row, volume, steps[k], size, kinds[chain // replicas, kinded[k]], pixels, bins)
             _add(bins, 1, counts[chain, classes[k]])
 
 
@@ -91,28 +116,86 @@ def _touching(y: Bytes, z: Bytes, found: Positions, many: int, step: int, size: 
             bins[0, np.uint64(c * size + b)] -= 1
 
 
+@jit
+def _touching_kinds(
+    y: Bytes, z: Bytes, found: Positions, many: int, step: int, size: int, kinds: Bytes, pixels: Integers, bins: Counts
+) -> None:
+    """`_touching` kind by kind."""
+    for n in range(many):
+        p = np.int64(found[np.uint64(n)])
+        after, before = np.uint64(p + step), np.uint64(p - step)
+        a, b, c = np.int64(y[np.uint64(p)]), np.int64(z[np.uint64(p)]), np.int64(y[before])
+        own = np.int64(kinds[np.uint64(pixels[np.uint64(p)])]) * size
+        bins[0, np.uint64((own + a) * size + y[after])] += 1
+        bins[0, np.uint64((own + b) * size + z[after])] -= 1
+        if c == z[before]:
+            theirs = np.int64(kinds[np.uint64(pixels[before])]) * size
+            bins[0, np.uint64((theirs + c) * size + a)] += 1
+            bins[0, np.uint64((theirs + c) * size + b)] -= 1
+
+
 @entry
 def pair_errors(
-    begin: int, end: int, replicas: int, data: Bytes, free: Bytes, steps: Integers, classes: Integers, most: float,
-    counts: Integers,
+    begin: int, end: int, replicas: int, data: Bytes, free: Bytes, steps: Integers, classes: Integers, kinds: Bytes,
+    kinded: Integers, pixels: Integers, most: float, counts: Integers,
 ) -> None:  # fmt: skip
-    """Adds counts of ``data`` minus counts of ``free`` of images ``begin`` to ``end`` to ``counts`` ``[N, C, L, L]``."""
-    size, volume = counts.shape[2] + 1, data.shape[1]
-    found, bins = np.empty(volume, np.int32), np.empty((4, size * size), np.int32)
+    """Adds counts of ``data`` minus counts of ``free`` of images ``begin`` to ``end`` to ``counts`` ``[N, C, R, L, L]``.
+
+    kinds, kinded, pixels: as in `pair_counts`.
+    """
+    size, volume = counts.shape[3] + 1, data.shape[1]
+    found, bins = np.empty(volume, np.int32), np.empty((4, counts.shape[2] * size * size), np.int32)
     for chain in range(begin * replicas, end * replicas):
         y, z = data[chain], free[chain]
-        many = differing(address(y), address(z), volume, found)
+        many, image = differing(address(y), address(z), volume, found), chain // replicas
         for k in range(len(steps) if many else 0):
-            target = counts[chain // replicas, classes[k]]
+            target, place = counts[image, classes[k]], kinded[k]
             if many < most * volume:
                 bins[0] = 0
-                _touching(y, z, found, many, steps[k], size, bins)
+                if place < 0:
+                    _touching(y, z, found, many, steps[k], size, bins)
+                else:
+                    _touching_kinds(y, z, found, many, steps[k], size, kinds[image, place], pixels, bins)
                 _add(bins[:1], 1, target)
             else:
                 for row, sign in ((address(y), 1), (address(z), -1)):
                     bins[:] = 0
-                    _histogram(row, volume, steps[k], size, bins)
+                    if place < 0:
+                        _histogram(row, volume, steps[k], size, bins)
+                    else:
+                        _histogram_kinds(row, volume, steps[k], size, kinds[image, place], pixels, bins)
                     _add(bins, sign, target)
+
+
+@entry
+def gated_errors(
+    begin: int, end: int, replicas: int, data: Bytes, free: Bytes, steps: Integers, places: Integers, gates: Gates,
+    pixels: Integers, counts: Integers,
+) -> None:  # fmt: skip
+    """As `pair_errors`, an edge counting its gate, into ``counts`` ``[N, G, Cg, L, L]``.
+
+    gates: ``[N, G, Cg, area]``; steps, places: the displacements that have some, and where those stand.
+    """
+    number, volume = counts.shape[3], data.shape[1]
+    found, bins = np.empty(volume, np.int32), np.empty((number + 1, number + 1), np.int64)
+    for chain in range(begin * replicas, end * replicas):
+        y, z = data[chain], free[chain]
+        many, image = differing(address(y), address(z), volume, found), chain // replicas
+        for j in range(len(steps) if many else 0):
+            for rank in range(gates.shape[1]):
+                bins[:] = 0
+                weight = gates[image, rank, places[j]]
+                for n in range(many):
+                    p = np.int64(found[np.uint64(n)])
+                    after, before = np.uint64(p + steps[j]), np.uint64(p - steps[j])
+                    own = np.int64(weight[np.uint64(pixels[np.uint64(p)])])
+                    bins[y[np.uint64(p)], y[after]] += own
+                    bins[z[np.uint64(p)], z[after]] -= own
+                    if y[before] == z[before]:
+                        theirs = np.int64(weight[np.uint64(pixels[before])])
+                        bins[y[before], y[np.uint64(p)]] += theirs
+                        bins[z[before], z[np.uint64(p)]] -= theirs
+                counts[image, rank, places[j]] += bins[:number, :number]
 
 
 @entry

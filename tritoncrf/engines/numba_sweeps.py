@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tritoncrf.engines import numba_draw as one
+from tritoncrf.engines import numba_edges as edges
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole, Words
+from tritoncrf.engines.numba_edges import Seen
 from tritoncrf.engines.numba_sites import GROUP
 from tritoncrf.engines.numba_vectors import address, byte, doubtful, entry, jit, keep, prefetch, trailing
 
@@ -37,9 +39,11 @@ def _fill(sites: Words, uniforms: Singles, count: int, index: int, replica: int,
 
 @jit
 def _doubtful(
-    a: int, b: int, uniforms: Singles, chances: Singles, sure: float, queue: Positions, unary: int, width: int
-) -> int:
-    """Queues the sites of a phase that must be looked at, their unary rows on the way from memory; returns their number."""
+    a: int, b: int, uniforms: Singles, chances: Singles, sure: float, queue: Positions, unary: int, width: int, edge: int,
+    wide: int,
+) -> int:  # fmt: skip
+    """Queues the sites of a phase that must be looked at, their unary rows and their edges' bytes on the way from memory;
+    returns their number."""
     found = 0
     u, r = address(uniforms), address(chances)
     for group in range(a, b, GROUP):
@@ -54,6 +58,8 @@ def _doubtful(
             for line in range(0, width, 64):
                 prefetch(unary + width * t + line)
             prefetch(unary + width * t + width - 1)
+            for line in range(0, wide + 63 if wide else 0, 64):
+                prefetch(edge + wide * t + line)
     return found
 
 
@@ -72,12 +78,14 @@ def sweep(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, bounds: Integers, position: Positions, site: Words,
     index: Integers, unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, base: Integers,
     uniforms: Singles, blocks: Integers, key0: int, key1: int, purpose: int, count: Integers, number: int, sweeps: int,
-    scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, sure: float, flips: Integers,
+    scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, lifts: Singles, sure: float, seen: Seen,
+    flips: Integers,
 ) -> None:  # fmt: skip
     """Sweeps of chains ``begin`` to ``end``: by gather, or passing over sites that surely stay if ``lazy``."""
     width = unary.shape[1]
     energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
     e, w = address(energies), address(weight)
+    sees, wide = seen[0] + seen[3] > 0, seen[1].shape[1]
     queue = np.empty(np.max(bounds) if lazy else 0, np.int32)
     for chain in range(begin, end):
         image = chain // replicas
@@ -90,7 +98,7 @@ def sweep(
         sites = site[start : start + size]
         place = lookup[image] if lazy else lookup[0]
         row = labels[chain]
-        here, energy = address(row), address(unary) + 4 * width * start
+        here, energy, edge = address(row), address(unary) + 4 * width * start, address(seen[1]) + wide * start
         changed = 0
         for done in range(sweeps):
             now = count[image] + done
@@ -102,14 +110,14 @@ def sweep(
                 a, b = bounds[image, phase], bounds[image, phase + 1]
                 visits = b - a
                 if lazy:
-                    visits = _doubtful(a, b, chosen, chances, sure, queue, energy, 4 * width)
+                    visits = _doubtful(a, b, chosen, chances, sure, queue, energy, 4 * width, edge, wide)
                 for group in range(0, visits, 4):
                     together = min(4, visits - group)
                     for j in range(together):
                         t = np.int64(queue[np.uint64(group + j)]) if lazy else a + group + j
-                        one.gather(
-                            here + position[np.uint64(start + t)], steps, parts, rows, number, width, short,
-                            energy + 4 * width * t, e,
+                        edges.gather(
+                            here + position[np.uint64(start + t)], steps, parts, rows, number, width, short, seen,
+                            edge + wide * t, energy + 4 * width * t, e,
                         )  # fmt: skip
                         one.weights(e, w + 4 * width * j, width, scale)
                     one.totals(weight, number, total)
@@ -123,7 +131,9 @@ def sweep(
                         if new != old:
                             changed += 1
                             row[np.uint64(p)] = new
-                            if lazy:
+                            if lazy and sees:
+                                edges.push(p, place, steps, push, lifts, old, new, chances, seen, edge + wide * t)
+                            elif lazy:
                                 _push(p, place, steps, push, old, new, chances)
         flips[chain] += changed
     keep(energies)
@@ -162,7 +172,7 @@ def initial(
 @entry
 def conditionals(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, position: Positions, slot: Positions,
-    unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, number: int, scale: float,
+    unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, number: int, scale: float, seen: Seen,
     out: Doubles, energy: Doubles,
 ) -> None:  # fmt: skip
     """Adds the conditionals of images ``begin`` to ``end``, averaged over replicas, to ``out`` ``[N, S, L]``."""
@@ -176,7 +186,8 @@ def conditionals(
             own = 0.0
             for t in range(first[image], first[image + 1]):
                 p = here + np.int64(position[t])
-                one.gather(p, steps, parts, rows, number, width, short, address(unary) + 4 * width * t, e)
+                edge = address(seen[1]) + seen[1].shape[1] * t
+                edges.gather(p, steps, parts, rows, number, width, short, seen, edge, address(unary) + 4 * width * t, e)
                 one.weights(e, w, width, scale)
                 total = weight[0]
                 for label in range(1, number):

@@ -81,7 +81,8 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 _BYTE, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _floats, _shorts, _wide = _Vector(_FLOAT, LANES), _Vector(ir.IntType(16), LANES), _Vector(ir.IntType(16), 2 * LANES)
-_i64, _f32, _f64 = nb.types.int64, nb.types.float32, nb.types.float64
+_ints = _Vector(_INT, LANES)
+_i64, _f32, _f64, _nothing = nb.types.int64, nb.types.float32, nb.types.float64, nb.types.void
 
 
 def _instruction(result: Any, *kinds: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

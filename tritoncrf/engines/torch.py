@@ -2,8 +2,9 @@
 
 Runs on CPU and CUDA tensors. Only free sites are held: they are listed phase by phase and chain by chain. A site's energies
 are its unary row plus one table row per neighbour, ``pairwise[c, :, y]`` for the one at +d_c and ``pairwise[c, y, :]`` for the
-one at -d_c; the row of a void neighbour is zero. `embedding_bag` sums the rows in an order of its own, which rule 1 makes
-harmless. The draw is the contract's reference function itself.
+one at -d_c, of the table that the edge's kind chooses; the row of a void neighbour is zero. `embedding_bag` sums the rows in an
+order of its own, which rule 1 makes harmless. Gated rows are weighed and put on the grid one by one. The draw is the contract's
+reference function itself.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritoncrf import contract
-from tritoncrf.engines import FEWEST, Plan, averaging
+from tritoncrf.engines import FEWEST, Plan, Tables, averaging
 from tritoncrf.engines import Work as AnyWork
+from tritoncrf.engines.torch_counts import gated_errors, pair_counts, pair_errors, unary_errors
 
+__all__ = [
+    "average", "break_even", "conditionals", "field", "gated_errors", "initial", "missing", "pair_counts", "pair_errors",
+    "prepare", "retable", "sweep", "unary_errors",
+]  # fmt: skip
 break_even = 0.2
 # Sites gathered at once: bounds the working memory (64 neighbours x 4 bytes x this).
 CHUNK = 1 << 15
-# Counters filled at once by pair_counts.
-COUNTERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Work:
 
     plan: Plan
     rows: Tensor
-    """float32 [2K * (L + 1), L]: neighbour at +d_k with label y, then neighbour at -d_k."""
+    """float32 [2K * R * (L + 1), L]: neighbour at +d_k, kind of the edge, label y; then neighbour at -d_k."""
     steps: Tensor
     """int64 [2K]: +displacements, then -displacements."""
     unary: Tensor
@@ -48,9 +52,19 @@ class Work:
     """int64 [A]."""
     where: Tensor
     """int64 [A]: position in the flattened labels of all chains."""
+    kinds: Tensor | None
+    """uint8 [B, 2K]: of the edges to the neighbours at +d_k, then at -d_k."""
+    gates: Tensor | None
+    """uint8 [B, 2, Kg, G]: of those that have gates, in steps of 1 / 128."""
+    gated: Tensor | None
+    """float32 [2, Kg, G, L + 1, L]: the rows that gates weigh."""
 
     def unaries(self, a: int, b: int) -> Tensor:
         return self.unary[a:b] if self.source is None else self.unary[self.source[a:b]]
+
+    def at(self, sites: Tensor) -> Tensor:
+        """Rows of what replicas share, of listed sites."""
+        return sites if self.source is None else self.source[sites]
 
 
 def missing(device: torch.device, labels: int = FEWEST) -> str | None:
@@ -58,7 +72,7 @@ def missing(device: torch.device, labels: int = FEWEST) -> str | None:
     return None
 
 
-def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
+def prepare(plan: Plan, logits: Tensor, tables: Tables) -> Work:
     device = logits.device
     images, slots, bounds = [], [], [0]
     for a, b in zip(plan.phases, plan.phases[1:], strict=False):
@@ -69,6 +83,10 @@ def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
     image, slot = torch.cat(images), torch.cat(slots)
     energies = logits.detach().flatten(2)[image, :, plan.pixels[slot]]
     unary = contract.round_unary(energies, dim=1)
+    kinds = gates = None
+    if plan.edges is not None:
+        kinds = plan.edges.kinds_at(plan, image, plan.positions[slot]) if plan.kinded else None
+        gates = plan.edges.gates_at(plan, image, plan.positions[slot]) if plan.edges.gated else None
     source, replica = None, torch.zeros_like(image)
     if plan.replicas > 1:
         # Replicas of a site lie side by side inside its phase and share its unary row.
@@ -79,12 +97,15 @@ def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
     where = (image * plan.replicas + replica) * plan.volume + plan.positions[slot]
     steps = torch.tensor(plan.displacements, dtype=torch.int64, device=device)
     steps = torch.cat([steps, -steps])
-    return Work(plan, _rows(plan, pairwise), steps, unary, source, tuple(bounds), image, replica, slot, where)
+    return Work(
+        plan, _rows(plan, tables), steps, unary, source, tuple(bounds), image, replica, slot, where, kinds, gates,
+        _gated_rows(plan, tables),
+    )  # fmt: skip
 
 
-def retable(work: AnyWork, pairwise: Tensor) -> Work:
+def retable(work: AnyWork, tables: Tables) -> Work:
     work = _own(work)
-    return replace(work, rows=_rows(work.plan, pairwise))
+    return replace(work, rows=_rows(work.plan, tables), gated=_gated_rows(work.plan, tables))
 
 
 def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
@@ -153,40 +174,6 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
 average = averaging(sweep, conditionals)
 
 
-def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
-    rows = labels.flatten(0, -2).to(torch.int32)
-    size = plan.labels + 1
-    # With void as one more label every position counts, and the pairs that have no edge fall into the last row or column.
-    counts = rows.new_zeros((len(rows), plan.num_classes, plan.labels, plan.labels), dtype=torch.int64)
-    together = max(1, COUNTERS // size**2)
-    for part in range(0, len(rows), together):
-        wide = rows[part : part + together]
-        chain = torch.arange(len(wide), device=rows.device, dtype=torch.int32)[:, None] * size**2
-        first, second = wide * size + chain, wide
-        for displacement, c in zip(plan.displacements, plan.classes, strict=True):
-            step = abs(displacement)
-            near, far = slice(0, wide.shape[1] - step), slice(step, None)
-            i, j = (near, far) if displacement > 0 else (far, near)
-            pairs = (first[:, i] + second[:, j]).flatten()
-            histogram = torch.bincount(pairs, minlength=len(wide) * size**2).view(-1, size, size)
-            counts[part : part + together, c] = histogram[:, :-1, :-1]
-    return counts.view(*labels.shape[:-1], plan.num_classes, plan.labels, plan.labels)
-
-
-def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
-    return (pair_counts(plan, data) - pair_counts(plan, free)).sum((0, 1))
-
-
-def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
-    images, replicas, *shape = data.shape
-    errors = torch.zeros((images, labels, *shape), dtype=torch.float32, device=data.device)
-    for drawn, sign in ((free, 1.0), (data, -1.0)):
-        exists = (drawn != contract.VOID).to(errors.dtype)
-        errors.scatter_add_(1, drawn.long().clamp(max=labels - 1), exists * sign)
-    # Whole numbers until here: what cancels, cancels exactly.
-    return errors if replicas == 1 else errors * (1.0 / replicas)
-
-
 def _own(work: AnyWork) -> Work:
     if not isinstance(work, Work):
         raise TypeError(f"work: expected what the torch engine prepared, got {type(work).__name__}")
@@ -198,25 +185,47 @@ def _chunks(bounds: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
 
 
-def _rows(plan: Plan, pairwise: Tensor) -> Tensor:
-    tables = contract.round_pairwise(pairwise)[list(plan.classes)]
-    padded = tables.new_zeros((2, len(plan.classes), plan.labels + 1, plan.labels))
-    padded[0, :, :-1] = tables.transpose(1, 2)
-    padded[1, :, :-1] = tables
-    return padded.flatten(0, 2)
+def _rows(plan: Plan, tables: Tables) -> Tensor:
+    pairwise = contract.round_pairwise(tables.pairwise)[list(plan.classes)]
+    pairwise = pairwise if plan.kinded else pairwise[:, None]
+    padded = pairwise.new_zeros((2, len(plan.classes), plan.kinds, plan.labels + 1, plan.labels))
+    padded[0, :, :, :-1] = pairwise.transpose(2, 3)
+    padded[1, :, :, :-1] = pairwise
+    return padded.flatten(0, 3)
 
 
-def _bag(work: Work, neighbours: Tensor, labels: Tensor) -> Tensor:
-    base = torch.arange(len(work.steps), device=labels.device, dtype=torch.int32) * (work.plan.labels + 1)
-    return labels[neighbours].to(torch.int32) + base
+def _gated_rows(plan: Plan, tables: Tables) -> Tensor | None:
+    if plan.edges is None or tables.gated is None or not plan.edges.gated:
+        return None
+    gated = contract.round_pairwise(tables.gated)[:, [plan.edges.gating[k] for k in plan.edges.gated]].transpose(0, 1)
+    padded = gated.new_zeros((2, *gated.shape[:2], plan.labels + 1, plan.labels))
+    padded[0, :, :, :-1] = gated.transpose(2, 3)
+    padded[1, :, :, :-1] = gated
+    return padded
+
+
+def _bag(work: Work, sites: Tensor, neighbours: Tensor, labels: Tensor) -> Tensor:
+    size = work.plan.labels + 1
+    base = torch.arange(len(work.steps), device=labels.device, dtype=torch.int32) * (work.plan.kinds * size)
+    rows = labels[neighbours].to(torch.int32) + base
+    return rows if work.kinds is None else rows + work.kinds[work.at(sites)].to(torch.int32) * size
 
 
 def _gather(work: Work, flat: Tensor, a: int, b: int) -> Tensor:
-    unary = work.unaries(a, b)
+    unary, plan = work.unaries(a, b), work.plan
     if not len(work.steps) or a == b:
         return unary.clone()
-    rows = _bag(work, work.where[a:b, None] + work.steps, flat)
-    return F.embedding_bag(rows, work.rows, mode="sum") + unary
+    sites = torch.arange(a, b, device=flat.device)
+    rows = _bag(work, sites, work.where[a:b, None] + work.steps, flat)
+    energies = F.embedding_bag(rows, work.rows, mode="sum") + unary
+    if work.gated is not None and work.gates is not None and plan.edges is not None:
+        gates = work.gates[work.at(sites)]
+        for j, k in enumerate(plan.edges.gated):
+            for end, step in enumerate((plan.displacements[k], -plan.displacements[k])):
+                label = flat[work.where[a:b] + step].long()
+                for rank in range(gates.shape[-1]):
+                    energies += contract.gate(gates[:, end, j, rank, None], work.gated[end, j, rank, label])
+    return energies
 
 
 def _listed(work: Work, positions: int) -> Tensor:
@@ -228,18 +237,28 @@ def _listed(work: Work, positions: int) -> Tensor:
 
 def _push(work: Work, flat: Tensor, field: Tensor, listed: Tensor, before: Tensor, a: int, b: int) -> None:
     """Adds ``row[new] - row[old]`` of each site that flipped in phase a:b to the field of its neighbours."""
-    where = work.where[a:b]
+    where, plan = work.where[a:b], work.plan
     now = flat[where]
     flipped = (now != before).nonzero()[:, 0]
-    steps, size = len(work.steps), work.plan.labels + 1
+    steps, size = len(work.steps), plan.labels + 1
     if not steps:
         return
-    # The neighbour at +d sees the flipped site at -d, so the halves of the row table change places.
-    base = (torch.arange(steps, device=flat.device).roll(steps // 2) * size)[None]
+    # The neighbour at +d sees the flipped site at -d, so the halves of the row table change places; the edge is the same.
+    base = (torch.arange(steps, device=flat.device).roll(steps // 2) * (plan.kinds * size))[None]
     for part in torch.split(flipped, CHUNK // 8):
-        old, new = before[part].long()[:, None] + base, now[part].long()[:, None] + base
+        old, new = before[part].long(), now[part].long()
+        kind = base if work.kinds is None else base + work.kinds[work.at(part + a)].long() * size
         target = listed[where[part, None] + work.steps]
-        field.index_add_(0, target.flatten(), (work.rows[new] - work.rows[old]).flatten(0, 1))
+        change = work.rows[new[:, None] + kind] - work.rows[old[:, None] + kind]
+        field.index_add_(0, target.flatten(), change.flatten(0, 1))
+        if work.gated is not None and work.gates is not None and plan.edges is not None:
+            gates = work.gates[work.at(part + a)]
+            for j, k in enumerate(plan.edges.gated):
+                for end in (0, 1):
+                    for rank in range(gates.shape[-1]):
+                        gate, rows = gates[:, end, j, rank, None], work.gated[1 - end, j, rank]
+                        change = contract.gate(gate, rows[new]) - contract.gate(gate, rows[old])
+                        field.index_add_(0, target[:, k + end * len(plan.displacements)], change)
 
 
 def _uniform(work: Work, part: slice, count: Tensor, key: tuple[int, int], purpose: int) -> Tensor:

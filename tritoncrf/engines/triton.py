@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract
-from tritoncrf.engines import FEWEST, Plan, averaging
+from tritoncrf.engines import FEWEST, Plan, Tables, averaging
 from tritoncrf.engines import Work as AnyWork
 
 break_even = 0.05
@@ -42,9 +42,9 @@ class Work:
     unary: Tensor
     """float32 [N, S, PAD], unwritten where no free site is."""
     rows: Tensor
-    """float32 [2, K, L + 1, PAD]: of the neighbour at +d_k by its label, then of the one at -d_k; 0 for void."""
+    """float32 [2, K, R, L + 1, PAD]: of the neighbour at +d_k by kind and label, then of the one at -d_k; 0 for void."""
     words: Tensor
-    """int32 [2, K, L + 1, pitch]: the rows as int16 units of 2^-12, two to a word."""
+    """int32 [2, K, R, L + 1, pitch]: the rows as int16 units of 2^-12, two to a word."""
     fits: Tensor
     """int32 [1]: 1 where all entries fit the words, which gather then reads in the rows' place; the host never looks."""
     slot: Tensor
@@ -55,8 +55,19 @@ class Work:
     """int32 [N, S]: the bits of its site number (rule 2)."""
     counts: Tensor
     """int32 [N, phases]: free sites of each phase."""
+    kinds: Tensor | None = None
+    """uint8 [N, 2K, S], where a class has several tables: by rank, of the edges to the neighbours at +d_k, then at -d_k."""
+    gates: Tensor | None = None
+    """uint8 [N, Kg, 2, G, S]: likewise, of the displacements that have gates, in steps of 1 / 128."""
+    gated: Tensor | None = None
+    """float32 [Kg, 2, G, L + 1, PAD]: the rows that gates weigh."""
     lookup: list[Tensor] = column(default_factory=list)
     """int32 [N, volume], once a field was asked for: the rank at a position, -1: none."""
+
+    @property
+    def edges(self) -> tuple[Tensor | None, ...]:
+        """What kernels read of the edges (`tritoncrf.kernels.edges.Edges`)."""
+        return self.kinds, self.gates, self.gated, None if self.gates is None else self.grid.gating
 
 
 @dataclass(frozen=True)
@@ -73,15 +84,40 @@ class Grid:
     """int32 [K]."""
     tables: Tensor
     """int32 [K]."""
+    kinded: Tensor
+    """int32 [2, 2K]: of `by_rank`'s outputs the planes, and how far before its site an edge begins."""
+    weighing: Tensor
+    """int32 [2, Kg * 2 * G]: likewise, of gates."""
+    gating: Tensor
+    """int32 [K + 2 Kg]: as `tritoncrf.kernels.edges.Edges` has it."""
 
 
 @functools.lru_cache(maxsize=64)
-def _grid(phases: tuple[int, ...], displacements: tuple[int, ...], classes: tuple[int, ...], device: torch.device) -> Grid:
+def _grid(
+    phases: tuple[int, ...], displacements: tuple[int, ...], classes: tuple[int, ...], ranks: int, planes: int,
+    kinded: tuple[int, ...], gating: tuple[int, ...], device: torch.device,
+) -> Grid:  # fmt: skip
     # Copied to the device once a layout: a step that is captured or must not stall finds them there.
     ends = torch.tensor(phases, dtype=torch.int64)
     phase = torch.repeat_interleave(torch.arange(len(phases) - 1), ends.diff())
-    parts = ends.int(), phase, ends, torch.tensor(displacements, dtype=torch.int32), torch.tensor(classes, dtype=torch.int32)
+    gated = [k for k, plane in enumerate(gating) if plane >= 0]
+    outputs = [
+        (rank * planes + gating[k], step) for k in gated for step in (0, displacements[k]) for rank in range(ranks)
+    ]
+    lists = (
+        displacements, classes, (kinded * 2, (0,) * len(kinded) + (displacements if kinded else ())),
+        ([plane for plane, _ in outputs], [step for _, step in outputs]),
+        ([gated.index(k) if k in gated else -1 for k in range(len(gating))] + gated + [gating[k] for k in gated]),
+    )  # fmt: skip
+    parts = ends.int(), phase, ends, *(torch.tensor(numbers, dtype=torch.int32) for numbers in lists)
     return Grid(*(part.to(device) for part in parts))
+
+
+def _grid_of(plan: Plan) -> Grid:
+    _, ranks, kinded, gating = plan.form
+    planes = plan.edges.gates.shape[2] if plan.edges is not None and plan.edges.gates is not None else 0
+    device = plan.positions.device
+    return _grid(plan.phases, plan.displacements, plan.classes, ranks, planes, kinded, gating, device)
 
 
 def _interpreted() -> bool:
@@ -112,10 +148,10 @@ def _version() -> str:
     return f"{OLDEST[0]}.{OLDEST[1]}"
 
 
-def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
+def prepare(plan: Plan, logits: Tensor, tables: Tables) -> Work:
     if plan.volume >= 1 << 31 or len(plan.positions) * plan.replicas >= 1 << 31:
         raise ValueError("logits: expected fewer than 2^31 sites times replicas an image for engine='triton', got more")
-    grid = _grid(plan.phases, plan.displacements, plan.classes, plan.positions.device)
+    grid = _grid_of(plan)
     slots = len(plan.positions)
     seen = torch.nn.functional.pad(plan.free.cumsum(1), (1, 0))
     before = seen[:, grid.ends]
@@ -133,13 +169,16 @@ def prepare(plan: Plan, logits: Tensor, pairwise: Tensor) -> Work:
     # Kernels read numbers one behind the other, whatever view the caller gave.
     plan = replace(plan, index=plan.index.contiguous())
     unary = _operators().unary_rows(logits.detach(), plan.pixels, slot, *_shape(plan, "gather")[:2])
-    return Work(plan, grid, unary, *_rows(plan, grid, pairwise), slot, position, site, before.diff(dim=1).int())
+    counts = before.diff(dim=1).int()
+    kinds, gates = _edge_bytes(plan, grid, position)
+    gated = _gated_rows(plan, grid, tables)
+    return Work(plan, grid, unary, *_rows(plan, grid, tables), slot, position, site, counts, kinds, gates, gated)
 
 
-def retable(work: AnyWork, pairwise: Tensor) -> Work:
+def retable(work: AnyWork, tables: Tables) -> Work:
     work = _own(work)
-    rows, words, fits = _rows(work.plan, work.grid, pairwise)
-    return replace(work, rows=rows, words=words, fits=fits)
+    rows, words, fits = _rows(work.plan, work.grid, tables)
+    return replace(work, rows=rows, words=words, fits=fits, gated=_gated_rows(work.plan, work.grid, tables))
 
 
 def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
@@ -162,7 +201,7 @@ def field(work: AnyWork, labels: Tensor) -> Tensor:
         work.lookup.append(lookup[:, :-1].contiguous())
     built: Tensor = _operators().field(
         labels, work.unary, work.rows, work.words, work.fits, work.grid.displacements, work.position, plan.labels,
-        *_shape(plan, "incremental")[:2],
+        *_shape(plan, "incremental")[:2], *work.edges,
     )  # fmt: skip
     return built
 
@@ -179,11 +218,12 @@ def sweep(
     drawn = (*_signed(key), purpose, plan.labels)
     if field is None:
         _operators().gather_sweeps(
-            labels, work.unary, work.rows, work.words, work.fits, *lists, *counted, *drawn, *_shape(plan, "gather")
-        )
+            labels, work.unary, work.rows, work.words, work.fits, *lists, *counted, *drawn, *_shape(plan, "gather"),
+            *work.edges,
+        )  # fmt: skip
     else:
         _operators().incremental_sweeps(
-            labels, field, work.rows, *lists, work.lookup[0], *counted, *drawn, *_shape(plan, "incremental")
+            labels, field, work.rows, *lists, work.lookup[0], *counted, *drawn, *_shape(plan, "incremental"), *work.edges
         )
     return flips
 
@@ -192,16 +232,35 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
     work = _own(work)
     energy: Tensor = _operators().add_conditionals(
         labels, work.unary, field, work.rows, work.words, work.fits, work.grid.displacements, work.position, work.slot, out,
-        scale, work.plan.labels, *_shape(work.plan, "gather" if field is None else "incremental")[:2],
+        scale, work.plan.labels, *_shape(work.plan, "gather" if field is None else "incremental")[:2], *work.edges,
     )  # fmt: skip
     return energy
 
 
 def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
-    grid = _grid(plan.phases, plan.displacements, plan.classes, labels.device)
-    labels = labels.contiguous()
-    counts: Tensor = _operators().pair_counts(labels, grid.displacements, grid.tables, plan.labels, plan.num_classes)
+    grid, edges = _grid_of(plan), plan.edges
+    found = (labels.contiguous(), grid.displacements, grid.tables, plan.labels, plan.num_classes)
+    counts: Tensor
+    if edges is None or edges.kinds is None or plan.kinds == 1:
+        counts = _operators().pair_counts(*found, int(plan.kinded))
+    else:
+        counts = _operators().pair_counts(*found, plan.kinds, edges.kinds, edges.pixels, grid.kinded[0])
     return counts
+
+
+def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
+    return (pair_counts(plan, data) - pair_counts(plan, free)).sum((0, 1))
+
+
+def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
+    grid, edges = _grid_of(plan), plan.edges
+    if edges is None or edges.gates is None:
+        return data.new_zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64)
+    errors: Tensor = _operators().gated_errors(
+        data.contiguous(), free.contiguous(), grid.displacements, plan.labels, len(edges.gated), edges.gates, edges.pixels,
+        grid.gating,
+    )  # fmt: skip
+    return errors
 
 
 def _operators() -> ModuleType:
@@ -223,15 +282,47 @@ def _signed(key: tuple[int, int]) -> tuple[int, int]:
     return low, high
 
 
-def _rows(plan: Plan, grid: Grid, pairwise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _rows(plan: Plan, grid: Grid, tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
     """Table rows, the same packed, and whether they fit that."""
-    from tritoncrf.kernels.rows import pack, padded
+    from tritoncrf.kernels.rows import pack
 
-    tables = contract.round_pairwise(pairwise).index_select(0, grid.tables)
-    rows = tables.new_zeros((2, len(plan.classes), plan.labels + 1, padded(plan.labels)))
-    rows[0, :, :-1, : plan.labels] = tables.transpose(1, 2)
-    rows[1, :, :-1, : plan.labels] = tables
+    pairwise = contract.round_pairwise(tables.pairwise).index_select(0, grid.tables)
+    rows = _both_ways(plan, pairwise if plan.kinded else pairwise[:, None], 0)
     return rows, *pack(rows)
+
+
+def _gated_rows(plan: Plan, grid: Grid, tables: Tables) -> Tensor | None:
+    if plan.edges is None or tables.gated is None or not plan.edges.gated:
+        return None
+    # On the device already, so that nothing is copied from the host.
+    planes = grid.gating[-len(plan.edges.gated) :]
+    return _both_ways(plan, contract.round_pairwise(tables.gated).transpose(0, 1).index_select(0, planes), 1)
+
+
+def _both_ways(plan: Plan, tables: Tensor, axis: int) -> Tensor:
+    """Tables ``[K, any, L, L]`` as rows of the neighbour ahead and of the one behind, on a new axis; 0 for void and padding."""
+    from tritoncrf.kernels.rows import padded
+
+    shape = [*tables.shape[:2], plan.labels + 1, padded(plan.labels)]
+    shape.insert(axis, 2)
+    rows = tables.new_zeros(shape)
+    if rows.numel() >= 1 << 31:
+        raise ValueError(f"pairwise, gated: expected fewer than 2^31 numbers in rows for engine='triton', got {rows.numel()}")
+    ahead, behind = rows.unbind(axis)
+    ahead[:, :, :-1, : plan.labels] = tables.transpose(2, 3)
+    behind[:, :, :-1, : plan.labels] = tables
+    return rows
+
+
+def _edge_bytes(plan: Plan, grid: Grid, position: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Kinds, where a class has several tables, and gates by rank."""
+    edges, kinds, gates = plan.edges, None, None
+    if edges is not None and edges.kinds is not None and plan.kinds > 1:
+        kinds = _operators().edge_bytes(edges.kinds, *grid.kinded, edges.pixels, position)
+    if edges is not None and edges.gates is not None and edges.gated:
+        gates = _operators().edge_bytes(edges.gates.flatten(1, 2), *grid.weighing, edges.pixels, position)
+        gates = gates.unflatten(1, (len(edges.gated), 2, -1))
+    return kinds, gates
 
 
 def _shape(plan: Plan, way: str) -> tuple[int, int, bool]:
@@ -243,10 +334,6 @@ def _shape(plan: Plan, way: str) -> tuple[int, int, bool]:
 
 
 average = averaging(sweep, conditionals)
-
-
-def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
-    return (pair_counts(plan, data) - pair_counts(plan, free)).sum((0, 1))
 
 
 def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:

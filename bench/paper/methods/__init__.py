@@ -1,6 +1,6 @@
 """Which methods are compared? One small file each; a method learns from a `Problem` and returns how it answers.
 
-The rows stand in the order of the paper's Table 2, then what section 4 argues against.
+The rows stand in the order of the paper's Table 2, then what section 4 argues against, then tables that see the image.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ METHODS: dict[str, tuple[str, dict[str, int | str | bool]]] = {
     "meanfield2": ("meanfield", {"iterations": 2}),
     "meanfield5": ("meanfield", {"iterations": 5}),
     "meanfield10": ("meanfield", {"iterations": 10}),
+    "separate_kinds": ("sampling", {"joint": False, "method": "pcd", "edges": "kinds"}),
+    "joint_kinds": ("sampling", {"joint": True, "method": "pcd", "edges": "kinds"}),
 }
 
 

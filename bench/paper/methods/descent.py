@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.paper.edges import Maker
 from bench.paper.problem import Predictor, Problem
 from tritoncrf import checkpoint, contract
 from tritoncrf.batches import Batch
 from tritoncrf.checkpoint import CheckpointError
-from tritoncrf.evaluation import answer, forward
+from tritoncrf.evaluation import answer, edges_of, forward
 from tritoncrf.loop import Loop
 from tritoncrf.model import GridCRF
 
@@ -88,13 +89,17 @@ def marginals(batch: Batch, given: Tensor) -> Tensor:
     return given * batch.present[:, None]
 
 
-def by_sampling(problem: Problem, network: nn.Module, crf: GridCRF) -> Predictor:
-    """Max-marginal inference with the paper's start: the first sample is drawn from the pre-trained network's marginals."""
-    start = dict(problem.start.state_dict())
+def by_sampling(problem: Problem, network: nn.Module, crf: GridCRF, told: Maker | None = None) -> Predictor:
+    """Max-marginal inference with the paper's start: the first sample is drawn from the pre-trained network's marginals.
+
+    told: what tells of the edges, for a CRF whose tables see the image.
+    """
+    start, preset = dict(problem.start.state_dict()), problem.preset
 
     def predict(batch: Batch) -> tuple[Tensor, Tensor]:
         logits, first = forward(network, start, batch.image)
-        return answer(crf, logits, first, batch, problem.preset.sweeps, problem.preset.burn_in, seed=problem.seed)
+        edges = edges_of(told, batch.image, None)
+        return answer(crf, logits, first, batch, preset.sweeps, preset.burn_in, seed=problem.seed, edges=edges)
 
     return predict
 

@@ -1,20 +1,48 @@
-"""Ours: tables, or tables and network, by sampled maximum likelihood (Kirillov et al. 2016, Algorithm 1; CD-K or PCD)."""
+"""Ours: tables, or tables and network, by sampled maximum likelihood (Kirillov et al. 2016, Algorithm 1; CD-K or PCD).
+
+``edges`` lets the tables see the image. "kinds": an edge reads one of R tables of its class, chosen by the preset's recipe, by
+default by the signed step in depth. All tables start at zero.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 import tritoncrf as tc
+from bench.paper.edges import Maker
 from bench.paper.problem import Predictor, Problem
 from tritoncrf.training import Trainer
 
+EDGES = ("kinds",)
 
-def learn(problem: Problem, work: Path, *, joint: bool, method: str, sweeps: int | None = None) -> Predictor:
-    """joint: the network learns too; sweeps: K per visit, None takes the preset's."""
+
+class Parts(NamedTuple):
+    """A row's model before it learns."""
+
+    network: nn.Module
+    crf: tc.GridCRF
+    told: Maker | None
+    """What tells of the edges beside the network."""
+
+
+def parts(problem: Problem, edges: str | None = None) -> Parts:
+    """The pre-trained network and fresh tables. Raises ValueError for an unknown word."""
+    if edges not in (None, *EDGES):
+        raise ValueError(f"edges: expected None or one of {', '.join(EDGES)}, got {edges!r}")
+    told = None if edges is None else problem.edges()
+    return Parts(problem.network(), problem.crf(told), told)
+
+
+def learn(
+    problem: Problem, work: Path, *, joint: bool, method: str, sweeps: int | None = None, edges: str | None = None
+) -> Predictor:
+    """joint: the network learns too; sweeps: K per visit, None takes the preset's; edges: a word of `EDGES`."""
     preset = problem.preset
-    network, crf = problem.network(), problem.crf()
+    network, crf, told = parts(problem, edges)
     chains = tc.ChainStore(problem.train.sizes, seed=problem.seed, device=problem.device)
     loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=preset.visit_sweeps if sweeps is None else sweeps)
     groups = [{"params": list(loss.parameters()), "lr": preset.table_rate if joint else preset.separate_rate}]
@@ -26,7 +54,7 @@ def learn(problem: Problem, work: Path, *, joint: bool, method: str, sweeps: int
     else:
         groups[0]["momentum"] = 0.0
         optimizer = torch.optim.SGD(groups, momentum=preset.momentum)
-    trainer = Trainer(network, crf, loss=loss, chains=chains, optimizer=optimizer, log=work / "log.jsonl")
+    trainer = Trainer(network, crf, loss=loss, chains=chains, optimizer=optimizer, log=work / "log.jsonl", edges=told)
     saved = work / "model.safetensors"
     if saved.exists():
         trainer.load(saved)

@@ -1,0 +1,148 @@
+"""What does the image say of a site's edges? Kinds, which choose a neighbour's row, and gates, which weigh further rows.
+
+Both are bytes kept at an edge's first end; `by_rank` lists them site by site, first those of the edges ahead (site i, neighbour
+i + d) and then of those behind (i - d, i), a plane for each, so that a warp reads neighbouring bytes. A gate is b / 128 and a
+gated row a multiple of 2^-12 of at most 16 in size, so their product has 24 bits; ``(x + 3072) - 3072`` puts it on rule 1's
+grid, the same with a fused multiply-add. Every row is rounded by itself, so sums and differences stay exact.
+
+A kernel without kinds or gates is handed None for their pointers, and compiles to the code it had before there were any.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: disable-error-code="import-not-found, assignment, misc"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from tritoncrf.kernels.rows import add_neighbours, add_packed
+
+GATE_STEPS = 128
+UNIT = tl.constexpr(1.0 / GATE_STEPS)
+SHIFT = tl.constexpr(3072.0)
+
+
+class Edges(NamedTuple):
+    """What a batch's kernels read of its edges; None for what the model has not."""
+
+    kinds: Tensor | None = None
+    """uint8 [N, 2, classes, slots]: ahead, then behind, by rank."""
+    gates: Tensor | None = None
+    """uint8 [N, weighed, 2, G, slots]: of the classes that have gates, in steps of 1 / 128."""
+    gated: Tensor | None = None
+    """float32 [weighed, 2, G, L + 1, PAD]: the rows they weigh, 0 for void."""
+    gating: Tensor | None = None
+    """int32 [classes + 2 weighed]: the place of each class among those with gates, -1: none; the class at each place; and its
+    plane in the gates that came in."""
+
+    @property
+    def weighed(self) -> int:
+        return 0 if self.gates is None else self.gates.shape[1]
+
+    def flags(self, rows: Tensor) -> dict[str, int]:
+        """What kernels are compiled for: how many kinds the table rows have, and how many gates an edge."""
+        kinds = 0 if self.kinds is None else rows.shape[2]
+        return {"KINDS": kinds, "GATES": 0 if self.gates is None else self.gates.shape[3]}
+
+
+@triton.jit(do_not_specialize=["blocks", "planes", "outputs", "area", "volume", "slots"])
+def edge_bytes(
+    values, chosen, steps, places, position, out, blocks, planes, outputs, area, volume, slots, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Lists bytes by rank; program ``(image * outputs + output) * blocks + block``.
+
+    values: uint8 [N, planes, area]; chosen: int32 [outputs], the plane of each, -1: zeros; steps: int32 [outputs], how far
+    before the site its edge begins; places: int64 [volume], the pixel of each position; position: int32 [N, slots] by rank,
+    -1 where no free site is, which becomes 0; out: uint8 [N, outputs, slots], written. All contiguous.
+    """
+    output = (tl.program_id(0) // blocks).to(tl.int64)
+    image = output // outputs
+    turn = output - image * outputs
+    rank = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    where = tl.load(position + image * slots + rank, mask=rank < slots, other=-1)
+    plane = tl.load(chosen + turn)
+    valid = tl.where(plane >= 0, where, -1) >= 0
+    pixel = tl.load(places + (where - tl.load(steps + turn)), mask=valid, other=0)
+    found = tl.load(values + (image * planes + plane) * area + pixel, mask=valid, other=0)
+    tl.store(out + output * slots + rank, found, mask=rank < slots)
+
+
+def by_rank(values: Tensor, chosen: Tensor, steps: Tensor, places: Tensor, position: Tensor, block: int = 256) -> Tensor:
+    """Planes uint8 ``[N, P, area]`` of edges' first ends as uint8 ``[N, outputs, slots]`` of sites; see `edge_bytes`."""
+    (images, planes, area), slots, outputs = values.shape, position.shape[1], len(chosen)
+    out = torch.empty((images, outputs, slots), dtype=torch.uint8, device=values.device)
+    blocks = -(-slots // block)
+    if out.numel():
+        edge_bytes[(images * outputs * blocks,)](
+            values, chosen, steps, places, position, out, blocks, planes, outputs, area, len(places), slots, BLOCK=block,
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def weigh_row(gate, entries):
+    """What gated entries add: float32 [B, WIDTH] on the grid, of gates uint8 [B] in steps of 1 / 128."""
+    product = (gate.to(tl.int32).to(tl.float32) * UNIT)[:, None] * entries
+    return (product + SHIFT) - SHIFT
+
+
+@triton.jit
+def add_gated(
+    pieces, here, gates, gated, gating, displacements, classes, weighed, slots, mask,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, CACHE: tl.constexpr, GATES: tl.constexpr,
+):  # fmt: skip
+    """Adds the gated rows of all neighbours to a tuple of pieces.
+
+    here: uint8 pointers [B] to the sites' labels; gates: uint8 pointers [B] to the first of the sites' gates; the rest as in
+    `Edges`, displacements int32 [classes].
+    """
+    column = tl.arange(0, WIDTH)
+    pitch = slots.to(tl.int64)
+    for place in range(weighed):
+        step = tl.load(displacements + tl.load(gating + classes + place))
+        ahead = tl.load(here + step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
+        behind = tl.load(here - step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
+        for rank in tl.static_range(GATES):
+            near, far = place * (2 * GATES) + rank, place * (2 * GATES) + (GATES + rank)
+            first = gated + (near * (LABELS + 1) + ahead) * PAD
+            second = gated + (far * (LABELS + 1) + behind) * PAD
+            one = tl.load(gates + near * pitch, mask=mask, other=0)
+            two = tl.load(gates + far * pitch, mask=mask, other=0)
+            total = ()
+            for q in tl.static_range(PAD // WIDTH):
+                shift = (q * WIDTH + column)[None, :]
+                gain = weigh_row(one, tl.load(first[:, None] + shift))
+                total = total + (pieces[q] + gain + weigh_row(two, tl.load(second[:, None] + shift)),)  # noqa: RUF005
+            pieces = total
+    return pieces
+
+
+@triton.jit
+def add_all(
+    pieces, here, image, rank, rows, words, narrow, displacements, edges, classes, weighed, slots, mask,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, CACHE: tl.constexpr, KINDS: tl.constexpr,
+    GATES: tl.constexpr,
+):  # fmt: skip
+    """Adds all that the neighbours of sites do to their energies, a tuple of pieces.
+
+    here: uint8 pointers [B] to the sites' labels; image: int64 scalar; rank: int32 [B], their columns; rows, words: as in
+    `gather_phase`, narrow: whether the latter hold; edges: the four pointers of `Edges`.
+    """
+    kinds, gates, gated, gating = edges
+    if KINDS:
+        kinds = kinds + image * (2 * classes) * slots + rank
+    if narrow:
+        pieces = add_packed(pieces, here, words, displacements, kinds, classes, slots, mask, LABELS, PAD, CACHE, KINDS)
+    else:
+        pieces = add_neighbours(pieces, here, rows, displacements, kinds, classes, slots, mask, LABELS, PAD, WIDTH, CACHE, KINDS)
+    if GATES:
+        gates = gates + image * (2 * GATES * weighed) * slots + rank
+        pieces = add_gated(
+            pieces, here, gates, gated, gating, displacements, classes, weighed, slots, mask, LABELS, PAD, WIDTH, CACHE, GATES
+        )
+    return pieces

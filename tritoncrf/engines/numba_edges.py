@@ -1,0 +1,274 @@
+"""What does a table add that sees the image? Rows chosen by an edge's kind, and rows that its gates weigh, as numba functions.
+
+A free site keeps a byte for each of its edges' kinds, the edge to the neighbour at +d_k and then that at -d_k, class after
+class, and behind them one for each gate: for every displacement that has some, those ahead and then those behind, rank by rank.
+They stand in site order as the unary rows do, so that a visit reads one stretch of memory.
+
+``gate * entry + 3072`` lies in [2048, 4096), where a float32's bits are a constant plus a whole number of grid steps: the bits
+of these sums are added as integers, and no fused multiply-add can change them, for the product is exact (the contract's
+extension).
+"""
+
+# mypy: disable-error-code="import-untyped, no-untyped-call, unused-ignore"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba.core.cgutils import get_or_insert_function
+
+from tritoncrf import contract
+from tritoncrf.engines import numba_draw as one
+from tritoncrf.engines import numba_vectors as vec
+from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole
+from tritoncrf.engines.numba_vectors import LANES, address, byte, call, entry, jit, load, word
+
+Kinds = npt.NDArray[np.uint8]
+Seen = tuple[int, Bytes, Integers, int, Singles, Singles]
+"""R (0: no kinds), bytes of all free sites ``[B, E]``, displacements that have gates, G (0: none), rows that gates weigh,
+float32 ``[Kg, 2, G, L + 1, P]``, and `FACTORS`."""
+# The bits of 3072 as a float32, which every weighed entry's are counted from.
+_ORIGIN = int(np.float32(contract.GATE_SHIFT).view(np.int32))
+_SHIFT = np.float32(contract.GATE_SHIFT)
+# A gate of b steps as a float32.
+FACTORS = (np.arange(256, dtype=np.float32) / np.float32(contract.GATE_STEPS)).astype(np.float32)
+
+
+@vec._instruction(vec._ints)
+def _none(builder: Any) -> Any:
+    """16 times 0."""
+    return ir.Constant(vec._ints.ir, None)
+
+
+@vec._instruction(vec._ints, vec._ints, vec._i64, vec._i64)
+def _weigh(builder: Any, total: Any, row: Any, factor: Any) -> Any:
+    """Adds the bits of ``factor * entry + 3072`` of 16 entries, both from addresses."""
+    kind = vec._floats.ir
+    gate = vec._spread(builder, vec._load(builder, factor, vec._FLOAT), kind)
+    shape = ir.FunctionType(kind, [kind, kind, kind])
+    # Fused where the machine can: the bits are the same.
+    fused = get_or_insert_function(builder.module, shape, f"llvm.fmuladd.v{LANES}f32")
+    shifted = builder.call(fused, [gate, vec._load(builder, row, kind), vec._all(contract.GATE_SHIFT, kind)])
+    return builder.add(total, builder.bitcast(shifted, vec._ints.ir))
+
+
+@vec._instruction(vec._nothing, vec._i64, vec._ints, vec._i64)
+def _finish(builder: Any, energies: Any, total: Any, terms: Any) -> Any:
+    """Adds the grid steps of ``terms`` weighed rows to the 16 float32 at an address."""
+    kind, ints = vec._floats.ir, vec._ints.ir
+    origin = builder.mul(builder.trunc(terms, vec._INT), ir.Constant(vec._INT, _ORIGIN))
+    steps = builder.sitofp(builder.sub(total, vec._spread(builder, origin, ints)), kind)
+    value = builder.fadd(vec._load(builder, energies, kind), builder.fmul(steps, vec._all(1 / contract.GRID, kind)))
+    builder.store(value, builder.inttoptr(energies, kind.as_pointer()), align=4)
+
+
+@jit
+def _floats_32(
+    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int
+) -> None:
+    low, high = load(start), load(start + 64)
+    while step < end:
+        there = row + byte(edge) * plane + byte(here + word(step)) * width
+        back = row + half + byte(edge + 1) * plane + byte(here - word(step)) * width
+        low, high = vec.add(low, load(there)), vec.add(high, load(there + 64))
+        low, high = vec.add(low, load(back)), vec.add(high, load(back + 64))
+        row, step, edge = row + 2 * half, step + 8, edge + 2
+    vec.store(out, low)
+    vec.store(out + 64, high)
+
+
+@jit
+def _floats_16(
+    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int
+) -> None:
+    total = load(start)
+    while step < end:
+        there = row + byte(edge) * plane + byte(here + word(step)) * width
+        back = row + half + byte(edge + 1) * plane + byte(here - word(step)) * width
+        total = vec.add(vec.add(total, load(there)), load(back))
+        row, step, edge = row + 2 * half, step + 8, edge + 2
+    vec.store(out, total)
+
+
+@jit
+def _shorts_16(
+    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int
+) -> None:
+    a = b = vec.zero_shorts()
+    while step < end:
+        there = row + byte(edge) * plane + byte(here + word(step)) * width
+        back = row + half + byte(edge + 1) * plane + byte(here - word(step)) * width
+        a, b = vec.add_shorts(a, vec.load_shorts(there)), vec.add_shorts(b, vec.load_shorts(back))
+        row, step, edge = row + 2 * half, step + 8, edge + 2
+    vec.finish_shorts(start, out, a, b)
+
+
+@jit
+def _shorts_32(
+    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int
+) -> None:
+    a = b = vec.zero_wide()
+    while step < end:
+        there = row + byte(edge) * plane + byte(here + word(step)) * width
+        back = row + half + byte(edge + 1) * plane + byte(here - word(step)) * width
+        a, b = vec.add_wide(a, vec.load_wide(there)), vec.add_wide(b, vec.load_wide(back))
+        row, step, edge = row + 2 * half, step + 8, edge + 2
+    vec.finish_wide(start, out, a, b)
+
+
+@call
+def _gather(
+    here: Whole, steps: Integers, parts: Integers, rows: Bytes, number: int, size: int, short: bool, kinds: int, edge: int,
+    unary: int, energies: int,
+) -> None:  # fmt: skip
+    """As `numba_draw.gather`, of rows ``[K, 2, kinds, number + 1, size]``; edge: address of the site's bytes."""
+    width = size * 2 if short else size * 4
+    plane = (number + 1) * width
+    half = kinds * plane
+    for part in range(len(parts) - 1):
+        step, end = address(steps) + 8 * parts[part], address(steps) + 8 * parts[part + 1]
+        row, start, e = address(rows) + 2 * half * parts[part], energies if part else unary, edge + 2 * parts[part]
+        for label in range(0, size - 31, 32):
+            f = 4 * label
+            if short:
+                _shorts_32(here, step, end, e, row + 2 * label, half, plane, width, start + f, energies + f)
+            else:
+                _floats_32(here, step, end, e, row + f, half, plane, width, start + f, energies + f)
+        if size & 16:
+            f = 4 * (size - 16)
+            if short:
+                _shorts_16(here, step, end, e, row + f // 2, half, plane, width, start + f, energies + f)
+            else:
+                _floats_16(here, step, end, e, row + f, half, plane, width, start + f, energies + f)
+
+
+@call
+def _add_gated(
+    here: Whole, gating: Integers, ranks: int, weighed: Singles, factors: int, number: int, size: int, edge: int, energies: int
+) -> None:
+    """Adds the weighed rows of a site's neighbours to its energies.
+
+    gating: the displacements that have gates; weighed: float32 ``[Kg, 2, ranks, number + 1, size]``; factors: address of
+    `FACTORS`; edge: address of the site's gates.
+    """
+    width = size * 4
+    plane = (number + 1) * width
+    for label in range(0, size, 16):
+        total, row, e = _none(), address(weighed) + 4 * label, edge
+        for j in range(len(gating)):
+            for end in range(2):
+                p = row + byte(here - gating[j] if end else here + gating[j]) * width
+                for _ in range(ranks):
+                    total = _weigh(total, p, factors + 4 * byte(e))
+                    p, row, e = p + plane, row + plane, e + 1
+        _finish(energies + 4 * label, total, 2 * ranks * len(gating))
+
+
+@jit
+def gather(
+    here: Whole, steps: Integers, parts: Integers, rows: Bytes, number: int, size: int, short: bool, seen: Seen, edge: int,
+    unary: int, energies: int,
+) -> None:  # fmt: skip
+    """A site's energies, whatever its tables see; edge: address of its bytes."""
+    kinds, _, gating, ranks, weighed, factors = seen
+    if kinds:
+        _gather(here, steps, parts, rows, number, size, short, kinds, edge, unary, energies)
+    else:
+        one.gather(here, steps, parts, rows, number, size, short, unary, energies)
+    if ranks:
+        gates = edge + (2 * len(steps) if kinds else 0)
+        _add_gated(here, gating, ranks, weighed, address(factors), number, size, gates, energies)
+
+
+@call
+def push(
+    p: Whole, place: Positions, steps: Integers, push: Singles, lifts: Singles, old: Whole, new: Whole, chances: Singles,
+    seen: Seen, edge: int,
+) -> None:  # fmt: skip
+    """`numba_sweeps._push` of tables that see the image.
+
+    push: ``[kinds * (L + 1), 2K]``; lifts: ``[9 * (L + 1), 2 Kg G]``, by eighths of a gate, up, in the order of a site's bytes.
+    """
+    kinds, _, gating, ranks, _, _ = seen
+    e, number = edge, len(push) // max(kinds, 1)
+    for k in range(len(steps)):
+        ahead = back = 0
+        if kinds:
+            ahead, back, e = byte(e) * number, byte(e + 1) * number, e + 2
+        there, here = np.uint64(place[np.uint64(p + steps[k])]), np.uint64(place[np.uint64(p - steps[k])])
+        chances[there] *= push[np.uint64(ahead + new), 2 * k] * push[np.uint64(ahead + old), 2 * k]
+        chances[here] *= push[np.uint64(back + new), 2 * k + 1] * push[np.uint64(back + old), 2 * k + 1]
+    for j in range(2 * len(gating) if ranks else 0):
+        step = gating[j >> 1]
+        t = np.uint64(place[np.uint64(p - step if j & 1 else p + step)])
+        for r in range(ranks):
+            level = (byte(e) + 15) // 16 * number
+            chances[t] *= lifts[np.uint64(level + new), j * ranks + r] * lifts[np.uint64(level + old), j * ranks + r]
+            e += 1
+
+
+@call
+def gap(
+    labels: Bytes, p: Whole, place: Positions, size: int, steps: Integers, rows: Bytes, short: bool, width: int, number: int,
+    seen: Seen, edge: int, old: Whole, new: Whole,
+) -> float:  # fmt: skip
+    """By how much the energies of the edges of position p change with its label, twice where the other end is free.
+
+    Free is what has a place below ``size``.
+    """
+    kinds, _, gating, ranks, weighed, factors = seen
+    shorts, floats, flat = rows.view(np.int16), rows.view(np.float32), weighed.reshape(-1)
+    plane, e, change = (number + 1) * width, edge, 0.0
+    for k in range(2 * len(steps)):
+        q = np.uint64(p - steps[k >> 1] if k & 1 else p + steps[k >> 1])
+        kind = byte(e) if kinds else 0
+        e += 1 if kinds else 0
+        pair = (k * max(kinds, 1) + kind) * plane + np.int64(labels[q]) * width
+        came, went = np.uint64(pair + new), np.uint64(pair + old)
+        if short:
+            d = (np.int64(shorts[came]) - np.int64(shorts[went])) / 4096.0
+        else:
+            d = np.float64(floats[came]) - np.float64(floats[went])
+        change += d + d if place[q] < size else d
+    for j in range(2 * len(gating) if ranks else 0):
+        step = gating[j >> 1]
+        q = np.uint64(p - step if j & 1 else p + step)
+        for r in range(ranks):
+            pair, factor = (j * ranks + r) * plane + np.int64(labels[q]) * width, factors[np.uint64(byte(e))]
+            after = (factor * flat[np.uint64(pair + new)] + _SHIFT) - _SHIFT
+            before = (factor * flat[np.uint64(pair + old)] + _SHIFT) - _SHIFT
+            d = np.float64(after) - np.float64(before)
+            change += d + d if place[q] < size else d
+            e += 1
+    return change
+
+
+@entry
+def listing(
+    begin: int, end: int, first: Integers, position: Positions, pixels: Integers, steps: Integers, kinds: Kinds,
+    kinded: Integers, gates: Kinds, which: Integers, places: Integers, out: Bytes,
+) -> None:  # fmt: skip
+    """Writes the bytes of all free sites of images ``begin`` to ``end`` to ``out`` ``[B, E]``.
+
+    kinds: ``[N, Ck, area]``, kinded: int64 [K], where a displacement's stand, or -1; gates: ``[N, G, Cg, area]``, which:
+    numbers of the displacements that have some, places: where those stand. Empty arrays where the model has none.
+    """
+    ranks, start = gates.shape[1], 2 * len(kinded)
+    for image in range(begin, end):
+        for t in range(first[image], first[image + 1]):
+            row, p = out[t], np.int64(position[t])
+            here = pixels[p]
+            for k in range(len(kinded)):
+                if kinded[k] >= 0:
+                    row[2 * k] = kinds[image, kinded[k], here]
+                    row[2 * k + 1] = kinds[image, kinded[k], pixels[p - steps[k]]]
+                else:
+                    row[2 * k] = row[2 * k + 1] = 0
+            for j in range(len(which)):
+                behind = pixels[p - steps[which[j]]]
+                for r in range(ranks):
+                    row[start + (2 * j) * ranks + r] = gates[image, r, places[j], here]
+                    row[start + (2 * j + 1) * ranks + r] = gates[image, r, places[j], behind]

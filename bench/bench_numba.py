@@ -14,6 +14,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import tritoncrf as tc
+from bench.edges import models
 from bench.problem import HEIGHT, LABELS, WIDTH, standard
 from tritoncrf.chains import ChainState
 
@@ -58,6 +59,18 @@ def test_sweeps(benchmark: BenchmarkFixture, way: str, kind: str, threads: int) 
     benchmark.extra_info |= {"way": way, "kind": kind, "threads": threads, "flip_rate": flips / (updates * len(calls))}
     if benchmark.stats is not None:
         benchmark.extra_info["updates_per_second"] = updates / benchmark.stats.stats.median
+
+
+@pytest.mark.parametrize("model", ["without", "3 kinds on all", "1 gate on all", "1 gate on 4"])
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+def test_tables_that_see_the_image(benchmark: BenchmarkFixture, way: str, model: str) -> None:
+    benchmark.group = f"numba, what tables see, busy, {way}"
+    problem = standard("busy")
+    crf, given = models(problem.crf, len(problem.logits))[model]
+    sampler = tc.Sampler(crf, "numba", seed=1, way=way)
+    chains = sampler.run(sampler.init(problem.logits, **given), 30)  # type: ignore[arg-type]
+    benchmark.pedantic(lambda: sampler.run(chains, SWEEPS["hot"]), rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    benchmark.extra_info |= {"way": way, "model": model}
 
 
 @pytest.mark.parametrize("part", ["init", "first sweep", "conditionals", "pair counts"])

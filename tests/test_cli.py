@@ -127,6 +127,30 @@ def test_train_writes_what_it_says(model: Path) -> None:
     assert stages == ["pretrain", "joint", "joint"]
 
 
+@pytest.mark.parametrize(("edges", "shape"), [("steps:0.2", [16, 3, 20, 20]), ("gaussian:0.3", [1, 16, 20, 20])])
+def test_tables_that_see_the_image(edges: str, shape: list[int], tmp_path: Path, capsys: Say) -> None:
+    out, again = tmp_path / "run", tmp_path / "again"
+    assert main(["train", *TOY, "--edges", edges, "--out", str(out)]) == 0
+    assert ("3 kinds" if "steps" in edges else "1 gate") in capsys.readouterr().out
+    tree = checkpoint.read(out / "checkpoint.safetensors", kind="training")
+    learned = checkpoint.group(tree, "crf")["pairwise" if "steps" in edges else "gated"]
+    assert isinstance(learned, torch.Tensor)
+    assert list(learned.shape) == shape
+    assert bool(learned.any())
+    # The model folder says what its tables see: nothing has to be said again.
+    assert main(["evaluate", "--model", str(out), "--generated", "2", *QUICK]) == 0
+    assert main(["train", "--config", str(out / "config.toml"), "--out", str(again)]) == 0
+    assert_same(out, again)
+
+
+def test_edges_that_are_none(tmp_path: Path, capsys: Say) -> None:
+    assert main(["train", *TOY, "--edges", "stairs:0.2", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "edges: expected" in said
+    assert "steps:" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_config_goes_round(model: Path, tmp_path: Path) -> None:
     given = tomllib.loads((model / "config.toml").read_text())
     wanted = {"generated": 6, "neighborhood": "grid:4:2+grid:1", "pretrain_rate": 3e-3}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -58,12 +59,12 @@ class EdgeForm:
                 neighborhood.places(name, given)
         return cls(neighborhood, kinds, kinds_on or neighborhood, gates, gates_on or neighborhood)
 
-    @property
+    @cached_property
     def kinded(self) -> tuple[int, ...]:
         """Where each class's kinds stand in the argument, -1: nowhere."""
         return self.neighborhood.places("kinds_on", self.kinds_on)
 
-    @property
+    @cached_property
     def gating(self) -> tuple[int, ...]:
         """Where each class's gates stand in the argument, -1: nowhere."""
         return self.neighborhood.places("gates_on", self.gates_on) if self.gates else (-1,) * len(self.neighborhood)

@@ -31,6 +31,7 @@ from tritoncrf.edge_ends import Images, Slices, check_image, check_neighborhood,
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.lattice import Neighborhood
 
+__all__ = ["FORMS", "MAX_KINDS", "EdgeMaker", "Edges", "Recipe", "contrast", "gaussian", "parse", "steps", "thresholds"]
 MAX_KINDS = 255
 FORMS = ("steps", "contrast", "gaussian")
 

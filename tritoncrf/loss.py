@@ -142,7 +142,7 @@ class CRFLoss(nn.Module):
         sizes: integers ``[N, d]``, the images' own sizes where the batch is padded; mask: bool ``[N, *shape]``, False where no
         pixel exists; clamp: bool ``[N, *shape]``, True where the label is known at test time too.
         kinds: uint8 ``[N, Ck, *shape]``, gates: float ``[N, G, Cg, *shape]`` in [0, 1], for a model that has them (`GridCRF`).
-        A gate that wants a gradient, as a network's own do, gets ``G[y_i, y_j] - G[y'_i, y'_j]``, straight through its rounding.
+        A gate that wants a gradient, as a network's own do, gets ``G[y_i, y_j] - G[y'_i, y'_j]``, straight through rounding.
         """
         learning = self.training and torch.is_grad_enabled()
         store = self._chains

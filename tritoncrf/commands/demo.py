@@ -23,6 +23,7 @@ from tritoncrf.commands import data, models, neighborhoods, report
 from tritoncrf.commands.data import Kept
 from tritoncrf.commands.report import Figures
 from tritoncrf.datasets import Figures as FigureSet
+from tritoncrf.edges import parse
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 from tritoncrf.training import Trainer
@@ -36,6 +37,7 @@ class Size:
     held_out: int
     shape: tuple[int, int]
     neighborhood: str
+    edges: str
     pretrain_epochs: int
     epochs: int
     sweeps: int
@@ -45,8 +47,8 @@ class Size:
     """Above the trainer's own: a few hundred updates must do what some thousands do there."""
 
 
-FULL = Size(160, 40, (96, 64), "grid:18:6+grid:1", 6, 6, 5, 4)
-SMALL = Size(8, 4, (32, 24), "grid:4:2+grid:1", 1, 1, 2, 4)
+FULL = Size(160, 40, (96, 64), "grid:18:6+grid:1", "steps:0.2", 6, 6, 5, 4)
+SMALL = Size(8, 4, (32, 24), "grid:4:2+grid:1", "steps:0.2", 1, 1, 2, 4)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,13 +80,15 @@ def _run(folder: Path, seed: int, engine: str, size: Size) -> None:
 
     torch.manual_seed(seed)
     network = networks.small(training.channels, training.num_labels)
-    crf = GridCRF(training.num_labels, neighborhoods.parse(size.neighborhood))
+    neighborhood = neighborhoods.parse(size.neighborhood)
+    edges = parse(size.edges, neighborhood)
+    crf = GridCRF(training.num_labels, neighborhood, kinds=edges.kinds)
     loss = CRFLoss(crf, chains=ChainStore(training.sizes, seed=seed), sweeps=size.sweeps, engine=engine)
     groups: list[dict[str, object]] = [
         {"params": [crf.pairwise], "lr": size.table_rate},
         {"params": list(network.parameters()), "lr": size.network_rate},
     ]
-    trainer = Trainer(network, crf, optimizer=torch.optim.Adam(groups), loss=loss, log=folder / report.LOG)
+    trainer = Trainer(network, crf, optimizer=torch.optim.Adam(groups), loss=loss, log=folder / report.LOG, edges=edges)
     with _told(f"the network learns alone: {size.pretrain_epochs} epochs of cross-entropy"):
         trainer.pretrain(batches, size.pretrain_epochs)
     alone = trainer.evaluate(test, sweeps=1, burn_in=0).network
@@ -93,7 +97,7 @@ def _run(folder: Path, seed: int, engine: str, size: Size) -> None:
     control = Trainer(copy.deepcopy(network), zero, loss=CRFLoss(zero, method="cd", engine=engine))
     with _told(f"a copy of it, the control, gets {size.epochs} epochs more"):
         control.pretrain(batches, size.epochs, rate=size.network_rate, stage="control")
-    with _told(f"network and CRF learn jointly for {size.epochs} epochs: {len(crf.neighborhood)} tables by Gibbs sampling"):
+    with _told(f"network and CRF learn jointly for {size.epochs} epochs: {len(crf.neighborhood)} x {crf.form.kinds} tables by sampling"):
         trainer.fit(batches, "joint", epochs=size.epochs)
     with _told(f"{size.held_out} held-out figures are labelled"):
         found = trainer.evaluate(test)

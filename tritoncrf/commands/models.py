@@ -14,6 +14,7 @@ from tritoncrf import networks
 from tritoncrf.checkpoint import CheckpointError, Tree
 from tritoncrf.commands.data import Kind
 from tritoncrf.commands.options import Settings, from_values
+from tritoncrf.edges import Recipe, parse
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
@@ -84,12 +85,29 @@ def trusted(run: Run, named: str | None) -> str:
     return wanted
 
 
+def edges(settings: Settings, neighborhood: Neighborhood) -> Recipe | None:
+    """What the tables see of an image. Raises ValueError for a text that says nothing known."""
+    try:
+        return None if settings.edges is None else parse(settings.edges, neighborhood)
+    except ValueError as error:
+        # Here the text is the setting.
+        raise ValueError(str(error).replace("text:", "edges:", 1)) from None
+
+
+def crf(kind: Kind, neighborhood: Neighborhood, seen: Recipe | None) -> GridCRF:
+    """Zero tables that see what ``seen`` tells."""
+    if seen is None:
+        return GridCRF(kind.num_labels, neighborhood)
+    return GridCRF(kind.num_labels, neighborhood, kinds=seen.kinds, gates=seen.gates)
+
+
 def trainer(run: Run, *, named: str | None, device: str, engine: str) -> Trainer:
     """The run's model, ready to answer."""
     place = device_of(device)
-    crf = GridCRF(run.kind.num_labels, run.neighborhood).to(place)
-    loss = CRFLoss(crf, method="cd", engine=engine)
-    found = Trainer(network(trusted(run, named), run.kind), crf, loss=loss, device=place)
+    seen = edges(run.settings, run.neighborhood)
+    tables = crf(run.kind, run.neighborhood, seen).to(place)
+    loss = CRFLoss(tables, method="cd", engine=engine)
+    found = Trainer(network(trusted(run, named), run.kind), tables, loss=loss, device=place, edges=seen)
     found.load(run.path)
     if not run.finished:
         print(f"tritoncrf: note: the run in {run.path.parent} is not finished (at {run.progress})", file=sys.stderr)

@@ -40,6 +40,7 @@ class Figures:
     held_out: int
     shape: tuple[int, int]
     neighborhood: str
+    edges: str
     pretrain_epochs: int
     epochs: int
     sweeps: int
@@ -57,7 +58,9 @@ def check() -> None:
 def write(folder: Path, figures: Figures, trainer: Trainer, control: Trainer, held_out: Kept) -> None:
     """Writes the whole report into a folder that exists."""
     _pictures(folder / "labels.png", trainer, control, held_out)
-    offsets, tables = trainer.crf.neighborhood.offsets, trainer.crf.pairwise
+    offsets = trainer.crf.neighborhood.offsets
+    # The kind between: where depth hardly steps.
+    tables = trainer.crf.pairwise if trainer.crf.form.kinds is None else trainer.crf.pairwise[:, trainer.crf.form.kinds // 2]
     maps = []
     for centre, other in _PAIRS:
         name = f"weights_{centre}_{other}.png"
@@ -131,8 +134,9 @@ figure.
 ![labels](labels.png)
 
 ## What the CRF has learned
-The energy of one part around another (at the cross), for every offset of `{figures.neighborhood}`. Blue is encouraged, red
-discouraged. Left and right differ: a CRF with one smoothness weight could not say this.
+The energy of one part around another (at the cross), for every offset of `{figures.neighborhood}`, where the depth hardly steps
+(`{figures.edges}` gives each offset tables of their own for steps towards and away). Blue is encouraged, red discouraged. Left
+and right differ: a CRF with one smoothness weight could not say this.
 
 {pictures}
 

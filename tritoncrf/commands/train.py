@@ -21,7 +21,6 @@ from tritoncrf.commands.options import Settings
 from tritoncrf.datasets import LabeledSamples, NpzDataset
 from tritoncrf.evaluation import Evaluation
 from tritoncrf.loss import CRFLoss
-from tritoncrf.model import GridCRF
 from tritoncrf.training import Trainer
 
 _NOT_SETTINGS = ("command", "debug", "config", "out", "resume")
@@ -49,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(settings: Settings, folder: Path, before: Run | None) -> int:
     neighborhood = neighborhoods.parse(settings.neighborhood)
+    edges = models.edges(settings, neighborhood)
     device = models.device_of(settings.device)
     training, validation, test, kind = _data(settings)
     # A user's network or images may draw from any of the three.
@@ -56,7 +56,7 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
     np.random.seed(settings.seed % (1 << 32))  # noqa: NPY002
     random.seed(settings.seed)
     network = models.network(settings.network, kind).to(device)
-    crf = GridCRF(kind.num_labels, neighborhood).to(device)
+    crf = models.crf(kind, neighborhood, edges).to(device)
     print(f"{len(training)} images to learn from, {kind.num_labels} labels; checking them", flush=True)
     latent = data.check(training)
     chains = None
@@ -69,10 +69,10 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
     if settings.mode == "joint":
         groups.append({"params": list(network.parameters()), "lr": settings.network_rate})
     optimizer = torch.optim.Adam(groups, lr=settings.table_rate, fused=device.type == "cuda")
-    trainer = Trainer(network, crf, optimizer=optimizer, loss=loss, log=folder / "log.jsonl")
+    trainer = Trainer(network, crf, optimizer=optimizer, loss=loss, log=folder / "log.jsonl", edges=edges)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     engine = loss.sampler.engine_name
-    print(f"network {settings.network} of {parameters:,} parameters, {neighborhood!r}, engine {engine} on {device}")
+    print(f"network {settings.network} of {parameters:,} parameters, {neighborhood!r}{crf.form}, engine {engine} on {device}")
 
     path = folder / CHECKPOINT
     if before is None:

@@ -145,6 +145,42 @@ def _gather(
                 _floats_16(here, step, end, e, row + f, half, plane, width, start + f, energies + f)
 
 
+@jit
+def _weighed_32(
+    here: Whole, step: int, end: int, ranks: int, edge: int, row: int, plane: int, width: int, factors: int, energies: int
+) -> None:
+    low = high = _none()
+    terms = 0
+    while step < end:
+        there, back = row + byte(here + word(step)) * width, row + ranks * plane + byte(here - word(step)) * width
+        for r in range(ranks):
+            ahead, behind = factors + 4 * byte(edge + r), factors + 4 * byte(edge + ranks + r)
+            low, high = _weigh(low, there, ahead), _weigh(high, there + 64, ahead)
+            low, high = _weigh(low, back, behind), _weigh(high, back + 64, behind)
+            there, back = there + plane, back + plane
+        terms += 2 * ranks
+        row, step, edge = row + 2 * ranks * plane, step + 8, edge + 2 * ranks
+    _finish(energies, low, terms)
+    _finish(energies + 64, high, terms)
+
+
+@jit
+def _weighed_16(
+    here: Whole, step: int, end: int, ranks: int, edge: int, row: int, plane: int, width: int, factors: int, energies: int
+) -> None:
+    total = _none()
+    terms = 0
+    while step < end:
+        there, back = row + byte(here + word(step)) * width, row + ranks * plane + byte(here - word(step)) * width
+        for r in range(ranks):
+            total = _weigh(total, there, factors + 4 * byte(edge + r))
+            total = _weigh(total, back, factors + 4 * byte(edge + ranks + r))
+            there, back = there + plane, back + plane
+        terms += 2 * ranks
+        row, step, edge = row + 2 * ranks * plane, step + 8, edge + 2 * ranks
+    _finish(energies, total, terms)
+
+
 @call
 def _add_gated(
     here: Whole, gating: Integers, ranks: int, weighed: Singles, factors: int, number: int, size: int, edge: int, energies: int
@@ -155,16 +191,18 @@ def _add_gated(
     `FACTORS`; edge: address of the site's gates.
     """
     width = size * 4
-    plane = (number + 1) * width
-    for label in range(0, size, 16):
-        total, row, e = _none(), address(weighed) + 4 * label, edge
-        for j in range(len(gating)):
-            for end in range(2):
-                p = row + byte(here - gating[j] if end else here + gating[j]) * width
-                for _ in range(ranks):
-                    total = _weigh(total, p, factors + 4 * byte(e))
-                    p, row, e = p + plane, row + plane, e + 1
-        _finish(energies + 4 * label, total, 2 * ranks * len(gating))
+    plane, step, row = (number + 1) * width, address(gating), address(weighed)
+    end = step + 8 * len(gating)
+    for label in range(0, size - 31, 32):
+        f = 4 * label
+        # One rank, by far the most common, without a loop over it.
+        if ranks == 1:
+            _weighed_32(here, step, end, 1, edge, row + f, plane, width, factors, energies + f)
+        else:
+            _weighed_32(here, step, end, ranks, edge, row + f, plane, width, factors, energies + f)
+    if size & 16:
+        f = 4 * (size - 16)
+        _weighed_16(here, step, end, ranks, edge, row + f, plane, width, factors, energies + f)
 
 
 @jit

@@ -95,11 +95,11 @@ def test_a_foreign_a_newer_and_a_missing_file_are_refused(tmp_path: Path, monkey
     checkpoint.write(path, {"a": 1}, kind="training")
     with pytest.raises(CheckpointError, match="expected a tritoncrf chains file, got training"):
         tc.ChainStore.load(path)
-    for name, what in (("FORMAT", "format"), ("contract.VERSION", "contract")):
+    for name, what, now in (("FORMAT", "format", 2), ("contract.VERSION", "contract", 1)):
         with monkeypatch.context() as patch:
-            patch.setattr(f"tritoncrf.checkpoint.{name}", 2)
+            patch.setattr(f"tritoncrf.checkpoint.{name}", now + 1)
             filled().save(path)
-        with pytest.raises(CheckpointError, match=f"expected {what} version 1, got 2"):
+        with pytest.raises(CheckpointError, match=f"expected {what} version {now}, got {now + 1}"):
             tc.ChainStore.load(path)
     with pytest.raises(FileNotFoundError, match="expected a tritoncrf chains file, got no file"):
         tc.ChainStore.load(tmp_path / "none")

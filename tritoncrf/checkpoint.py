@@ -1,18 +1,27 @@
-"""What lies on the disk? Nested state as safetensors: written whole or not at all, and never unpickled.
+"""What lies on the disk? Nested state as safetensors: written whole or not at all, never unpickled, and checked when read.
 
 A tree of dicts, lists, tuples, tensors, strings, numbers, booleans and None becomes named tensors plus a JSON skeleton in the
-file's metadata, beside the kind of file, the format and the version of the bit contract. The file is written under a
-temporary name, synced and renamed, so that a killed process or a full disk leaves the one before it.
+file's metadata, beside the kind of file, the format and the version of the bit contract. The metadata also holds a SHA-256 of
+the whole file, taken with zeros in its own place: a file of which any byte changed is refused. Files of format 1, from before
+there was one, are read with a warning.
+
+A file is written under a temporary name, synced and renamed, so that a killed process or a full disk leaves the one before it.
+Who writes holds a lock on the temporary file; one that nobody holds was left by a killed process, and the next save of the same
+name removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+import struct
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -20,7 +29,14 @@ from torch import Tensor
 
 from tritoncrf import contract
 
-FORMAT = 1
+try:
+    import fcntl
+except ImportError:  # Windows: leftovers stay.
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT, UNCHECKED = 2, 1
+DIGEST = "0" * 64
+CHUNK = 1 << 20
 # Mapping and Sequence, not dict and list, so that a dict of tensors is a tree too.
 Tree = Tensor | str | int | float | bool | None | Sequence["Tree"] | Mapping[str, "Tree"] | Mapping[int, "Tree"]
 
@@ -34,48 +50,145 @@ def write(path: str | os.PathLike[str], tree: Mapping[str, Tree], *, kind: str) 
     tensors: dict[str, Tensor] = {}
     skeleton = _flatten(tree, "", tensors)
     metadata = {
-        "tritoncrf": kind, "format": str(FORMAT), "contract": str(contract.VERSION), "skeleton": json.dumps(skeleton)
+        "tritoncrf": kind, "format": str(FORMAT), "contract": str(contract.VERSION), "skeleton": json.dumps(skeleton),
+        "digest": DIGEST,
     }  # fmt: skip
-    target = Path(path)
+    # A link is followed; what is there and is no plain file, a pipe or a device, is not for writing over.
+    target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"{path}: expected a file to write, got a folder")
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{path}: expected a new or a plain file to write, got a special one")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
+    _sweep_up(target)
+    content = memoryview(save(tensors, metadata))
+    place = _digest_place(bytes(content[: _header_end(content)]))
+    digest = hashlib.sha256(content).hexdigest().encode()
+    with _temporary(target) as (file, temporary):
+        for part in (content[:place], digest, content[place + len(digest) :]):
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+        if fcntl is None:
+            # Windows moves no open file.
+            file.close()
         os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
     _sync_folder(target.parent)
 
 
 def read(path: str | os.PathLike[str], *, kind: str) -> dict[str, Tree]:
-    """The tree that `write` wrote, tensors on the CPU. Raises CheckpointError, or FileNotFoundError if there is none."""
+    """The tree that `write` wrote, tensors on the CPU.
+
+    Raises CheckpointError for a file that is damaged, foreign or newer, FileNotFoundError if there is none. Warns of a file
+    from before there were digests, of which nobody can tell whether it is as it was written.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected a tritoncrf {kind} file, got no file")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("tritoncrf") != kind:
-                found = metadata.get("tritoncrf", "a safetensors file that tritoncrf did not write")
-                raise CheckpointError(f"{path}: expected a tritoncrf {kind} file, got {found}")
-            for what, known in (("format", FORMAT), ("contract", contract.VERSION)):
-                if metadata.get(what) != str(known):
-                    raise CheckpointError(f"{path}: expected {what} version {known}, got {metadata.get(what)}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            tree = _unflatten(json.loads(metadata["skeleton"]), tensors)
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        return _read(path, kind)
+    except CheckpointError:
+        raise
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}: expected a whole tritoncrf {kind} file, got a truncated or foreign one ({error})"
         ) from None
+
+
+def _read(path: str | os.PathLike[str], kind: str) -> dict[str, Tree]:
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("tritoncrf") != kind:
+            found = metadata.get("tritoncrf", "a safetensors file that tritoncrf did not write")
+            raise CheckpointError(f"{path}: expected a tritoncrf {kind} file, got {found}")
+        if metadata.get("format") not in (str(FORMAT), str(UNCHECKED)):
+            raise CheckpointError(f"{path}: expected format version {FORMAT}, got {metadata.get('format')}")
+        # Before anything is believed, and before memory is taken for it.
+        _check_digest(path, kind, metadata)
+        if metadata.get("contract") != str(contract.VERSION):
+            raise CheckpointError(f"{path}: expected contract version {contract.VERSION}, got {metadata.get('contract')}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tree = _unflatten(json.loads(metadata["skeleton"]), tensors)
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: expected a tritoncrf {kind} file, got no state in it")
     return {str(name): value for name, value in tree.items()}
+
+
+def _check_digest(path: str | os.PathLike[str], kind: str, metadata: Mapping[str, str]) -> None:
+    told = metadata.get("digest")
+    if metadata["format"] == str(UNCHECKED) and told is None:
+        told = f"{path}: a {kind} file from before files had digests: whether it is undamaged cannot be told"
+        warnings.warn(told, stacklevel=5)
+        return
+    damaged = CheckpointError(f"{path}: expected a tritoncrf {kind} file as it was written, got one that has changed since")
+    if metadata["format"] != str(FORMAT) or told is None or len(told) != len(DIGEST):
+        raise damaged
+    with Path(path).open("rb") as file:
+        start = file.read(8)
+        header = start + file.read(_header_end(start) - 8)
+        place = _digest_place(header, told)
+        found = hashlib.sha256(header[:place] + DIGEST.encode() + header[place + len(told) :])
+        while part := file.read(CHUNK):
+            found.update(part)
+    if found.hexdigest() != told:
+        raise damaged
+
+
+def _header_end(content: bytes | memoryview) -> int:
+    """Where a safetensors file's header ends: behind its length, a little-endian uint64, and as many bytes of JSON."""
+    return 8 + int(struct.unpack("<Q", content[:8])[0])
+
+
+def _digest_place(header: bytes, digest: str = DIGEST) -> int:
+    """Where the digest's own digits stand."""
+    mark = f'"digest":"{digest}"'.encode()
+    return header.index(mark) + len(mark) - len(digest) - 1
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file beside ``target``, locked while it is open; removed if what is done with it fails."""
+    while True:
+        temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        with temporary.open("xb") as file:
+            try:
+                # Whoever sweeps up may have come between opening and locking.
+                if not (_lock(file) and temporary.exists()):
+                    continue
+                yield file, temporary
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                raise
+            return
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether nobody else holds a file, which is then ours until it is closed; true where files cannot be locked."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some network file systems lock nothing.
+        return True
+    return True
+
+
+def _sweep_up(target: Path) -> None:
+    """Removes the temporary files of killed saves of this name; those that somebody still writes stay."""
+    if fcntl is None:
+        return
+    digits = "[0-9a-f]" * 8
+    for left in target.parent.glob(f"{_literal(target.name)}.{digits}.part"):
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _sync_folder(folder: Path) -> None:

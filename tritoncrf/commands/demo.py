@@ -97,7 +97,8 @@ def _run(folder: Path, seed: int, engine: str, size: Size) -> None:
     control = Trainer(copy.deepcopy(network), zero, loss=CRFLoss(zero, method="cd", engine=engine))
     with _told(f"a copy of it, the control, gets {size.epochs} epochs more"):
         control.pretrain(batches, size.epochs, rate=size.network_rate, stage="control")
-    with _told(f"network and CRF learn jointly for {size.epochs} epochs: {len(crf.neighborhood)} x {crf.form.kinds} tables by sampling"):
+    tables = f"{len(crf.neighborhood)} x {crf.form.kinds} tables"
+    with _told(f"network and CRF learn jointly for {size.epochs} epochs: {tables} by Gibbs sampling"):
         trainer.fit(batches, "joint", epochs=size.epochs)
     with _told(f"{size.held_out} held-out figures are labelled"):
         found = trainer.evaluate(test)

@@ -52,8 +52,8 @@ class Settings:
         "log_polar:REACH[:RINGS[:DIRECTIONS]], joined by +"
     )  # fmt: skip
     edges: str | None = _option(
-        None, "what tables see of the image: steps:T[,T..] for kinds by the signed step of the first channel, contrast:T[,T..] for "
-        "kinds by the distance of colours, gaussian:WIDTH for gates"
+        None, "what tables see of the image: steps:T[,T..] for kinds by the signed step of the first channel, "
+        "contrast:T[,T..] for kinds by the distance of colours, gaussian:WIDTH for gates"
     )  # fmt: skip
     mode: str = _option("joint", "learn the tables alone or with the network", "joint", "separate")
     pretrain_epochs: int = _option(8, "epochs of cross-entropy before")

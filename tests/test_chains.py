@@ -30,6 +30,16 @@ def test_a_byte_a_pixel_and_replica_and_32_more_an_image() -> None:
     assert repr(store).startswith("ChainStore(40 images, 3 replicas, 600001 bytes of labels + 1280 bytes of counts")
 
 
+def test_a_store_stands_where_its_tensors_do() -> None:
+    # As "cuda" and "cuda:0" are one place, so are "cpu" and "cpu:0": names of a place differ, tensors' devices do not.
+    assert torch.device("cpu:0") != torch.device("cpu")
+    store, crf = tc.ChainStore([(4, 5)], seed=0, device="cpu:0"), tc.GridCRF(3, tc.Neighborhood.nearest(4))
+    loss = tc.CRFLoss(crf, chains=store, engine="torch")
+    logits = torch.zeros(1, 3, 4, 5, requires_grad=True)
+    loss(logits, torch.zeros(1, 4, 5, dtype=torch.long), torch.tensor([0])).backward()
+    assert store.sweeps.tolist() == [10]
+
+
 def test_what_is_put_is_fetched_whatever_the_padding() -> None:
     store, index = filled(), torch.tensor([1, 0])
     wide = store.fetch(store.places(index, (4, 8)))

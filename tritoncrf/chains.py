@@ -110,8 +110,9 @@ class ChainStore:
         self.replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
         self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
         self.latent = latent
-        self.device = torch.device(device)
-        self.sizes = torch.tensor(table, dtype=torch.int64, device=self.device)
+        self.sizes = torch.tensor(table, dtype=torch.int64, device=device)
+        # That of a tensor: "cuda" and "cuda:0" are the same place, but not the same torch.device.
+        self.device = self.sizes.device
         areas = self.sizes.prod(1) * replicas
         self.offsets = areas.cumsum(0) - areas
         self.sweeps = torch.zeros(len(table), dtype=torch.int64, device=self.device)

@@ -67,7 +67,8 @@ class Trainer:
                 f"network, crf: expected a module and a GridCRF, got {type(network).__name__}, {type(crf).__name__}"
             )
         first = next(network.parameters(), next(crf.parameters()))
-        self.device = first.device if device is None else torch.device(device)
+        # That of a tensor: "cuda" and "cuda:0" are the same place, but not the same torch.device.
+        self.device = first.device if device is None else torch.empty(0, device=device).device
         self.network = network.to(self.device)
         self.crf = crf.to(self.device)
         self.loss = None if loss is None else loss.to(self.device)

@@ -12,7 +12,6 @@ operator, so a compiler neither looks inside nor contracts its arithmetic.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -27,6 +26,7 @@ from torch import Tensor
 from tritoncrf import contract
 from tritoncrf.engines import FEWEST, Plan, Tables, averaging
 from tritoncrf.engines import Work as AnyWork
+from tritoncrf.engines.triton_grid import Grid, grid_of
 
 break_even = 0.05
 MAX_LABELS = 64
@@ -70,56 +70,6 @@ class Work:
         return self.kinds, self.gates, self.gated, None if self.gates is None else self.grid.gating
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What a layout's batches share, on their device."""
-
-    phases: Tensor
-    """int32 [phases + 1]."""
-    phase: Tensor
-    """int64 [S]: the phase of each slot."""
-    ends: Tensor
-    """int64 [phases + 1]: as ``phases``, to index by."""
-    displacements: Tensor
-    """int32 [K]."""
-    tables: Tensor
-    """int32 [K]."""
-    kinded: Tensor
-    """int32 [2, 2K]: of `by_rank`'s outputs the planes, and how far before its site an edge begins."""
-    weighing: Tensor
-    """int32 [2, Kg * 2 * G]: likewise, of gates."""
-    gating: Tensor
-    """int32 [K + 2 Kg]: as `tritoncrf.kernels.edges.Edges` has it."""
-
-
-@functools.lru_cache(maxsize=64)
-def _grid(
-    phases: tuple[int, ...], displacements: tuple[int, ...], classes: tuple[int, ...], ranks: int, planes: int,
-    kinded: tuple[int, ...], gating: tuple[int, ...], device: torch.device,
-) -> Grid:  # fmt: skip
-    # Copied to the device once a layout: a step that is captured or must not stall finds them there.
-    ends = torch.tensor(phases, dtype=torch.int64)
-    phase = torch.repeat_interleave(torch.arange(len(phases) - 1), ends.diff())
-    gated = [k for k, plane in enumerate(gating) if plane >= 0]
-    outputs = [
-        (rank * planes + gating[k], step) for k in gated for step in (0, displacements[k]) for rank in range(ranks)
-    ]
-    lists = (
-        displacements, classes, (kinded * 2, (0,) * len(kinded) + (displacements if kinded else ())),
-        ([plane for plane, _ in outputs], [step for _, step in outputs]),
-        ([gated.index(k) if k in gated else -1 for k in range(len(gating))] + gated + [gating[k] for k in gated]),
-    )  # fmt: skip
-    parts = ends.int(), phase, ends, *(torch.tensor(numbers, dtype=torch.int32) for numbers in lists)
-    return Grid(*(part.to(device) for part in parts))
-
-
-def _grid_of(plan: Plan) -> Grid:
-    _, ranks, kinded, gating = plan.form
-    planes = plan.edges.gates.shape[2] if plan.edges is not None and plan.edges.gates is not None else 0
-    device = plan.positions.device
-    return _grid(plan.phases, plan.displacements, plan.classes, ranks, planes, kinded, gating, device)
-
-
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
@@ -151,7 +101,7 @@ def _version() -> str:
 def prepare(plan: Plan, logits: Tensor, tables: Tables) -> Work:
     if plan.volume >= 1 << 31 or len(plan.positions) * plan.replicas >= 1 << 31:
         raise ValueError("logits: expected fewer than 2^31 sites times replicas an image for engine='triton', got more")
-    grid = _grid_of(plan)
+    grid = grid_of(plan)
     slots = len(plan.positions)
     seen = torch.nn.functional.pad(plan.free.cumsum(1), (1, 0))
     before = seen[:, grid.ends]
@@ -238,7 +188,7 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
 
 
 def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
-    grid, edges = _grid_of(plan), plan.edges
+    grid, edges = grid_of(plan), plan.edges
     found = (labels.contiguous(), grid.displacements, grid.tables, plan.labels, plan.num_classes)
     counts: Tensor
     if edges is None or edges.kinds is None or plan.kinds == 1:
@@ -253,7 +203,7 @@ def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
 
 
 def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
-    grid, edges = _grid_of(plan), plan.edges
+    grid, edges = grid_of(plan), plan.edges
     if edges is None or edges.gates is None:
         return data.new_zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64)
     errors: Tensor = _operators().gated_errors(

@@ -2,10 +2,9 @@
 
 For each kernel: registers a thread, bytes spilled and shared, instructions, how many of them contract a product and a sum
 (where labels are decided none may), how many warps a multiprocessor then holds, and what a site and a neighbour cost
-(`bench.machine_code`). A name with ``+kinds`` or ``+gates`` is the kernel for a model with three kinds, or with one gate on every
-class; the plain name is what it is without them. ``--write`` puts the figures under the Triton version in ``bench/results/compiled.json``, makes the page
-beside it and the table of predictions in ``docs/gpu.md``. It must run without TRITON_INTERPRET: an interpreted kernel cannot
-be compiled.
+(`bench.machine_code`). ``+kinds`` and ``+gates`` mark a kernel as it is for a model with three kinds, or with one gate an edge.
+``--write`` puts the figures under the Triton version in ``bench/results/compiled.json``, makes the page beside it and the table
+of predictions in ``docs/gpu.md``. It must run without TRITON_INTERPRET: an interpreted kernel cannot be compiled.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -37,14 +36,19 @@ POINTERS = {
     "words": "i32", "fits": "i32",
     "slot": "i32", "counts": "i32", "tables": "i32", "index": "i64", "count": "i64", "flips": "i64", "field": "fp32",
     "bounds": "fp32", "lookup": "i32", "scratch": "i32", "logits": "fp32", "pixels": "i64", "energy": "fp64",
-    "free": "u8", "data": "u8", "factor": "fp32", "kinds": "u8", "gates": "u8", "gated": "fp32", "gating": "i32", "places": "i64",
-    "kinded": "i32", "values": "u8", "chosen": "i32", "steps": "i32",
+    "free": "u8", "data": "u8", "factor": "fp32", "kinds": "u8", "gates": "u8", "gated": "fp32", "gating": "i32",
+    "places": "i64", "kinded": "i32", "values": "u8", "chosen": "i32", "steps": "i32",
 }  # fmt: skip
 # Kernels of models that have these, and what then is None in the others.
-VARIANTS: dict[str, dict[str, int]] = {"": {"KINDS": 0, "GATES": 0}, "kinds": {"KINDS": 3, "GATES": 0}, "gates": {"KINDS": 0, "GATES": 1}}
+VARIANTS: dict[str, dict[str, int]] = {
+    "": {"KINDS": 0, "GATES": 0}, "kinds": {"KINDS": 3, "GATES": 0}, "gates": {"KINDS": 0, "GATES": 1},
+}  # fmt: skip
 ABSENT = {"KINDS": ("kinds", "kinded"), "GATES": ("gates", "gated", "gating")}
 # Outputs whose type differs from kernel to kernel.
-OUT = {"add_conditionals": "fp64", "pair_products": "i64", "unary_differences": "fp32", "edge_bytes": "u8", "gated_products": "i64"}
+OUT = {
+    "add_conditionals": "fp64", "pair_products": "i64", "unary_differences": "fp32", "edge_bytes": "u8",
+    "gated_products": "i64",
+}  # fmt: skip
 FLOATS, LONGS = ("scale", "share"), ("stride_image", "stride_label")
 # Kernel -> (module, way of the launch table, fused).
 KERNELS: dict[str, tuple[str, str, bool]] = {
@@ -166,9 +170,10 @@ def compiled(kernel: str, labels: int, target: str, single: bool = True, contrac
     found, listing = read(binary)
     shared, warps = binary.metadata.shared, options["num_warps"]
     held = resident(target, found["registers"], shared, warps)
-    # A neighbour's label is a byte, and its edge's kind another.
-    of_lanes = costs(listing, 2 if seen["KINDS"] else 1, seen["GATES"])
-    gated = gated_costs(listing, 1 + seen["GATES"]) if seen["GATES"] else 0.0
+    # Where rows are gathered, a neighbour's label is a byte, and its edge's kind another.
+    gathers = kernel in SEEING and not kernel.startswith("incremental")
+    of_lanes = costs(listing, 2 if gathers and seen["KINDS"] else 1, seen["GATES"] if gathers else 0)
+    gated = gated_costs(listing, 1 + seen["GATES"]) if gathers and seen["GATES"] else 0.0
     return Figures(**found, shared=shared, warps=warps, block=block, resident_warps=held, **of_lanes, gated=gated)  # type: ignore[arg-type]
 
 

@@ -27,7 +27,10 @@ from tritoncrf.datasets import Figures
 
 LABELS, SHAPE = 3, (5, 4)
 AROUND = tc.Neighborhood.from_offsets([(0, 1), (1, -1), (2, 1)])
-ROWS = ("forest", "crfrnn_separate", "crfrnn_joint", "piecewise", "pseudolikelihood", "meanfield2")
+ROWS = (
+    "forest", "crfrnn_separate", "crfrnn_joint", "piecewise", "pseudolikelihood", "meanfield2", "separate_kinds", "joint_kinds",
+    "joint_gates", "joint_gaussian", "meanfield5_kinds", "dtf",
+)  # fmt: skip
 
 
 def scene(seed: int = 0) -> tuple[Batch, Tensor, Tensor]:

@@ -262,7 +262,7 @@ def test_gains_are_over_the_same_without_the_change() -> None:
         (trial("separate, start x 0.5", 0.89), None),
         (trial("joint", 0.89), None),
     ):
-        assert report_open._gain(changed, base) == (None if gain is None else pytest.approx(gain))
+        assert report_open.gain(changed, base) == (None if gain is None else pytest.approx(gain))
 
 
 def test_views_pair_seeds_and_keep_settings_apart() -> None:

@@ -9,23 +9,23 @@ step's size without its sign.
 
 from __future__ import annotations
 
+import itertools
 from typing import Protocol
 
 from torch import Tensor
 
 import tritoncrf as tc
-from bench.paper.presets import DENSE
+from bench.paper.presets import DENSE, Preset
 from tritoncrf.edge_inputs import Edges
-from tritoncrf.edges import parse
+from tritoncrf.edges import Recipe, parse
 from tritoncrf.lattice import Neighborhood
 
 
-class Maker(Protocol):
-    """What tells of the edges of images ``[N, channels, *shape]``: recipes and trees are such."""
+class Form(Protocol):
+    """What a CRF must know of what it is told."""
 
     @property
-    def neighborhood(self) -> Neighborhood:
-        """The classes that it tells of."""
+    def neighborhood(self) -> Neighborhood: ...
 
     @property
     def kinds(self) -> int | None: ...
@@ -33,10 +33,19 @@ class Maker(Protocol):
     @property
     def gates(self) -> int: ...
 
+
+class Maker(Form, Protocol):
+    """What tells of the edges of images ``[N, channels, *shape]``: recipes and trees are such."""
+
     def __call__(self, image: Tensor) -> Edges: ...
 
 
-def maker(text: str, neighborhood: Neighborhood) -> Maker:
+def text_of(word: str, preset: Preset) -> str:
+    """What a row of `methods` means by a word: the preset's text, or the word itself."""
+    return {"kinds": preset.edges, "gaussian": f"gaussian:{preset.bandwidth:g}"}.get(word, word)
+
+
+def maker(text: str, neighborhood: Neighborhood) -> Recipe:
     """The maker of a text. Raises ValueError that names the forms."""
     recipe, on, part = text.partition(" on ")
     parts = {"": neighborhood, "far": tc.Neighborhood(neighborhood.offsets[:-DENSE] or neighborhood.offsets)}
@@ -46,7 +55,18 @@ def maker(text: str, neighborhood: Neighborhood) -> Maker:
     return parse(recipe, parts[part])
 
 
-def crf_of(labels: int, neighborhood: Neighborhood, told: Maker | None) -> tc.GridCRF:
+def kind_names(told: Recipe) -> list[str]:
+    """What each kind says of its edges."""
+    levels, size = [f"{number:g}" for number in told.numbers], "|step|" if told.form == "steps" else "distance"
+    between = [f"{low} < {size} ≤ {high}" for low, high in itertools.pairwise(levels)]
+    sizes = [f"{size} ≤ {levels[0]}", *between, f"{size} > {levels[-1]}"]
+    if told.form == "contrast":
+        return sizes
+    down, up = ([part.replace("|step|", word) for part in sizes[1:]] for word in ("step down", "step up"))
+    return [*down[::-1], sizes[0], *up]
+
+
+def crf_of(labels: int, neighborhood: Neighborhood, told: Form | None) -> tc.GridCRF:
     """Zero tables of each class, and one more of each kind, or a gated one, where ``told`` has them."""
     if told is None:
         return tc.GridCRF(labels, neighborhood)

@@ -26,6 +26,7 @@ from bench.paper import (
     report,
     report_rows,
 )
+from bench.paper.edges import kind_names
 from bench.paper.figures_ambiguity import Panel
 from bench.paper.figures_labels import Example
 from bench.paper.methods import METHODS, learn
@@ -120,6 +121,18 @@ def figure2(work: Work, path: Path, row: str = "joint_pcd") -> str:
     return f"tables of {row}"
 
 
+def kinds(work: Work, path: Path, row: str = "joint_kinds") -> str:
+    """The tables of one offset for each kind of edge: of the class whose tables differ most."""
+    work.predictors(row)
+    told = work.problem.edges()
+    tree = checkpoint.read(work.folder / row / "model.safetensors", kind="training")
+    tables = checkpoint.tensor(tree, "pairwise")
+    most = int(tables.var(1, correction=0).sum((1, 2)).argmax())
+    offset = work.problem.preset.neighborhood.offsets[most]
+    figures_weights.by_kind(tables[most], offset, kind_names(told), work.problem.test.class_names, path)
+    return f"tables of {row}, {told}, offset {offset}"
+
+
 def figure3(work: Work, path: Path, search: int) -> str:
     """One image and pixel before and after joint learning: the image where the joint CRF gains most over the separate one."""
     predictors = work.predictors("separate_pcd", "joint_pcd")
@@ -197,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
             "figure1.png": lambda path: figure1(work, path, options.images),
             "figure2.png": lambda path: figure2(work, path),
             "figure3.png": lambda path: figure3(work, path, options.search),
+            "kinds.png": lambda path: kinds(work, path),
             "learning.png": lambda path: learning(work, path),
             "inference.png": lambda path: inference(path, options.results),
         }

@@ -57,6 +57,32 @@ def insight(
     return maps
 
 
+def by_kind(
+    tables: Tensor, offset: Sequence[int], kinds: Sequence[str], class_names: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Writes the tables ``[R, L, L]`` of one offset (dy, dx) side by side on one scale, a name for each kind above it.
+
+    Rows are labels at an edge's first end, columns at its second. Raises ValueError if names and tables do not fit.
+    """
+    expected = [len(kinds), len(class_names), len(class_names)]
+    if list(tables.shape) != expected:
+        raise ValueError(f"tables: expected shape {expected} as there are names, got {list(tables.shape)}")
+    shown = tables.detach().double().cpu().numpy()
+    bound = float(np.abs(shown).max()) or 1.0
+    drawn = figures_canvas.figure(1.2 + 3.6 * len(kinds), 4.4)
+    axes = drawn.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    places = range(len(class_names))
+    for ax, table, kind in zip(axes, shown, kinds, strict=True):
+        picture = ax.imshow(table, cmap="bwr", vmin=-bound, vmax=bound, interpolation="nearest")
+        ax.set_xticks(places, class_names, rotation=90, fontsize=6.5)
+        ax.set_yticks(places, class_names, fontsize=6.5)
+        ax.set_title(kind, fontsize=10)
+    axes[0].set_ylabel("first end")
+    drawn.supxlabel(f"second end, (dy, dx) = ({', '.join(str(int(step)) for step in offset)}) further on", fontsize=9)
+    drawn.colorbar(picture, ax=list(axes), label="energy")
+    figures_canvas.save(drawn, path)
+
+
 def compress(offsets: Offsets) -> tuple[list[tuple[int, int]], tuple[list[int], list[int]]]:
     """Offsets in steps of the shifts that occur along each axis, and those shifts (with their opposites and 0), by axis.
 

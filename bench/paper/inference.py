@@ -24,13 +24,17 @@ from torch import Tensor
 
 import tritoncrf as tc
 from bench.paper import report, report_rows
+from bench.paper.edges import Maker
 from bench.paper.figures import SAMPLED, Work, open_work
+from bench.paper.methods import edges_of, sampling
 from bench.paper.problem import Chosen, Problem
-from tritoncrf import checkpoint, diagnostics
+from tritoncrf import checkpoint, diagnostics, evaluation
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import Figures, NpzDataset, collate
-from tritoncrf.evaluation import forward
+from tritoncrf.edge_inputs import Edges
+from tritoncrf.evaluation import run
 from tritoncrf.metrics import Score
+from tritoncrf.saved import load_model, weights_of
 
 BUDGETS = (3, 6, 15, 30, 60, 120, 240)
 STARTS = ("pretrained", "random")
@@ -52,28 +56,38 @@ class Model:
     network: torch.nn.Module
     pretrained: dict[str, Tensor]
     crf: tc.GridCRF
+    told: Maker | None = None
+    """What tells of the edges beside the network."""
 
     @classmethod
     def of(cls, work: Work, row: str) -> Model:
         """Raises ValueError unless the row is a sampled one and finished in this folder."""
         if row not in SAMPLED or row not in work.rows:
             raise ValueError(f"rows: expected some of {', '.join(n for n in work.rows if n in SAMPLED)}, got {row!r}")
-        saved = checkpoint.read(work.folder / row / "model.safetensors", kind="training")
-        network, crf = work.problem.network(), work.problem.crf()
+        path = work.folder / row / "model.safetensors"
+        saved = checkpoint.read(path, kind="training")
+        network, crf, told = sampling.parts(work.problem, edges_of(row))
+        # Of the fresh network, whose logits are the pre-trained one's.
+        pretrained = weights_of(network)
         network.load_state_dict(checkpoint.tensors(saved, "network"))
-        with torch.no_grad():
-            crf.pairwise.copy_(checkpoint.tensor(saved, "pairwise"))
-        return cls(network.eval(), dict(work.problem.start.state_dict()), crf)
+        load_model(path, saved, crf)
+        return cls(network.eval(), pretrained, crf, told)
+
+    def asked(self, batch: Batch) -> tuple[Tensor, Tensor | None, Edges]:
+        """A batch's logits, those of the pre-trained weights, and what is told of its edges."""
+        logits, gates, first = run(self.network, self.pretrained, batch.image)
+        return logits, first, evaluation.edges_of(self.told, batch.image, gates)
 
     def answers(self, batch: Batch, start: str, budgets: Iterable[int], replicas: int) -> tuple[dict[int, Tensor], Tensor]:
         """One image's max-marginal labels ``[*shape]`` after each budget, and the energies ``[R, T]`` after each sweep."""
-        logits, first = forward(self.network, self.pretrained, batch.image)
+        logits, first, (kinds, gates) = self.asked(batch)
         if first is None or start == "random":
             first = torch.zeros_like(logits)
         sampler = tc.Sampler(self.crf, seed=0)
         chains = sampler.init(
-            first, batch.known, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp, replicas=replicas
-        )
+            first, batch.known, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp, replicas=replicas,
+            kinds=kinds, gates=gates,
+        )  # fmt: skip
         sampler.run(chains, 0, logits=logits)
         total = torch.zeros((*chains.plan.free.shape, self.crf.num_labels), dtype=torch.float64, device=self.crf.device)
         places, done = sorted({place for budget in budgets for place in (budget, burn_in(budget))} | {0}), 0

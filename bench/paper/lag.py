@@ -52,13 +52,12 @@ class Kept:
 
     def moved(self, batch: Batch, more: tuple[int, ...] = MORE) -> list[float]:
         """By how much the energy of one image's chain changes within so many further sweeps: nats a free pixel."""
-        with torch.no_grad():
-            logits = self.model.network(batch.image).float()
+        logits, _, (kinds, gates) = self.model.asked(batch)
 
         def after(sweeps: int) -> float:
             return float(diagnostics.lag(
                 self.model.crf, self.chains, logits, batch.index, sweeps=sweeps, sizes=batch.sizes, mask=batch.mask,
-                clamp=batch.clamp,
+                clamp=batch.clamp, kinds=kinds, gates=gates,
             ))  # fmt: skip
 
         return [after(sweeps) for sweeps in more]

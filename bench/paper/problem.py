@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import tritoncrf as tc
-from bench.paper.edges import Maker, crf_of, maker
+from bench.paper.edges import Form, crf_of, maker
 from bench.paper.presets import FOLDS, Preset
 from tritoncrf import networks
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import Figures, NpzDataset, collate
 from tritoncrf.datasets.base import Forwarding, LabeledSamples, Sample, check_index
+from tritoncrf.edges import Recipe
 from tritoncrf.training import Trainer
 
 Predictor = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -62,11 +63,11 @@ class Problem:
         """A fresh copy of the pre-trained network."""
         return copy.deepcopy(self.start)
 
-    def edges(self, text: str | None = None) -> Maker:
+    def edges(self, text: str | None = None) -> Recipe:
         """What tells of the edges, over the preset's neighbourhood: a text of `bench.paper.edges`, None for the preset's."""
         return maker(self.preset.edges if text is None else text, self.preset.neighborhood)
 
-    def crf(self, told: Maker | None = None) -> tc.GridCRF:
+    def crf(self, told: Form | None = None) -> tc.GridCRF:
         """Zero tables over the preset's neighbourhood, chosen or weighed as ``told`` has it."""
         return crf_of(self.train.num_labels, self.preset.neighborhood, told).to(self.device)
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.paper import report_open, report_tables, statistics
+from bench.paper import report_edges, report_open, report_tables, statistics
 from bench.paper.presets import PRESETS
-from bench.paper.report_claims import ARGUMENT, CLAIM, FURTHER, METHODS
+from bench.paper.report_claims import ARGUMENT, CLAIM, EDGES, FURTHER, METHODS
 from bench.paper.report_rows import Results, Row, read
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,8 @@ FIGURES = {
     "figure3.png": "The network before and after joint learning, the max-marginal labels of both CRFs, and the marginals of "
                    "the circled pixel (the paper's Fig. 3); chosen: the image where the joint CRF gains most over the separate "
                    "one, of some evenly spaced, and in it, of the pixels put right, the one that grew most ambiguous.",
+    "kinds.png": "The tables of one offset, of the class whose tables differ most, for each kind of edge: energies of a label "
+                 "at the first end (rows) and one at the second (columns), red discouraged, blue encouraged.",
     "learning.png": "Learning: energy gap, chain accuracy and flip rate of the sampled rows. Chains keep up where the gap "
                     "stays near zero.",
     "inference.png": "Accuracy after so many sweeps, from the pre-trained network's marginals and from a random labelling.",
@@ -95,6 +97,7 @@ def page(results: Results, figures: Path, link: str) -> str:
     if strange:
         raise ValueError(f"results: expected rows of presets {', '.join(PRESETS)}, got {strange[0]!r}")
     lines = [HEAD, "", "## Is it the paper's order?", "", *_order(results.rows)]
+    lines += report_edges.lines(results)
     for preset in FOLDERS:
         lines += ["", f"## {TITLES[preset]}", "", *_preset(preset, [row for row in results.rows if row.preset == preset])]
     lines += ["", "## Inference", ""]
@@ -160,7 +163,7 @@ def _preset(name: str, rows: Sequence[Row]) -> list[str]:
     lines += _missing(name, names, splits, rows)
     groups = [[split] for split in splits] if len(splits) <= 2 else [list(splits)]
     for group in groups:
-        pairs = [report_tables.compare(rows, group, *pair) for pair in (*CLAIM, *FURTHER, *ARGUMENT)]
+        pairs = [report_tables.compare(rows, group, *pair) for pair in (*CLAIM, *FURTHER, *ARGUMENT, *EDGES)]
         known = [pair for pair in pairs if pair is not None]
         if known:
             title = report_tables.split_title(group[0]) if len(group) == 1 else "all folds"

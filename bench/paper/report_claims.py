@@ -1,7 +1,8 @@
 """What does the paper say? The rows of its Table 2 with their figures, and the comparisons that make its claim.
 
 Kirillov et al., ACCV 2016, Table 2: per cent of body pixels right, one figure a method, no deviation. What the paper does not
-have (the control, CD-10, our K, the objectives that its section 4 argues against in words) has no figure.
+have (the control, CD-10, our K, the objectives that its section 4 argues against in words, tables that see the image) has no
+figure.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ METHODS: dict[str, Method] = {
     "meanfield2": Method("unrolled mean field, 2 iterations", None),
     "meanfield5": Method("unrolled mean field, 5 iterations", None),
     "meanfield10": Method("unrolled mean field, 10 iterations", None),
+    "separate_kinds": Method("ours, separate PCD, tables by kind of edge", None),
+    "joint_kinds": Method("ours, joint PCD, tables by kind of edge", None),
+    "joint_gates": Method("ours, joint PCD, the network's own gates", None),
+    "joint_gaussian": Method("ours, joint PCD, Gaussian gates as in PAC-CRF", None),
+    "meanfield5_kinds": Method("unrolled mean field, 5 iterations, tables by kind of edge", None),
+    "dtf": Method("decision tree field: tables by trees, pseudo-likelihood", None),
 }
 
 # What a row stands for in a comparison where the paper has but one PCD.
@@ -74,6 +81,22 @@ ARGUMENT: tuple[tuple[str, str], ...] = (
     ("joint_pcd", "meanfield2"),
     ("joint_pcd", "meanfield5"),
     ("joint_pcd", "meanfield10"),
+)
+# Tables that see the image.
+EDGES: tuple[tuple[str, str], ...] = (
+    ("joint_kinds", "control"),
+    ("joint_kinds", "joint_pcd"),
+    ("joint_kinds", "meanfield5"),
+    ("joint_kinds", "meanfield5_kinds"),
+    ("joint_kinds", "separate_kinds"),
+    ("joint_kinds", "dtf"),
+    ("joint_kinds", "joint_gates"),
+    ("joint_kinds", "joint_gaussian"),
+    ("separate_kinds", "separate_pcd"),
+    ("joint_gates", "joint_pcd"),
+    ("joint_gaussian", "joint_pcd"),
+    ("meanfield5_kinds", "meanfield5"),
+    ("dtf", "pseudolikelihood"),
 )
 
 

@@ -187,6 +187,8 @@ def lines(trials: Sequence[Trial]) -> list[str]:
 def _belongs(trial: Trial, words: Sequence[str]) -> bool:
     """Whether what a trial changes (what follows the last comma in its name) has a word that begins with one of these."""
     changed = trial.what.rpartition(", ")[2]
+    if changed.startswith("edges "):
+        return False  # of no question of the paper's: `report_edges` has them
     return any(re.search(rf"\b{re.escape(word)}", changed.lower()) for word in words)
 
 
@@ -195,7 +197,7 @@ def _tried(mine: Sequence[Trial], trials: Sequence[Trial]) -> str:
     said = []
     for what, setting in dict.fromkeys((trial.what, trial.setting) for trial in mine):
         same = [trial for trial in mine if (trial.what, trial.setting) == (what, setting)]
-        gains = [gain for trial in same if (gain := _gain(trial, trials)) is not None]
+        gains = [over for trial in same if (over := gain(trial, trials)) is not None]
         told = ("preset", "network", "images", "pretrain", "epochs")
         kept = [(name, value) for name, value in setting if name in told] or setting
         text = f"{what} ({', '.join(f'{name} {value}' for name, value in kept)}) {_mean([trial.accuracy for trial in same])}"
@@ -204,7 +206,7 @@ def _tried(mine: Sequence[Trial], trials: Sequence[Trial]) -> str:
     return "; ".join(said)
 
 
-def _gain(trial: Trial, trials: Sequence[Trial]) -> float | None:
+def gain(trial: Trial, trials: Sequence[Trial]) -> float | None:
     """Over the trial named by the part before the last comma, of the same seed and settings but for those in the name."""
     base, comma, changed = trial.what.rpartition(", ")
     named = {name for name, _ in trial.setting if name.replace("_", " ") in changed}

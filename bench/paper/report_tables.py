@@ -53,17 +53,17 @@ def by_split(
     for name in names:
         method = METHODS[name]
         found = [[value(row) for row in rows if row.name == name and row.split == split] for split in splits]
-        cells = [_spread([x for x in values if x is not None]) for values in found]
+        cells = [spread([x for x in values if x is not None]) for values in found]
         if folds:
             known = [[x for x in values if x is not None] for values in found]
             means = [statistics.mean_and_deviation(values)[0] for values in known if values]
-            cells.append(_spread(means) if len(means) == len(splits) else NONE)
+            cells.append(spread(means) if len(means) == len(splits) else NONE)
         figure = "-" if method.paper is None else f"{method.paper:.2f}"
         lines.append([method.title, *([figure] if paper else []), *cells])
     return table(head, lines)
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     if not values:
         return NONE
     mean, deviation = statistics.mean_and_deviation(values)
@@ -186,8 +186,8 @@ def trials_table(trials: Sequence[Trial]) -> list[str]:
         mine = [trial for trial in trials if (trial.what, trial.setting) == (what, setting)]
         notes = "; ".join(dict.fromkeys(trial.note for trial in mine if trial.note))
         lines.append([
-            what, ", ".join(f"{name} {value}" for name, value in setting) or "-", _spread([trial.accuracy for trial in mine]),
-            _spread([trial.network_accuracy for trial in mine if trial.network_accuracy is not None]),
+            what, ", ".join(f"{name} {value}" for name, value in setting) or "-", spread([trial.accuracy for trial in mine]),
+            spread([trial.network_accuracy for trial in mine if trial.network_accuracy is not None]),
             _mean([trial.seconds for trial in mine]), notes,
         ])  # fmt: skip
     return table(["what", "setting", "validation", "network alone", "s", "note"], lines)
@@ -207,7 +207,7 @@ def views_table(trials: Sequence[Trial]) -> list[str]:
         base, *others = (by_name.get(name, {}) for name in names)
         pairs = [[value - base[seed] for seed, value in other.items() if seed in base] for other in others]
         gains = [statistics.mean_and_deviation(some)[0] if some else None for some in pairs]
-        cells = [_spread(list(by_name[name].values())) if name in by_name else NONE for name in names]
+        cells = [spread(list(by_name[name].values())) if name in by_name else NONE for name in names]
         lines.append([*key, *cells, *(NONE if gain is None else points(gain) for gain in gains)])
     head = ["network", "classes", "images", "epochs before", "epochs", *names, "separate - control", "joint - control"]
     return table(head, lines) if lines else []

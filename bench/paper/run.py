@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 import tritoncrf as tc
-from bench.paper.methods import METHODS, learn
+from bench.paper.edges import text_of
+from bench.paper.methods import METHODS, edges_of, learn
 from bench.paper.presets import Preset
 from bench.paper.problem import Problem
 from tritoncrf.batches import Batch
@@ -104,7 +105,7 @@ def make(name: str, problem: Problem, work: Path) -> Row:
             alone, whole = alone.plus(target, first.argmax(1)), whole.plus(target, last.argmax(1))
             counted = (target != 255) & (target != (-1 if problem.test.background is None else problem.test.background))
             per_image.append([int(((last.argmax(1) == target) & counted).sum()), int(counted.sum())])
-    preset = problem.preset
+    preset, word = problem.preset, edges_of(name)
     return {
         "name": name, "preset": preset.name, "split": problem.split, "seed": problem.seed, "accuracy": whole.accuracy,
         "network_accuracy": alone.accuracy, "mean_iou": whole.mean_iou, "network_mean_iou": alone.mean_iou,
@@ -113,7 +114,7 @@ def make(name: str, problem: Problem, work: Path) -> Row:
         "seconds_test": round(time.perf_counter() - began, 1), "peak_mb": round(_peak()), "burn_in": preset.burn_in,
         "sweeps": preset.sweeps, "K": _visit_sweeps(name, preset),
         "commit": _commit(), "machine": _machine(problem.device), "tritoncrf": tc.__version__,
-        "per_image": per_image,
+        **({} if word is None else {"edges": text_of(word, preset)}), "per_image": per_image,
     }  # fmt: skip
 
 

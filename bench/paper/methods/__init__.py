@@ -32,7 +32,17 @@ METHODS: dict[str, tuple[str, dict[str, int | str | bool]]] = {
     "meanfield10": ("meanfield", {"iterations": 10}),
     "separate_kinds": ("sampling", {"joint": False, "method": "pcd", "edges": "kinds"}),
     "joint_kinds": ("sampling", {"joint": True, "method": "pcd", "edges": "kinds"}),
+    "joint_gates": ("sampling", {"joint": True, "method": "pcd", "edges": "network"}),
+    "joint_gaussian": ("sampling", {"joint": True, "method": "pcd", "edges": "gaussian"}),
+    "meanfield5_kinds": ("meanfield", {"iterations": 5, "edges": "kinds"}),
+    "dtf": ("treefield", {"kinds": 8}),
 }
+
+
+def edges_of(name: str) -> str | None:
+    """What a row's tables see of the edges, in a word; None: nothing."""
+    word = METHODS[name][1].get("edges")
+    return None if word is None else str(word)
 
 
 def learn(name: str, problem: Problem, work: Path) -> Predictor:

@@ -2,8 +2,9 @@
 
 Section 4 of Kirillov et al. 2016: unrolled inference pays for every iteration, in time and in what is kept for the backward.
 A step is the network, the objective, its backward; the weights do not matter. Memory is the most that torch held at once
-beyond what stood before, the images' maximum; time is the processor's, their mean. Mean field is measured twice: as autograd
-unrolls it, keeping every neighbour's row, and as `messages` does, gathering rows anew.
+beyond what stood before, the images' maximum; time is the processor's, their mean. Mean field is measured as autograd
+unrolls it, keeping every neighbour's row, and as `messages` does, gathering rows anew; this and sampling also with tables
+chosen by the preset's recipe.
 
 ``python -m bench.paper.methods.growth --preset half --data FOLDER`` prints rows of JSON.
 """
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
+from bench.paper.edges import Maker
 from bench.paper.methods import crfrnn, meanfield, pseudolikelihood
 from bench.paper.methods.descent import Objective, cross_entropy
 from bench.paper.methods.messages import messages, plain
@@ -31,6 +33,7 @@ from bench.paper.presets import PRESETS
 from bench.paper.problem import Problem, read
 from tritoncrf import networks
 from tritoncrf.batches import Batch
+from tritoncrf.evaluation import edges_of
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,16 @@ class Step:
 
 def rows(problem: Problem, iterations: Sequence[int] = (2, 5, 10), visits: int = 8) -> list[Step]:
     """Steps over the first ``visits`` training images, on one thread or whatever torch is set to."""
-    crf, labels = problem.crf(), problem.train.num_labels
+    told, crf, labels = problem.edges(), problem.crf(), problem.train.num_labels
+    kinded = problem.crf(told)
 
-    def sampling() -> Objective:
+    def sampling(crf: tc.GridCRF, told: Maker | None) -> Objective:
         pcd = tc.CRFLoss(crf, chains=tc.ChainStore(problem.train.sizes, seed=0, device=problem.device))
 
         def value(logits: Tensor, batch: Batch) -> Tensor:
-            found: Tensor = pcd(logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
+            given = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp}
+            kinds, gates = edges_of(told, batch.image, None)
+            found: Tensor = pcd(logits, batch.labels, batch.index, **given, kinds=kinds, gates=gates)
             return found
 
         return value
@@ -61,10 +67,12 @@ def rows(problem: Problem, iterations: Sequence[int] = (2, 5, 10), visits: int =
     def dense() -> Objective:
         return crfrnn.objective(crfrnn.DenseCRF(labels, crfrnn.Bandwidths()).to(problem.device))
 
-    steps: dict[str, Callable[[], Objective]] = {"cross-entropy": lambda: cross_entropy, "PCD-10": sampling}
+    steps: dict[str, Callable[[], Objective]] = {"cross-entropy": lambda: cross_entropy}
+    steps["PCD-10"], steps["PCD-10, kinds"] = partial(sampling, crf, None), partial(sampling, kinded, told)
     steps["pseudo-likelihood"] = lambda: pseudolikelihood.objective(crf)
     for count in iterations:
         steps[f"mean field {count}"] = partial(meanfield.objective, crf, count, messages)
+        steps[f"mean field {count}, kinds"] = partial(meanfield.objective, kinded, count, messages, told)
         steps[f"mean field {count}, autograd"] = partial(meanfield.objective, crf, count, plain)
     steps[f"CRF-as-RNN {crfrnn.LEARNED}"] = dense
     return [_measure(problem, name, make, visits) for name, make in steps.items()]

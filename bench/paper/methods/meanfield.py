@@ -4,6 +4,7 @@ Section 4 of Kirillov et al. 2016 argues against it: too few iterations lose qua
 the backward. In parallel, as in Krähenbühl and Koltun 2011 and CRF-as-RNN (Zheng et al. 2015):
 ``Q^0_i = softmax(logit_i)``, ``Q^{t+1}_i(l) ∝ exp(logit_i(l) - (M Q^t)_i(l))`` with M of `messages`. Learning minimises the
 cross-entropy of Q^T on free labelled pixels, with respect to tables and network; the test runs the same T iterations.
+Where an edge chooses its table, M is that of `kinds`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.paper.edges import Maker
+from bench.paper.methods import kinds
 from bench.paper.methods.descent import descend, marginals
 from bench.paper.methods.messages import Sites, messages
 from bench.paper.problem import Predictor, Problem
@@ -26,30 +29,52 @@ from tritoncrf.model import GridCRF
 Messages = Callable[[Tensor, Tensor, Sites], Tensor]
 
 
-def learn(problem: Problem, work: Path, *, iterations: int) -> Predictor:
-    """Joint learning through ``iterations`` of mean field. Raises ValueError below 1."""
+def learn(problem: Problem, work: Path, *, iterations: int, edges: str | None = None) -> Predictor:
+    """Joint learning through ``iterations`` of mean field; edges "kinds": tables by the preset's recipe, as in our own row.
+
+    Raises ValueError below 1 iteration, or for another word.
+    """
     validation.whole("iterations", iterations, 1)
-    network, crf = problem.network(), problem.crf()
-    descend(problem, network, crf, objective(crf, iterations), work, f"meanfield{iterations}", joint=True)
+    if edges not in (None, "kinds"):
+        raise ValueError(f"edges: expected None or 'kinds', got {edges!r}")
+    told = None if edges is None else problem.edges()
+    network, crf = problem.network(), problem.crf(told)
+    name = f"meanfield{iterations}" + ("" if edges is None else f" {edges}")
+    descend(problem, network, crf, objective(crf, iterations, told=told), work, name, joint=True)
 
     @torch.no_grad()
     def predict(batch: Batch) -> tuple[Tensor, Tensor]:
         logits, _ = forward(network, None, batch.image)
         sites = Sites.of(batch, crf.neighborhood, crf.num_labels)
         alone = marginals(batch, logits.softmax(1))
-        return alone, sites.spread(scores(sites.pick(logits), crf.pairwise, sites, iterations).softmax(1), alone)
+        found = _scores(crf, logits, batch, sites, iterations, messages, told)
+        return alone, sites.spread(found.softmax(1), alone)
 
     return predict
 
 
-def objective(crf: GridCRF, iterations: int, via: Messages = messages) -> Callable[[Tensor, Batch], Tensor]:
-    """Logits and their batch -> the cross-entropy of Q^T."""
+def objective(
+    crf: GridCRF, iterations: int, via: Messages = messages, told: Maker | None = None
+) -> Callable[[Tensor, Batch], Tensor]:
+    """Logits and their batch -> the cross-entropy of Q^T. told: what chooses the tables, for a CRF with kinds."""
 
     def value(logits: Tensor, batch: Batch) -> Tensor:
         sites = Sites.of(batch, crf.neighborhood, crf.num_labels)
-        return pixel_cross_entropy(scores(sites.pick(logits), crf.pairwise, sites, iterations, via), batch, sites)
+        return pixel_cross_entropy(_scores(crf, logits, batch, sites, iterations, via, told), batch, sites)
 
     return value
+
+
+def _scores(
+    crf: GridCRF, logits: Tensor, batch: Batch, sites: Sites, iterations: int, via: Messages, told: Maker | None
+) -> Tensor:
+    picked = sites.pick(logits)
+    if told is None:
+        return scores(picked, crf.pairwise, sites, iterations, via)
+    chosen = kinds.of_edges(crf, told, batch, sites)
+    groups = kinds.Groups.of(sites, chosen, crf.pairwise.shape[1])
+    fixed = kinds.labelled(crf.pairwise, sites, chosen)
+    return scores(picked, crf.pairwise, sites, iterations, lambda q, tables, _: fixed + kinds.messages(q, tables, groups))
 
 
 def scores(logits: Tensor, tables: Tensor, sites: Sites, iterations: int, via: Messages = messages) -> Tensor:

@@ -35,6 +35,7 @@ class Sites:
     neighbours: Tensor
     """int64 [P, 2 C], first at +d_c, then at -d_c: a free pixel's place, P + l where label l is known, P + L for nobody."""
     labels: int
+    neighborhood: Neighborhood
 
     @classmethod
     def of(cls, batch: Batch, neighborhood: Neighborhood, labels: int, exists: Tensor | None = None) -> Sites:
@@ -54,7 +55,7 @@ class Sites:
             (at + step) * stride for at, step, stride in zip(where, (0, *reach), rows.stride(), strict=True)
         ) + torch.zeros_like(where[0])  # fmt: skip
         steps = (torch.tensor(neighborhood.offsets, device=free.device) * strides[1:]).sum(1)
-        return cls(where, rows.flatten()[centre[:, None] + torch.cat([steps, -steps])], labels)
+        return cls(where, rows.flatten()[centre[:, None] + torch.cat([steps, -steps])], labels, neighborhood)
 
     def __len__(self) -> int:
         return len(self.neighbours)
@@ -68,6 +69,17 @@ class Sites:
         dense = like.movedim(1, -1).clone()
         dense[self.where] = rows.to(dense.dtype)
         return dense.movedim(-1, 1)
+
+    def kinds(self, kinds: Tensor) -> Tensor:
+        """Of the edges to the neighbours, uint8 ``[P, 2 C]``, from those at first ends ``[N, C, *shape]``; 0 for nobody."""
+        image, *at = self.where
+        shape, behind = kinds.shape[2:], list[Tensor]()
+        for c, offset in enumerate(self.neighborhood.offsets):
+            first = [place - step for place, step in zip(at, offset, strict=True)]
+            inside = torch.stack([(place >= 0) & (place < size) for place, size in zip(first, shape, strict=True)]).all(0)
+            safe = [place.clamp(0, size - 1) for place, size in zip(first, shape, strict=True)]
+            behind.append(torch.where(inside, kinds[:, c][(image, *safe)], 0))
+        return torch.cat([kinds.movedim(1, -1)[self.where], torch.stack(behind, 1)], 1)
 
     def labels_of(self, labels: Tensor) -> Tensor:
         """Integers ``[N, *shape]`` -> int64 ``[P]``."""

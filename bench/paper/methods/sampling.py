@@ -1,7 +1,13 @@
 """Ours: tables, or tables and network, by sampled maximum likelihood (Kirillov et al. 2016, Algorithm 1; CD-K or PCD).
 
-``edges`` lets the tables see the image. "kinds": an edge reads one of R tables of its class, chosen by the preset's recipe, by
-default by the signed step in depth. All tables start at zero.
+``edges`` lets the tables see the image; all of them start at zero.
+
+- "kinds": an edge reads one of R tables of its class, chosen by the preset's recipe: by the signed step in depth, or by the
+  distance of colours. Decision tree fields (Nowozin et al. 2011) choose so by trees.
+- "network": the network weighs a table beside each of the nearest classes' plain ones by gates of its own (`gates`).
+- "gaussian": the pairwise energy of pixel-adaptive CRFs (Su et al. 2019), a kernel of the two ends times a compatibility for
+  each offset, ``K(f_i, f_j) W[c, y_i, y_j]``, over all classes and with our learning. As theirs it has nothing beside that
+  product: the plain tables stay zero. K is Gaussian in the image itself, of the preset's bandwidth.
 """
 
 from __future__ import annotations
@@ -13,11 +19,12 @@ import torch
 from torch import nn
 
 import tritoncrf as tc
-from bench.paper.edges import Maker
+from bench.paper.edges import Maker, text_of
+from bench.paper.gates import Gated
 from bench.paper.problem import Predictor, Problem
 from tritoncrf.training import Trainer
 
-EDGES = ("kinds",)
+EDGES = ("kinds", "network", "gaussian")
 
 
 class Parts(NamedTuple):
@@ -33,8 +40,13 @@ def parts(problem: Problem, edges: str | None = None) -> Parts:
     """The pre-trained network and fresh tables. Raises ValueError for an unknown word."""
     if edges not in (None, *EDGES):
         raise ValueError(f"edges: expected None or one of {', '.join(EDGES)}, got {edges!r}")
-    told = None if edges is None else problem.edges()
-    return Parts(problem.network(), problem.crf(told), told)
+    if edges == "network":
+        gated = Gated(problem.network(), problem.preset.neighborhood)
+        return Parts(gated, problem.crf(gated), None)
+    told = None if edges is None else problem.edges(text_of(edges, problem.preset))
+    crf = problem.crf(told)
+    crf.pairwise.requires_grad_(edges != "gaussian")
+    return Parts(problem.network(), crf, told)
 
 
 def learn(
@@ -45,7 +57,8 @@ def learn(
     network, crf, told = parts(problem, edges)
     chains = tc.ChainStore(problem.train.sizes, seed=problem.seed, device=problem.device)
     loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=preset.visit_sweeps if sweeps is None else sweeps)
-    groups = [{"params": list(loss.parameters()), "lr": preset.table_rate if joint else preset.separate_rate}]
+    tables = [table for table in loss.parameters() if table.requires_grad]
+    groups = [{"params": tables, "lr": preset.table_rate if joint else preset.separate_rate}]
     if joint:
         groups.append({"params": list(network.parameters()), "lr": preset.network_rate})
     optimizer: torch.optim.Optimizer

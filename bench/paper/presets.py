@@ -43,7 +43,7 @@ class Preset:
     """Sweeps before averaging at test time."""
     sweeps: int = 40
     """Sweeps averaged at test time."""
-    edges: str = "steps:0.2"
+    edges: str = "steps:0.1,0.3"
     """What chooses the tables in the rows with kinds: a text of `bench.paper.edges`."""
     bandwidth: float = 0.1
     """Of the Gaussian gates, in the image's unit: the median difference along edges of `half`'s training images."""

@@ -57,10 +57,10 @@ class Setting:
     """Fields of the preset."""
 
 
-# Signed depth steps, in units of 0.3 m: three kinds, five, on some classes; and by their size alone, two and three kinds.
+# Signed depth steps, in units of 0.3 m: three kinds, five, seven, five on some classes; and by their size alone, two and three kinds.
 STEPS = (
-    "steps:0.1", "steps:0.2", "steps:0.3", "steps:0.4", "steps:0.1,0.3", "steps:0.2,0.5", "steps:0.2 on far",
-    "steps:0.2 on near", "contrast:0.2", "contrast:0.1,0.3",
+    "steps:0.1", "steps:0.2", "steps:0.3", "steps:0.4", "steps:0.1,0.3", "steps:0.2,0.5", "steps:0.1,0.2,0.4",
+    "steps:0.1,0.3 on far", "steps:0.1,0.3 on near", "contrast:0.2", "contrast:0.1,0.3",
 )  # fmt: skip
 # Distances of colours, for the facades: quantiles 1/2; 1/3, 2/3; 1/2, 4/5; 1/4, 1/2, 3/4 of the training images of fold 0.
 CONTRASTS = ("contrast:0.8", "contrast:0.43,1.33", "contrast:0.8,1.95", "contrast:0.28,0.8,1.69")
@@ -115,6 +115,7 @@ SETTINGS: dict[str, Setting] = {
     "joint, 100 + 200 sweeps": Setting(changes={"burn_in": 100, "sweeps": 200}),
     **{f"joint, edges {text}": Setting(edges=text) for text in (*STEPS, *CONTRASTS)},
     "separate, edges steps:0.2": Setting(joint=False, edges="steps:0.2"),
+    "separate, edges steps:0.1,0.3": Setting(joint=False, edges="steps:0.1,0.3"),
 }
 
 

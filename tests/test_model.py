@@ -272,3 +272,24 @@ FAULTS: list[tuple[Any, type[Exception], str]] = [
 def test_bad_input(call: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=re.escape(message)):
         call()
+
+
+def test_tables_of_other_offsets_labels_or_kinds_are_not_taken_for_ones_own() -> None:
+    crf = GridCRF(3, HOOD, torch.ones(2, 3, 3))
+    state = crf.state_dict()
+    other = GridCRF(3, Neighborhood.from_offsets([(0, 1), (2, 0)]))
+    kinds = GridCRF(3, HOOD, kinds=2), GridCRF(3, HOOD, kinds=2, kinds_on=Neighborhood.from_offsets([HOOD.offsets[0]]))
+    for mine, given, what in (
+        (other, state, "got those of 3 labels, Neighborhood"), (kinds[0], kinds[1].state_dict(), "2 kinds on 1 classes"),
+        (torch.nn.Sequential(other), {f"0.{name}": value for name, value in state.items()}, r"\(1, 0\)"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"state: expected tables of .*{what}"):
+            mine.load_state_dict(given)
+    assert not bool(other.pairwise.any())
+    same = GridCRF(3, HOOD)
+    same.load_state_dict(state)
+    assert torch.equal(same.pairwise, crf.pairwise)
+    # States from before this was kept: no extra state.
+    older = GridCRF(3, HOOD)
+    older.load_state_dict({"pairwise": torch.ones(2, 3, 3)})
+    assert torch.equal(older.pairwise, crf.pairwise)

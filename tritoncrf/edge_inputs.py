@@ -74,6 +74,13 @@ class EdgeForm:
         kinded, gating = (tuple(places[c] for c in classes) for places in (self.kinded, self.gating))
         return self.kinds, self.gates, kinded if self.kinds else (), gating if self.gates else ()
 
+    def numbers(self, num_labels: int) -> Tensor:
+        """int64: number of labels, kinds (0: none), gates, axes, and each neighbourhood's number of offsets and offsets."""
+        found = [num_labels, self.kinds or 0, self.gates, self.neighborhood.ndim]
+        for part in (self.neighborhood, self.kinds_on, self.gates_on):
+            found += [len(part), *(step for offset in part.offsets for step in offset)]
+        return torch.tensor(found, dtype=torch.int64)
+
     def without_gates(self) -> EdgeForm:
         """The form of the same model where gates do not matter."""
         return replace(self, gates=0, gates_on=self.neighborhood)
@@ -88,6 +95,17 @@ class EdgeForm:
 
     def _on(self, part: Neighborhood) -> str:
         return "" if part == self.neighborhood else f" on {len(part)} classes"
+
+
+def told(numbers: Tensor) -> str:
+    """What `EdgeForm.numbers` say, in words."""
+    labels, kinds, gates, axes, *rest = numbers.tolist()
+    hoods = []
+    while rest:
+        count, rest = rest[0] * axes, rest[1:]
+        hoods.append(Neighborhood.from_offsets([rest[k : k + axes] for k in range(0, count, axes)]))
+        rest = rest[count:]
+    return f"{labels} labels, {hoods[0]!r} {hoods[0].offsets[:2]}...{EdgeForm(hoods[0], kinds or None, hoods[1], gates, hoods[2])}"
 
 
 def look(guard: Guard, form: EdgeForm, plan: Plan, layout: Layout, present: Tensor, given: Edges) -> Plan:

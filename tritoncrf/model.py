@@ -10,14 +10,14 @@ weighs a table of its own. Both are optional. Tables are linear in the energy: `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
-from tritoncrf.edge_inputs import EdgeForm, Edges, look
+from tritoncrf.edge_inputs import EdgeForm, Edges, look, told
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.engines.torch import pair_counts
 from tritoncrf.lattice import Neighborhood
@@ -68,6 +68,27 @@ class GridCRF(nn.Module):
         self.register_parameter("gated", None if weighed is None else nn.Parameter(weighed))
         self.rounded(Guard(immediate=True), self.tables)
         self.layouts = LayoutCache(neighborhood)
+
+    def get_extra_state(self) -> Tensor:
+        """int64: what the tables are tables of, so that those of other labels, offsets, kinds or gates are not taken for them."""
+        return self.form.numbers(self.num_labels)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing is kept: the state is looked at before any table is loaded."""
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping[str, object], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        name = f"{prefix}_extra_state"
+        given, mine = state_dict.get(name), self.get_extra_state()
+        if given is not None and not torch.equal(given.cpu(), mine):
+            raise ValueError(f"state: expected tables of {self.extra_repr()}, got those of {told(given)}")
+        args = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(*args)  # type: ignore[arg-type]
+        # States from before it was kept are taken as they are.
+        if name in missing_keys:
+            missing_keys.remove(name)
 
     @property
     def tables(self) -> Tables:

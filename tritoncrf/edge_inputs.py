@@ -105,7 +105,8 @@ def told(numbers: Tensor) -> str:
         count, rest = rest[0] * axes, rest[1:]
         hoods.append(Neighborhood.from_offsets([rest[k : k + axes] for k in range(0, count, axes)]))
         rest = rest[count:]
-    return f"{labels} labels, {hoods[0]!r} {hoods[0].offsets[:2]}...{EdgeForm(hoods[0], kinds or None, hoods[1], gates, hoods[2])}"
+    form = EdgeForm(hoods[0], kinds or None, hoods[1], gates, hoods[2])
+    return f"{labels} labels, {hoods[0]!r} {hoods[0].offsets[:2]}...{form}"
 
 
 def look(guard: Guard, form: EdgeForm, plan: Plan, layout: Layout, present: Tensor, given: Edges) -> Plan:

@@ -70,7 +70,7 @@ class GridCRF(nn.Module):
         self.layouts = LayoutCache(neighborhood)
 
     def get_extra_state(self) -> Tensor:
-        """int64: what the tables are tables of, so that those of other labels, offsets, kinds or gates are not taken for them."""
+        """int64: what the tables are tables of, so that those of other labels, offsets, kinds or gates are not taken for it."""
         return self.form.numbers(self.num_labels)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -85,7 +85,7 @@ class GridCRF(nn.Module):
         if given is not None and not torch.equal(given.cpu(), mine):
             raise ValueError(f"state: expected tables of {self.extra_repr()}, got those of {told(given)}")
         args = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        super()._load_from_state_dict(*args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args)
         # States from before it was kept are taken as they are.
         if name in missing_keys:
             missing_keys.remove(name)

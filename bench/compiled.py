@@ -161,7 +161,8 @@ def compiled(kernel: str, labels: int, target: str, single: bool = True, contrac
             signature[argument] = "fp32" if argument in FLOATS else "i64" if argument in LONGS else "i32"
     constants = {argument: value for argument, value in fixed.items() if argument in function.arg_names}
     source = ASTSource(function, signature, constants, aligned)
-    options = shape.options(roomy=kernel in ROOMY) if shape else {"num_warps": 4, "enable_fp_fusion": False}
+    roomy = kernel in ROOMY or (kernel == "build_field" and seen["GATES"] > 0)
+    options = shape.options(roomy=roomy) if shape else {"num_warps": 4, "enable_fp_fusion": False}
     # Else what the launcher asks for stands: a launcher that contracts has to show.
     if contract:
         options["enable_fp_fusion"] = True

@@ -39,7 +39,7 @@ _SURE: Any = np.float32(0.999)
 @call
 def _passed(chances: Singles, uniforms: Singles, queue: Positions, unary: int, count: int) -> int:
     # The engine's own, with nothing doubtful in it.
-    return loops._doubtful(0, count, uniforms, chances, _SURE, queue, unary, 128)
+    return loops._doubtful(0, count, uniforms, chances, _SURE, queue, unary, 128, 0, 0)
 
 
 @call

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.draw import weigh
-from tritoncrf.kernels.edges import Edges, add_all
+from tritoncrf.kernels.edges import NONE, Edges, add_all
 from tritoncrf.kernels.rows import load_row, padded, separate, width
 from tritoncrf.kernels.shapes import Launch
 
@@ -66,7 +66,7 @@ def add_conditionals(
 
 def conditionals(
     labels: Tensor, unary: Tensor, field: Tensor | None, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor,
-    position: Tensor, slot: Tensor, out: Tensor, scale: float, num_labels: int, launch: Launch, edges: Edges = Edges(),
+    position: Tensor, slot: Tensor, out: Tensor, scale: float, num_labels: int, launch: Launch, edges: Edges = NONE,
 ) -> Tensor:  # fmt: skip
     """Adds each free site's conditional to ``out`` float64 ``[N, S, L]``; returns the energies, float64 ``[N, R]``."""
     images, replicas, volume = labels.shape

@@ -4,8 +4,8 @@
 no label, so its one-hot row is 0 where the tile has no column for it, and in a column that is not stored elsewhere; positions
 without a site and missing neighbours then count nothing. Products of 0 and 1 in float16 summed in float32 are exact below 2^24.
 
-With kinds, A's columns are pairs of kind and label, ``k L + l``, TILE of them to a program. With gates, A's ones are the gates of
-their edges, whole steps of 1 / 128 up to 128, exact in float16 too.
+With kinds, A's columns are pairs of kind and label, ``k L + l``, TILE of them to a program. With gates, A's ones are the
+gates of their edges, whole steps of 1 / 128 up to 128, exact in float16 too.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -37,7 +37,8 @@ def pair_of_labels(own, place, step, volume):
 
 @triton.jit(do_not_specialize=["volume", "parts", "stretch", "classes", "num_classes", "replicas", "planes", "area"])
 def pair_products(
-    labels, displacements, tables, out, kinds, places, kinded, volume, parts, stretch, classes, num_classes, replicas, planes, area,
+    labels, displacements, tables, out, kinds, places, kinded, volume, parts, stretch, classes, num_classes, replicas,
+    planes, area,
     LABELS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
     """Adds one stretch's counts of one class; program ``((chain * classes + k) * chunks + chunk) * parts + part``.
@@ -85,7 +86,7 @@ def gated_products(
     labels, displacements, gates, places, gating, out, sign, volume, parts, stretch, classes, weighed, replicas, planes, area,
     LABELS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
-    """Adds ``sign`` times one stretch's counts, weighed by a gate; program ``((chain * weighed + j) * GATES + gate) * parts + part``.
+    """Adds ``sign`` times a stretch's counts weighed by a gate; program ``((chain * weighed + j) * GATES + g) * parts + part``.
 
     labels, displacements, places as in `pair_products`; gates: uint8 [N, GATES, planes, area] in steps of 1 / 128, at edges'
     first ends; gating: int32 [classes + 2 weighed] as `Edges` has it, then the plane of each place among those with gates; out:

@@ -30,7 +30,7 @@ class Edges(NamedTuple):
     """What a batch's kernels read of its edges; None for what the model has not."""
 
     kinds: Tensor | None = None
-    """uint8 [N, 2, classes, slots]: ahead, then behind, by rank."""
+    """uint8 [N, 2 * classes, slots]: ahead, then behind, by rank."""
     gates: Tensor | None = None
     """uint8 [N, weighed, 2, G, slots]: of the classes that have gates, in steps of 1 / 128."""
     gated: Tensor | None = None
@@ -47,6 +47,9 @@ class Edges(NamedTuple):
         """What kernels are compiled for: how many kinds the table rows have, and how many gates an edge."""
         kinds = 0 if self.kinds is None else rows.shape[2]
         return {"KINDS": kinds, "GATES": 0 if self.gates is None else self.gates.shape[3]}
+
+
+NONE = Edges()
 
 
 @triton.jit(do_not_specialize=["blocks", "planes", "outputs", "area", "volume", "slots"])
@@ -139,7 +142,9 @@ def add_all(
     if narrow:
         pieces = add_packed(pieces, here, words, displacements, kinds, classes, slots, mask, LABELS, PAD, CACHE, KINDS)
     else:
-        pieces = add_neighbours(pieces, here, rows, displacements, kinds, classes, slots, mask, LABELS, PAD, WIDTH, CACHE, KINDS)
+        pieces = add_neighbours(
+            pieces, here, rows, displacements, kinds, classes, slots, mask, LABELS, PAD, WIDTH, CACHE, KINDS
+        )
     if GATES:
         gates = gates + image * (2 * GATES * weighed) * slots + rank
         pieces = add_gated(

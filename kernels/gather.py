@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.draw import draw, uniform
-from tritoncrf.kernels.edges import Edges, add_all
+from tritoncrf.kernels.edges import NONE, Edges, add_all
 from tritoncrf.kernels.rows import lanes, load_row, padded, separate, width
 from tritoncrf.kernels.shapes import Launch
 
@@ -56,8 +56,8 @@ def gather_block(
     here = labels + chain * volume + tl.load(position + row, mask=valid, other=0)
     pieces = load_row(unary + row * PAD, valid, PAD, WIDTH, "")
     pieces = add_all(
-        pieces, here, image.to(tl.int64), first + rank, rows, words, narrow, displacements, edges, classes, weighed, slots, valid,
-        LABELS, PAD, WIDTH, CACHE, KINDS, GATES,
+        pieces, here, image.to(tl.int64), first + rank, rows, words, narrow, displacements, edges, classes, weighed, slots,
+        valid, LABELS, PAD, WIDTH, CACHE, KINDS, GATES,
     )  # fmt: skip
     u = uniform(tl.load(site + row, mask=valid, other=0), sweep, index, replica, purpose, key0, key1)
     current = tl.load(here, mask=valid, other=0, cache_modifier=CACHE).to(tl.int32)
@@ -132,7 +132,7 @@ def gather_fused(
 def gather(
     labels: Tensor, unary: Tensor, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor, phases: Tensor,
     position: Tensor, site: Tensor, counts: Tensor, index: Tensor, count: Tensor, flips: Tensor, bounds: list[int],
-    sweeps: int, scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch, edges: Edges = Edges(),
+    sweeps: int, scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch, edges: Edges = NONE,
 ) -> None:  # fmt: skip
     """Runs ``sweeps`` sweeps in place. bounds: the numbers in ``phases``; key: the words as signed 32-bit integers."""
     images, replicas, volume = labels.shape

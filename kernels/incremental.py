@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.draw import draw, uniform
-from tritoncrf.kernels.edges import Edges, add_all
+from tritoncrf.kernels.edges import NONE, Edges, add_all
 from tritoncrf.kernels.gather import SCALARS, count_flips
 from tritoncrf.kernels.push import push
 from tritoncrf.kernels.rows import lanes, load_row, padded, separate, store_row, width
@@ -61,7 +61,7 @@ def build_field(
 
 def new_field(
     labels: Tensor, unary: Tensor, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor, position: Tensor,
-    num_labels: int, launch: Launch, edges: Edges = Edges(),
+    num_labels: int, launch: Launch, edges: Edges = NONE,
 ) -> Tensor:  # fmt: skip
     """The field float32 ``[N, R, S, PAD]`` of labels; rows where no free site is stay unwritten."""
     images, replicas, volume = labels.shape
@@ -71,7 +71,7 @@ def new_field(
     build_field[(images * blocks,)](
         labels, unary, rows, words, fits, displacements, position, field, *edges, blocks, replicas, volume, slots,
         len(displacements), edges.weighed, LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels),
-        BLOCK=launch.block, SINGLE=replicas == 1, **edges.flags(rows), **launch.options(),
+        BLOCK=launch.block, SINGLE=replicas == 1, **edges.flags(rows), **launch.options(roomy=edges.gates is not None),
     )  # fmt: skip
     return field
 
@@ -139,8 +139,8 @@ def incremental_phase(
         )  # fmt: skip
         tl.debug_barrier()
         push(
-            field, bounds, rows, displacements, (kinds, gates, gated, gating), lookup, changes, changed, image, replicas, volume,
-            slots, classes, weighed, LABELS, PAD, WIDTH, BLOCK, SPREAD, KINDS, GATES,
+            field, bounds, rows, displacements, (kinds, gates, gated, gating), lookup, changes, changed, image, replicas,
+            volume, slots, classes, weighed, LABELS, PAD, WIDTH, BLOCK, SPREAD, KINDS, GATES,
         )  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def incremental_fused(
 def incremental(
     labels: Tensor, field: Tensor, rows: Tensor, displacements: Tensor, phases: Tensor, position: Tensor, site: Tensor,
     lookup: Tensor, counts: Tensor, index: Tensor, count: Tensor, flips: Tensor, bounds: list[int], sweeps: int,
-    scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch, edges: Edges = Edges(),
+    scale: float, key: tuple[int, int], purpose: int, num_labels: int, launch: Launch, edges: Edges = NONE,
 ) -> None:  # fmt: skip
     """Runs ``sweeps`` sweeps in place, the field with them. bounds: the numbers in ``phases``; key: signed 32-bit words."""
     images, replicas, volume = labels.shape
@@ -232,7 +232,8 @@ def incremental(
         scratch = torch.empty((images * groups, 2, room, 2), dtype=torch.int32, device=device)
         incremental_fused[(images * groups,)](
             *place, phases, position, site, lookup, counts, index, count, flips, scratch, *edges, scale, *key, purpose, sweeps,
-            groups, together, room, replicas, volume, slots, colors, len(displacements), edges.weighed, SCAN=launch.scan, **shape,
+            groups, together, room, replicas, volume, slots, colors, len(displacements), edges.weighed, SCAN=launch.scan,
+            **shape,
         )  # fmt: skip
         return
     scratch = torch.empty((images * -(-longest * replicas // block), block, 2), dtype=torch.int32, device=device)
@@ -242,5 +243,6 @@ def incremental(
             if blocks:
                 incremental_phase[(images * blocks,)](
                     *place, position, site, lookup, counts, index, count, flips, scratch, *edges, scale, *key, purpose, done,
-                    first, last - first, phase, blocks, replicas, volume, slots, colors, len(displacements), edges.weighed, **shape,
+                    first, last - first, phase, blocks, replicas, volume, slots, colors, len(displacements), edges.weighed,
+                    **shape,
                 )  # fmt: skip

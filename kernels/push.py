@@ -1,8 +1,8 @@
 """What does a flip change? Row differences at its neighbours, one lane to a neighbour.
 
-A neighbour at +d_c gains ``pairwise[c, new, :] - pairwise[c, old, :]`` and one at -d_c ``pairwise[c, :, new] - pairwise[c, :, old]``,
-of the table that the edge's kind chooses; and of each gated table the difference of the two rows, each weighed and rounded by
-itself, so that what was added for the old label is taken away to the last bit.
+A neighbour at +d_c gains ``pairwise[c, new, :] - pairwise[c, old, :]`` and one at -d_c the same of columns, of the table that
+the edge's kind chooses; and of each gated table the difference of the two rows, each weighed and rounded by itself, so that
+what was added for the old label is taken away to the last bit.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls

@@ -24,6 +24,7 @@ from bench.problem import standard
 from tests.test_sampler import assert_golden, vectors
 from tritoncrf import GridCRF, Neighborhood, Sampler, contract
 from tritoncrf.chains import ChainState
+from tritoncrf.engines import Tables
 from tritoncrf.engines import numba as engine
 from tritoncrf.gradient import errors
 
@@ -209,7 +210,7 @@ def test_contract_vectors(way: str) -> None:
 def test_a_bound_that_is_not_raised_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     both_ways("busy", 12)
     honest = engine._factors
-    monkeypatch.setattr(engine, "_factors", lambda work, scale: np.ones_like(honest(work, scale)))
+    monkeypatch.setattr(engine, "_factors", lambda work, scale: tuple(map(np.ones_like, honest(work, scale))))
     with pytest.raises(AssertionError):
         both_ways("busy", 12)
 
@@ -397,16 +398,16 @@ def test_errors_equal_torchs_bit_for_bit(
             sampler.init(torch.zeros(2, 4, *shape), torch.from_numpy(labels), sizes=sizes, mask=mask, replicas=replicas)
             for labels in (first, second)
         ]
-        found.append(errors(sampler, states[0], states[1]))
+        found.append(errors(sampler, states[0], states[1], crf.tables)[:2])
     (unary, tables), (unary2, tables2) = found
     assert torch.equal(unary2, unary)
     assert torch.equal(tables2, tables)
     for most in (0.0, 2.0):
         monkeypatch.setattr("tritoncrf.engines.numba_errors.MOST", most)
-        assert torch.equal(errors(sampler, states[0], states[1])[1], tables)
+        assert torch.equal(errors(sampler, states[0], states[1], crf.tables).pairwise, tables)
     assert bool(unary.any()) or share < 0.5
     # Samples that agree have no error, whatever 1/R is in binary.
-    assert not errors(sampler, states[0], states[0])[0].any()
+    assert not errors(sampler, states[0], states[0], crf.tables).logits.any()
 
 
 def test_what_it_cannot_do() -> None:
@@ -416,7 +417,7 @@ def test_what_it_cannot_do() -> None:
         engine.field(object(), torch.zeros(1, 1, 1, dtype=torch.uint8))
     chains = Sampler(GridCRF(2, HOOD), "torch").init(torch.zeros(1, 2, 3, 4))
     with pytest.raises(ValueError, match=r"logits: expected images of fewer than 2\^31 padded pixels"):
-        engine.prepare(replace(chains.plan, volume=1 << 31), torch.zeros(1, 2, 3, 4), torch.zeros(5, 2, 2))
+        engine.prepare(replace(chains.plan, volume=1 << 31), torch.zeros(1, 2, 3, 4), Tables(torch.zeros(5, 2, 2)))
 
 
 ALL_SIZES = """

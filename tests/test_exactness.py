@@ -24,7 +24,7 @@ from torch import Tensor
 from tests import enumeration
 from tests.enumeration import Floats, Integers, Offsets
 from tritoncrf import GridCRF, Neighborhood, Sampler
-from tritoncrf.engines import Engine, Work, load, report
+from tritoncrf.engines import Engine, Plan, Tables, Work, load, report
 from tritoncrf.layout import Layout
 
 Record = Callable[[str, object], None]
@@ -191,7 +191,11 @@ def relaid(monkeypatch: pytest.MonkeyPatch, change: Callable[[Layout], Layout]) 
 def transposed_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = torch_engine()
     prepare = engine.prepare
-    monkeypatch.setattr(engine, "prepare", lambda plan, logits, tables: prepare(plan, logits, tables.transpose(1, 2)))
+
+    def turned(plan: Plan, logits: Tensor, tables: Tables) -> Work:
+        return prepare(plan, logits, tables._replace(pairwise=tables.pairwise.transpose(1, 2)))
+
+    monkeypatch.setattr(engine, "prepare", turned)
 
 
 def synchronous_update(monkeypatch: pytest.MonkeyPatch) -> None:

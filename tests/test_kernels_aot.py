@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
 # By how much a figure may pass the committed one.
 GROWTH = 1.1
-GROWING = ("registers", "shared", "instructions", "site", "redraw", "row", "narrow", "push")
+GROWING = ("registers", "shared", "instructions", "site", "redraw", "row", "narrow", "push", "gated")
 
 Figures = dict[str, dict[str, Any]]
 
@@ -41,7 +41,7 @@ def check(found: Figures) -> None:
     assert found
     for name, figures in found.items():
         assert figures["spilled"] == 0, f"{name}: {figures}"
-        if name.split()[0] in EXACT:
+        if name.split()[0].partition("+")[0] in EXACT:
             assert figures["fused_multiply_adds"] == 0, f"{name}: {figures}"
         # Offsets of rows and chains pass 2^31.
         assert figures["wide_addresses"] > 0, f"{name}: {figures}"
@@ -89,7 +89,7 @@ def test_no_figure_grew_over_the_committed_table(usual: Figures) -> None:
 
 
 def test_growth_is_found() -> None:
-    costs = {"site": 800.0, "redraw": 0.0, "row": 40.0, "narrow": 0.0, "push": 110.0, "resident_warps": 32}
+    costs = {"site": 800.0, "redraw": 0.0, "row": 40.0, "narrow": 0.0, "push": 110.0, "gated": 0.0, "resident_warps": 32}
     kept = {"k": {"registers": 50, "shared": 0, "instructions": 1000, "barriers": 2, **costs}}
     assert not grown({"k": {"registers": 55, "shared": 0, "instructions": 1100, **costs}}, kept)
     assert lost({"k": {"barriers": 1}}, kept) == ["k"]

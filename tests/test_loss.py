@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tritoncrf as tc
 from tritoncrf.coloring import sublattice_coloring
-from tritoncrf.gradient import errors
+from tritoncrf.gradient import Errors, errors
 
 LABELS, SHAPE = 3, (2, 3)
 SITES = list(itertools.product(range(2), range(3)))
@@ -166,11 +166,12 @@ def test_cd_1_is_one_sweep_from_the_data() -> None:
 def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = errors
 
-    def wrong(*given: object) -> tuple[Tensor, Tensor]:
-        unary, tables = right(*given)  # type: ignore[arg-type]
+    def wrong(*given: object) -> Errors:
+        found = right(*given)  # type: ignore[arg-type]
         if fault == "sign":
-            return -unary, -tables
-        return (unary, tables.transpose(1, 2)) if fault == "transposed counts" else (unary, tables * 0.9)
+            return found._replace(logits=-found.logits, pairwise=-found.pairwise)
+        tables = found.pairwise.transpose(1, 2) if fault == "transposed counts" else found.pairwise * 0.9
+        return found._replace(pairwise=tables)
 
     monkeypatch.setattr("tritoncrf.visit.errors", wrong)
     p = problem()

@@ -137,9 +137,9 @@ def pick(chains: Any) -> None:
 def test_a_planted_stall_is_found(fault: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
     right = gradient.errors
 
-    def stalling(sampler: Any, data: Any, free: Any, samples: Any) -> tuple[Tensor, Tensor]:
+    def stalling(sampler: Any, data: Any, free: Any, *given: Any) -> gradient.Errors:
         fault(free)
-        return right(sampler, data, free, samples)
+        return right(sampler, data, free, *given)
 
     monkeypatch.setattr(visit, "errors", stalling)
     try:

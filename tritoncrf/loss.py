@@ -149,6 +149,8 @@ class CRFLoss(nn.Module):
         state = (self.visits, None, None) if store is None else (self.visits, store.labels, store.sweeps)
         # Once: a parametrization would compute them anew each time.
         pairwise, gated = self.crf.tables
+        if gates is not None:
+            validation.tensor("gates", gates)
         flow = gates is not None and gates.requires_grad and torch.is_grad_enabled()
         told_gates = None if gates is None else gates.detach()
         given = (target, index, sizes, mask, clamp, kinds, told_gates, flow, learning, *state)

@@ -59,11 +59,13 @@ def load_model(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCRF
         with torch.no_grad():
             crf.pairwise.copy_(files.tensor(tree, "pairwise"))
         return
-    try:
-        crf.load_state_dict(files.tensors(tree, "crf"))
-    except RuntimeError as error:
-        what = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: expected tables parametrized as this CRF's are, got others ({what})") from None
+    kept, mine = files.tensors(tree, "crf"), crf.state_dict()
+    # Looked at whole: torch would load what fits before it says that something does not.
+    if not same_shapes(kept, {name: value for name, value in mine.items() if name in kept or name != "_extra_state"}):
+        names = sorted(set(kept) ^ set(mine) - {"_extra_state"})
+        names = names or sorted(name for name in kept if kept[name].shape != mine[name].shape)
+        raise CheckpointError(f"{path}: expected tables parametrized as this CRF's are, got others ({', '.join(names)})")
+    crf.load_state_dict(kept)
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:

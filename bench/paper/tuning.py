@@ -57,7 +57,7 @@ class Setting:
     """Fields of the preset."""
 
 
-# Signed depth steps, in units of 0.3 m: three kinds, five, seven, five on some classes; and by their size alone, two and three kinds.
+# Signed depth steps, in units of 0.3 m: three kinds, five, seven, five on some classes; by their size alone, two and three.
 STEPS = (
     "steps:0.1", "steps:0.2", "steps:0.3", "steps:0.4", "steps:0.1,0.3", "steps:0.2,0.5", "steps:0.1,0.2,0.4",
     "steps:0.1,0.3 on far", "steps:0.1,0.3 on near", "contrast:0.2", "contrast:0.1,0.3",

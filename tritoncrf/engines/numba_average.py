@@ -17,6 +17,7 @@ import numpy as np
 
 from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_edges as edges
+from tritoncrf.engines import numba_flips as flips_of
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Words
 from tritoncrf.engines.numba_edges import Seen
 from tritoncrf.engines.numba_errors import differing
@@ -156,7 +157,7 @@ def average(
                     if not everywhere:
                         own_place = np.int64(place[np.uint64(p)])
                         change += np.float64(unary[start + own_place, new]) - np.float64(unary[start + own_place, old])
-                        change += edges.gap(
+                        change += flips_of.gap(
                             before, p, place, size, steps, rows, short, width, number, seen, edge + wide * int(own_place),
                             old, new,
                         )  # fmt: skip

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_edges as edges
+from tritoncrf.engines import numba_flips as flips_of
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole, Words
 from tritoncrf.engines.numba_edges import Seen
 from tritoncrf.engines.numba_sites import GROUP
@@ -132,7 +133,7 @@ def sweep(
                             changed += 1
                             row[np.uint64(p)] = new
                             if lazy and sees:
-                                edges.push(p, place, steps, push, lifts, old, new, chances, seen, edge + wide * t)
+                                flips_of.push(p, place, steps, push, lifts, old, new, chances, seen, edge + wide * t)
                             elif lazy:
                                 _push(p, place, steps, push, old, new, chances)
         flips[chain] += changed

@@ -225,17 +225,21 @@ def _edges(plan: Plan, sites: Sites) -> Array:
     gates = np.zeros((1, 0, 0, 0), np.uint8) if edges.gates is None else edges.gates.numpy()
     kinded, which = np.array(edges.kinded if plan.kinded else (), np.int64), np.array(edges.gated, np.int64)
     places = np.array([edges.gating[k] for k in edges.gated], np.int64)
+    factor = plan.labels + 1 if plan.kinds * (plan.labels + 1) <= 256 else 1
     found = np.empty((len(sites.position), 2 * (len(kinded) + len(which) * gates.shape[1])), np.uint8)
     share(
-        seeing.listing, sites.first, sites.first, sites.position, edges.pixels.numpy(), sites.steps, kinds, kinded, gates,
-        which, places, found,
+        seeing.listing, sites.first, sites.first, sites.position, edges.pixels.numpy(), sites.steps, kinds, kinded, factor,
+        gates, which, places, found,
     )  # fmt: skip
     return found
 
 
-def _seen(work: Work) -> seeing.Seen:
+def _seen(work: Work) -> seeing.Seen | None:
+    """None for tables that do not see the image: the compiled loops are then those without."""
     plan, weighed = work.plan, work.tables.weighed
-    gated = () if plan.edges is None else plan.edges.gated
+    if plan.edges is None:
+        return None
+    gated = plan.edges.gated
     steps = np.array([plan.displacements[k] for k in gated], np.int64)
     return plan.kinds if plan.kinded else 0, work.edges, steps, weighed.shape[2] if len(steps) else 0, weighed, seeing.FACTORS
 

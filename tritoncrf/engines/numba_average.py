@@ -34,11 +34,15 @@ AHEAD = 8
 def _settle(
     done: int, size: int, since: Positions, queue: Positions, many: int, here: int, position: Positions, slot: Positions,
     unary: int, steps: Integers, parts: Integers, rows: Bytes, number: int, width: int, short: bool, scale: float,
-    replicas: int, seen: Seen, edge: int, result: Doubles,
+    replicas: int, seen: Seen | None, edge: int, result: Doubles,
 ) -> float:  # fmt: skip
     """Adds the conditionals of queued sites for the sweeps before ``done`` that they stood; the sum of own energies."""
     energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
     e, w, target = address(energies), address(weight), address(result)
+    if seen is not None:
+        kinds, bytes_of, gating, ranks, weighed, factors = seen
+        wide, gates = bytes_of.shape[1], 2 * len(steps) if kinds else 0
+        g, q, f = address(gating), address(weighed), address(factors)
     own = 0.0
     for group in range(0, many, 4):
         together = min(4, many - group)
@@ -51,8 +55,20 @@ def _settle(
         for j in range(together):
             t = np.int64(queue[np.uint64(group + j)])
             p = here + np.int64(position[np.uint64(t)])
-            row = edge + seen[1].shape[1] * int(t)
-            edges.gather(p, steps, parts, rows, number, width, short, seen, row, unary + 4 * width * int(t), e)
+            if seen is None:
+                one.gather(p, steps, parts, rows, number, width, short, unary + 4 * width * int(t), e)
+            else:
+                own_edge, own_unary = edge + wide * int(t), unary + 4 * width * int(t)
+                if kinds:
+                    edges.gather(
+                        p, address(steps), address(parts), len(parts) - 1, address(rows), number, width, short, kinds, own_edge,
+                        own_unary, e,
+                    )  # fmt: skip
+                else:
+                    one.gather(p, steps, parts, rows, number, width, short, own_unary, e)
+                if ranks:
+                    end = g + 8 * len(gating)
+                    edges.add_gated(p, g, end, ranks, q, f, number, width, own_edge + gates, e)
             one.weights(e, w + 4 * width * j, width, scale)
             own += np.float64(energies[np.uint64(byte(p))])
         one.totals(weight, number, total)
@@ -98,7 +114,7 @@ def average(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, bounds: Integers, position: Positions, site: Words,
     index: Integers, unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, base: Integers,
     uniforms: Singles, blocks: Integers, key0: int, key1: int, purpose: int, count: Integers, number: int, sweeps: int,
-    scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, lifts: Singles, sure: float, seen: Seen,
+    scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, lifts: Singles, sure: float, seen: Seen | None,
     flips: Integers, slot: Positions, places: Positions, out: Doubles, traces: Doubles,
 ) -> None:  # fmt: skip
     """Sweeps of images ``begin`` to ``end``: the conditionals after each, averaged over replicas, are added to ``out``.
@@ -110,10 +126,13 @@ def average(
     before, found = np.empty(volume, np.uint8), np.empty(volume, np.int32)
     since, queue, marks = np.empty(most, np.int32), np.empty(most, np.int32), np.zeros(most + 8, np.uint8)
     now = count.copy()
-    wide = seen[1].shape[1]
+    wide = listed = 0
+    if seen is not None:
+        wide, listed = seen[1].shape[1], address(seen[1])
+    half, shorts, floats = (number + 1) * width, rows.view(np.int16), rows.view(np.float32)
     for image in range(begin, end):
         start, size = first[image], first[image + 1] - first[image]
-        place, energy, edge = places[image], address(unary) + 4 * width * start, address(seen[1]) + wide * start
+        place, energy, edge = places[image], address(unary) + 4 * width * start, listed + wide * start
         for chain in range(image * replicas, (image + 1) * replicas):
             trace, row, here = traces[chain], labels[chain], address(before)
             since[:] = 0
@@ -155,12 +174,23 @@ def average(
                     p = np.int64(found[np.uint64(n)])
                     new, old = np.int64(row[np.uint64(p)]), np.int64(before[np.uint64(p)])
                     if not everywhere:
-                        own_place = np.int64(place[np.uint64(p)])
-                        change += np.float64(unary[start + own_place, new]) - np.float64(unary[start + own_place, old])
-                        change += flips_of.gap(
-                            before, p, place, size, steps, rows, short, width, number, seen, edge + wide * int(own_place),
-                            old, new,
-                        )  # fmt: skip
+                        t = start + np.int64(place[np.uint64(p)])
+                        change += np.float64(unary[t, new]) - np.float64(unary[t, old])
+                        if seen is not None:
+                            own_edge = edge + wide * (int(t) - start)
+                            change += flips_of.gap(
+                                before, p, place, size, steps, rows, short, width, number, seen, own_edge, old, new
+                            )
+                        else:
+                            for k in range(2 * len(steps)):
+                                q = np.uint64(p - steps[k >> 1] if k & 1 else p + steps[k >> 1])
+                                pair = k * half + np.int64(before[q]) * width
+                                came, went = np.uint64(pair + new), np.uint64(pair + old)
+                                if short:
+                                    gap = (np.int64(shorts[came]) - np.int64(shorts[went])) / 4096.0
+                                else:
+                                    gap = np.float64(floats[came]) - np.float64(floats[went])
+                                change += gap + gap if place[q] < size else gap
                     before[np.uint64(p)] = new
                 if done < sweeps:
                     trace[done] = change

@@ -2,7 +2,8 @@
 
 A free site keeps a byte for each of its edges' kinds, the edge to the neighbour at +d_k and then that at -d_k, class after
 class, and behind them one for each gate: for every displacement that has some, those ahead and then those behind, rank by rank.
-They stand in site order as the unary rows do, so that a visit reads one stretch of memory.
+They stand in site order as the unary rows do, so that a visit reads one stretch of memory. Where ``R (L + 1)`` is at most 256
+a kind is kept times ``L + 1``: added to the neighbour's label it is the number of its row.
 
 ``gate * entry + 3072`` lies in [2048, 4096), where a float32's bits are a constant plus a whole number of grid steps: the bits
 of these sums are added as integers, and no fused multiply-add can change them, for the product is exact (the contract's
@@ -21,10 +22,9 @@ from llvmlite import ir
 from numba.core.cgutils import get_or_insert_function
 
 from tritoncrf import contract
-from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_vectors as vec
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole
-from tritoncrf.engines.numba_vectors import LANES, address, byte, call, entry, jit, load, word
+from tritoncrf.engines.numba_vectors import LANES, byte, call, entry, jit, load, word
 
 Kinds = npt.NDArray[np.uint8]
 Seen = tuple[int, Bytes, Integers, int, Singles, Singles]
@@ -65,13 +65,20 @@ def _finish(builder: Any, energies: Any, total: Any, terms: Any) -> Any:
 
 
 @jit
+def _row(kind: int, label: Whole, plane: int, width: int, fast: bool) -> int:
+    """How far on a row stands, by the kind's byte and the neighbour's label."""
+    near: int = (byte(kind) + byte(label)) * width if fast else byte(kind) * plane + byte(label) * width
+    return near
+
+
+@jit
 def _floats_32(
-    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int
+    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int, fast: bool
 ) -> None:
     low, high = load(start), load(start + 64)
     while step < end:
-        there = row + byte(edge) * plane + byte(here + word(step)) * width
-        back = row + half + byte(edge + 1) * plane + byte(here - word(step)) * width
+        there = row + _row(edge, here + word(step), plane, width, fast)
+        back = row + half + _row(edge + 1, here - word(step), plane, width, fast)
         low, high = vec.add(low, load(there)), vec.add(high, load(there + 64))
         low, high = vec.add(low, load(back)), vec.add(high, load(back + 64))
         row, step, edge = row + 2 * half, step + 8, edge + 2
@@ -81,12 +88,12 @@ def _floats_32(
 
 @jit
 def _floats_16(
-    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int
+    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int, fast: bool
 ) -> None:
     total = load(start)
     while step < end:
-        there = row + byte(edge) * plane + byte(here + word(step)) * width
-        back = row + half + byte(edge + 1) * plane + byte(here - word(step)) * width
+        there = row + _row(edge, here + word(step), plane, width, fast)
+        back = row + half + _row(edge + 1, here - word(step), plane, width, fast)
         total = vec.add(vec.add(total, load(there)), load(back))
         row, step, edge = row + 2 * half, step + 8, edge + 2
     vec.store(out, total)
@@ -94,12 +101,12 @@ def _floats_16(
 
 @jit
 def _shorts_16(
-    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int
+    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int, fast: bool
 ) -> None:
     a = b = vec.zero_shorts()
     while step < end:
-        there = row + byte(edge) * plane + byte(here + word(step)) * width
-        back = row + half + byte(edge + 1) * plane + byte(here - word(step)) * width
+        there = row + _row(edge, here + word(step), plane, width, fast)
+        back = row + half + _row(edge + 1, here - word(step), plane, width, fast)
         a, b = vec.add_shorts(a, vec.load_shorts(there)), vec.add_shorts(b, vec.load_shorts(back))
         row, step, edge = row + 2 * half, step + 8, edge + 2
     vec.finish_shorts(start, out, a, b)
@@ -107,41 +114,53 @@ def _shorts_16(
 
 @jit
 def _shorts_32(
-    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int
+    here: Whole, step: int, end: int, edge: int, row: int, half: int, plane: int, width: int, start: int, out: int, fast: bool
 ) -> None:
     a = b = vec.zero_wide()
     while step < end:
-        there = row + byte(edge) * plane + byte(here + word(step)) * width
-        back = row + half + byte(edge + 1) * plane + byte(here - word(step)) * width
+        there = row + _row(edge, here + word(step), plane, width, fast)
+        back = row + half + _row(edge + 1, here - word(step), plane, width, fast)
         a, b = vec.add_wide(a, vec.load_wide(there)), vec.add_wide(b, vec.load_wide(back))
         row, step, edge = row + 2 * half, step + 8, edge + 2
     vec.finish_wide(start, out, a, b)
 
 
 @call
-def _gather(
-    here: Whole, steps: Integers, parts: Integers, rows: Bytes, number: int, size: int, short: bool, kinds: int, edge: int,
+def gather(
+    here: Whole, steps: int, parts: int, count: int, rows: int, number: int, size: int, short: bool, kinds: int, edge: int,
     unary: int, energies: int,
 ) -> None:  # fmt: skip
-    """As `numba_draw.gather`, of rows ``[K, 2, kinds, number + 1, size]``; edge: address of the site's bytes."""
+    """As `numba_draw.gather`, of rows ``[K, 2, kinds, number + 1, size]``, given by their addresses as all else.
+
+    parts: of ``count + 1`` bounds of ranges of classes; edge: of the site's bytes.
+    """
     width = size * 2 if short else size * 4
     plane = (number + 1) * width
-    half = kinds * plane
-    for part in range(len(parts) - 1):
-        step, end = address(steps) + 8 * parts[part], address(steps) + 8 * parts[part + 1]
-        row, start, e = address(rows) + 2 * half * parts[part], energies if part else unary, edge + 2 * parts[part]
+    half, fast = kinds * plane, kinds * (number + 1) <= 256
+    for part in range(count):
+        first, last = word(parts + 8 * part), word(parts + 8 * part + 8)
+        step, end, row, e = steps + 8 * first, steps + 8 * last, rows + 2 * half * first, edge + 2 * first
+        start = energies if part else unary
         for label in range(0, size - 31, 32):
             f = 4 * label
-            if short:
-                _shorts_32(here, step, end, e, row + 2 * label, half, plane, width, start + f, energies + f)
+            if short and fast:
+                _shorts_32(here, step, end, e, row + 2 * label, half, plane, width, start + f, energies + f, True)
+            elif short:
+                _shorts_32(here, step, end, e, row + 2 * label, half, plane, width, start + f, energies + f, False)
+            elif fast:
+                _floats_32(here, step, end, e, row + f, half, plane, width, start + f, energies + f, True)
             else:
-                _floats_32(here, step, end, e, row + f, half, plane, width, start + f, energies + f)
+                _floats_32(here, step, end, e, row + f, half, plane, width, start + f, energies + f, False)
         if size & 16:
             f = 4 * (size - 16)
-            if short:
-                _shorts_16(here, step, end, e, row + f // 2, half, plane, width, start + f, energies + f)
+            if short and fast:
+                _shorts_16(here, step, end, e, row + f // 2, half, plane, width, start + f, energies + f, True)
+            elif short:
+                _shorts_16(here, step, end, e, row + f // 2, half, plane, width, start + f, energies + f, False)
+            elif fast:
+                _floats_16(here, step, end, e, row + f, half, plane, width, start + f, energies + f, True)
             else:
-                _floats_16(here, step, end, e, row + f, half, plane, width, start + f, energies + f)
+                _floats_16(here, step, end, e, row + f, half, plane, width, start + f, energies + f, False)
 
 
 @jit
@@ -181,54 +200,38 @@ def _weighed_16(
 
 
 @call
-def _add_gated(
-    here: Whole, gating: Integers, ranks: int, weighed: Singles, factors: int, number: int, size: int, edge: int, energies: int
+def add_gated(
+    here: Whole, gating: int, end: int, ranks: int, weighed: int, factors: int, number: int, size: int, edge: int, energies: int
 ) -> None:
-    """Adds the weighed rows of a site's neighbours to its energies.
+    """Adds the weighed rows of a site's neighbours to its energies, all given by their addresses.
 
-    gating: the displacements that have gates; weighed: float32 ``[Kg, 2, ranks, number + 1, size]``; factors: address of
-    `FACTORS`; edge: address of the site's gates.
+    gating: of the displacements that have gates, up to ``end``; ranks: G; weighed: of rows float32
+    ``[Kg, 2, ranks, number + 1, size]``; factors: of `FACTORS`; edge: of the site's gates.
     """
     width = size * 4
-    plane, step, row = (number + 1) * width, address(gating), address(weighed)
-    end = step + 8 * len(gating)
+    plane = (number + 1) * width
     for label in range(0, size - 31, 32):
         f = 4 * label
         # One rank, by far the most common, without a loop over it.
         if ranks == 1:
-            _weighed_32(here, step, end, 1, edge, row + f, plane, width, factors, energies + f)
+            _weighed_32(here, gating, end, 1, edge, weighed + f, plane, width, factors, energies + f)
         else:
-            _weighed_32(here, step, end, ranks, edge, row + f, plane, width, factors, energies + f)
+            _weighed_32(here, gating, end, ranks, edge, weighed + f, plane, width, factors, energies + f)
     if size & 16:
         f = 4 * (size - 16)
-        _weighed_16(here, step, end, ranks, edge, row + f, plane, width, factors, energies + f)
-
-
-@jit
-def gather(
-    here: Whole, steps: Integers, parts: Integers, rows: Bytes, number: int, size: int, short: bool, seen: Seen, edge: int,
-    unary: int, energies: int,
-) -> None:  # fmt: skip
-    """A site's energies, whatever its tables see; edge: address of its bytes."""
-    kinds, _, gating, ranks, weighed, factors = seen
-    if kinds:
-        _gather(here, steps, parts, rows, number, size, short, kinds, edge, unary, energies)
-    else:
-        one.gather(here, steps, parts, rows, number, size, short, unary, energies)
-    if ranks:
-        gates = edge + (2 * len(steps) if kinds else 0)
-        _add_gated(here, gating, ranks, weighed, address(factors), number, size, gates, energies)
+        _weighed_16(here, gating, end, ranks, edge, weighed + f, plane, width, factors, energies + f)
 
 
 @entry
 def listing(
     begin: int, end: int, first: Integers, position: Positions, pixels: Integers, steps: Integers, kinds: Kinds,
-    kinded: Integers, gates: Kinds, which: Integers, places: Integers, out: Bytes,
+    kinded: Integers, factor: int, gates: Kinds, which: Integers, places: Integers, out: Bytes,
 ) -> None:  # fmt: skip
     """Writes the bytes of all free sites of images ``begin`` to ``end`` to ``out`` ``[B, E]``.
 
-    kinds: ``[N, Ck, area]``, kinded: int64 [K], where a displacement's stand, or -1; gates: ``[N, G, Cg, area]``, which:
-    numbers of the displacements that have some, places: where those stand. Empty arrays where the model has none.
+    kinds: ``[N, Ck, area]``, kinded: int64 [K], where a displacement's stand, or -1; factor: what a kind is kept times; gates:
+    ``[N, G, Cg, area]``, which: numbers of the displacements that have some, places: where those stand. Empty arrays where the
+    model has none.
     """
     ranks, start = gates.shape[1], 2 * len(kinded)
     for image in range(begin, end):
@@ -237,8 +240,8 @@ def listing(
             here = pixels[p]
             for k in range(len(kinded)):
                 if kinded[k] >= 0:
-                    row[2 * k] = kinds[image, kinded[k], here]
-                    row[2 * k + 1] = kinds[image, kinded[k], pixels[p - steps[k]]]
+                    row[2 * k] = kinds[image, kinded[k], here] * factor
+                    row[2 * k + 1] = kinds[image, kinded[k], pixels[p - steps[k]]] * factor
                 else:
                     row[2 * k] = row[2 * k + 1] = 0
             for j in range(len(which)):

@@ -79,14 +79,20 @@ def sweep(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, bounds: Integers, position: Positions, site: Words,
     index: Integers, unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, base: Integers,
     uniforms: Singles, blocks: Integers, key0: int, key1: int, purpose: int, count: Integers, number: int, sweeps: int,
-    scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, lifts: Singles, sure: float, seen: Seen,
+    scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, lifts: Singles, sure: float, seen: Seen | None,
     flips: Integers,
 ) -> None:  # fmt: skip
     """Sweeps of chains ``begin`` to ``end``: by gather, or passing over sites that surely stay if ``lazy``."""
     width = unary.shape[1]
     energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
     e, w = address(energies), address(weight)
-    sees, wide = seen[0] + seen[3] > 0, seen[1].shape[1]
+    wide = listed = 0
+    if seen is not None:
+        # Numbers, not arrays, in the loops: numba counts the references of what a tuple holds.
+        kinds, bytes_of, gating, ranks, weighed, factors = seen
+        wide, listed, gates = bytes_of.shape[1], address(bytes_of), 2 * len(steps) if kinds else 0
+        g, q, f = address(gating), address(weighed), address(factors)
+        end_of, steps_at, parts_at, rows_at = g + 8 * len(gating), address(steps), address(parts), address(rows)
     queue = np.empty(np.max(bounds) if lazy else 0, np.int32)
     for chain in range(begin, end):
         image = chain // replicas
@@ -99,7 +105,7 @@ def sweep(
         sites = site[start : start + size]
         place = lookup[image] if lazy else lookup[0]
         row = labels[chain]
-        here, energy, edge = address(row), address(unary) + 4 * width * start, address(seen[1]) + wide * start
+        here, energy, edge = address(row), address(unary) + 4 * width * start, listed + wide * start
         changed = 0
         for done in range(sweeps):
             now = count[image] + done
@@ -116,10 +122,19 @@ def sweep(
                     together = min(4, visits - group)
                     for j in range(together):
                         t = np.int64(queue[np.uint64(group + j)]) if lazy else a + group + j
-                        edges.gather(
-                            here + position[np.uint64(start + t)], steps, parts, rows, number, width, short, seen,
-                            edge + wide * t, energy + 4 * width * t, e,
-                        )  # fmt: skip
+                        p = here + np.int64(position[np.uint64(start + t)])
+                        if seen is None:
+                            one.gather(p, steps, parts, rows, number, width, short, energy + 4 * width * t, e)
+                        else:
+                            if kinds:
+                                edges.gather(
+                                    p, steps_at, parts_at, len(parts) - 1, rows_at, number, width, short, kinds,
+                                    edge + wide * t, energy + 4 * width * t, e,
+                                )  # fmt: skip
+                            else:
+                                one.gather(p, steps, parts, rows, number, width, short, energy + 4 * width * t, e)
+                            if ranks:
+                                edges.add_gated(p, g, end_of, ranks, q, f, number, width, edge + wide * t + gates, e)
                         one.weights(e, w + 4 * width * j, width, scale)
                     one.totals(weight, number, total)
                     for j in range(together):
@@ -132,12 +147,16 @@ def sweep(
                         if new != old:
                             changed += 1
                             row[np.uint64(p)] = new
-                            if lazy and sees:
-                                flips_of.push(p, place, steps, push, lifts, old, new, chances, seen, edge + wide * t)
-                            elif lazy:
-                                _push(p, place, steps, push, old, new, chances)
+                            if lazy:
+                                if seen is None:
+                                    _push(p, place, steps, push, old, new, chances)
+                                else:
+                                    flips_of.push(
+                                        p, place, steps, push, lifts, old, new, chances, kinds, gating, ranks, edge + wide * t
+                                    )
         flips[chain] += changed
     keep(energies)
+    keep(seen)
 
 
 @entry
@@ -173,13 +192,16 @@ def initial(
 @entry
 def conditionals(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, position: Positions, slot: Positions,
-    unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, number: int, scale: float, seen: Seen,
+    unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, number: int, scale: float, seen: Seen | None,
     out: Doubles, energy: Doubles,
 ) -> None:  # fmt: skip
     """Adds the conditionals of images ``begin`` to ``end``, averaged over replicas, to ``out`` ``[N, S, L]``."""
     width = unary.shape[1]
     energies, weight = np.empty(width, np.float32), np.empty(width, np.float32)
     e, w = address(energies), address(weight)
+    if seen is not None:
+        kinds, bytes_of, gating, ranks, weighed, factors = seen
+        g, q, f = address(gating), address(weighed), address(factors)
     for image in range(begin, end):
         for replica in range(replicas):
             chain = image * replicas + replica
@@ -187,8 +209,21 @@ def conditionals(
             own = 0.0
             for t in range(first[image], first[image + 1]):
                 p = here + np.int64(position[t])
-                edge = address(seen[1]) + seen[1].shape[1] * t
-                edges.gather(p, steps, parts, rows, number, width, short, seen, edge, address(unary) + 4 * width * t, e)
+                own_unary = address(unary) + 4 * width * t
+                if seen is None:
+                    one.gather(p, steps, parts, rows, number, width, short, own_unary, e)
+                else:
+                    edge = address(bytes_of) + bytes_of.shape[1] * t
+                    if kinds:
+                        edges.gather(
+                            p, address(steps), address(parts), len(parts) - 1, address(rows), number, width, short, kinds, edge,
+                            own_unary, e,
+                        )  # fmt: skip
+                        edge += 2 * len(steps)
+                    else:
+                        one.gather(p, steps, parts, rows, number, width, short, own_unary, e)
+                    if ranks:
+                        edges.add_gated(p, g, g + 8 * len(gating), ranks, q, f, number, width, edge, e)
                 one.weights(e, w, width, scale)
                 total = weight[0]
                 for label in range(1, number):
@@ -199,3 +234,4 @@ def conditionals(
                     target[label] += weight[label] * share
                 own += energies[byte(p)]
             energy[chain] = own
+    keep(seen)

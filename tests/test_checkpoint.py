@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import threading
 import warnings
 from pathlib import Path
 
@@ -179,6 +180,40 @@ def test_links_are_followed_and_special_files_left_alone(tmp_path: Path) -> None
         with pytest.raises(FileExistsError, match="expected a new or a plain file"):
             checkpoint.write(pipe, TREE, kind="test")
         assert pipe.is_fifo()
+
+
+def test_a_loop_of_links_and_a_pipe_named_as_a_leftover(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.symlink_to(other)
+    other.symlink_to(one)
+    with pytest.raises(FileExistsError, match="got a link that leads back to itself"):
+        checkpoint.write(one, TREE, kind="test")
+    assert one.is_symlink()
+    if hasattr(os, "mkfifo"):
+        left = tmp_path / "file.safetensors.01234567.part"
+        os.mkfifo(left)
+        written(tmp_path)
+        assert left.is_fifo()
+
+
+def test_a_file_that_is_written_anew_meanwhile_is_read_whole(tmp_path: Path) -> None:
+    path, ended = written(tmp_path, {"n": 0, "a": torch.zeros(20000)}), threading.Event()
+
+    def write() -> None:
+        n = 0
+        while not ended.is_set():
+            n += 1
+            checkpoint.write(path, {"n": n, "a": torch.full((20000,), float(n))}, kind="test")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            found = checkpoint.read(path, kind="test")
+            assert checkpoint.tensor(found, "a").unique().tolist() == [found["n"]]
+    finally:
+        ended.set()
+        writer.join()
 
 
 def test_a_store_that_changed_is_refused(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_tables_of_other_offsets_labels_or_kinds_are_not_taken_for_ones_own() ->
     other = GridCRF(3, Neighborhood.from_offsets([(0, 1), (2, 0)]))
     kinds = GridCRF(3, HOOD, kinds=2), GridCRF(3, HOOD, kinds=2, kinds_on=Neighborhood.from_offsets([HOOD.offsets[0]]))
     for mine, given, what in (
-        (other, state, "got those of 3 labels, Neighborhood"), (kinds[0], kinds[1].state_dict(), "2 kinds on 1 classes"),
+        (other, state, "got those of 3 labels, Neighborhood"), (kinds[0], kinds[1].state_dict(), "2 kinds on 1 class"),
         (torch.nn.Sequential(other), {f"0.{name}": value for name, value in state.items()}, r"\(1, 0\)"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"state: expected tables of .*{what}"):

@@ -37,6 +37,8 @@ except ImportError:  # Windows: leftovers stay.
 FORMAT, UNCHECKED = 2, 1
 DIGEST = "0" * 64
 CHUNK = 1 << 20
+# How often a file is read anew that somebody replaces meanwhile.
+TRIES = 100
 # Mapping and Sequence, not dict and list, so that a dict of tensors is a tree too.
 Tree = Tensor | str | int | float | bool | None | Sequence["Tree"] | Mapping[str, "Tree"] | Mapping[int, "Tree"]
 
@@ -55,6 +57,8 @@ def write(path: str | os.PathLike[str], tree: Mapping[str, Tree], *, kind: str) 
     }  # fmt: skip
     # A link is followed; what is there and is no plain file, a pipe or a device, is not for writing over.
     target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise FileExistsError(f"{path}: expected a file to write, got a link that leads back to itself")
     if target.is_dir():
         raise IsADirectoryError(f"{path}: expected a file to write, got a folder")
     if target.exists() and not target.is_file():
@@ -85,17 +89,25 @@ def read(path: str | os.PathLike[str], *, kind: str) -> dict[str, Tree]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected a tritoncrf {kind} file, got no file")
     try:
-        return _read(path, kind)
+        for _ in range(TRIES):
+            found = _read(path, kind)
+            if found is not None:
+                return found
     except CheckpointError:
         raise
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}: expected a whole tritoncrf {kind} file, got a truncated or foreign one ({error})"
         ) from None
+    raise CheckpointError(f"{path}: expected a tritoncrf {kind} file at rest, got one that is written anew all the time")
 
 
-def _read(path: str | os.PathLike[str], kind: str) -> dict[str, Tree]:
-    with safe_open(str(path), framework="pt") as file:
+def _read(path: str | os.PathLike[str], kind: str) -> dict[str, Tree] | None:
+    """The tree; None if the file was replaced by another meanwhile."""
+    with Path(path).open("rb") as handle, safe_open(str(path), framework="pt") as file:
+        # While it is held nobody else's file can have its number.
+        if not os.path.samestat(os.fstat(handle.fileno()), Path(path).stat()):
+            return None
         metadata = file.metadata() or {}
         if metadata.get("tritoncrf") != kind:
             found = metadata.get("tritoncrf", "a safetensors file that tritoncrf did not write")
@@ -103,7 +115,7 @@ def _read(path: str | os.PathLike[str], kind: str) -> dict[str, Tree]:
         if metadata.get("format") not in (str(FORMAT), str(UNCHECKED)):
             raise CheckpointError(f"{path}: expected format version {FORMAT}, got {metadata.get('format')}")
         # Before anything is believed, and before memory is taken for it.
-        _check_digest(path, kind, metadata)
+        _check_digest(path, handle, kind, metadata)
         if metadata.get("contract") != str(contract.VERSION):
             raise CheckpointError(f"{path}: expected contract version {contract.VERSION}, got {metadata.get('contract')}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -113,7 +125,7 @@ def _read(path: str | os.PathLike[str], kind: str) -> dict[str, Tree]:
     return {str(name): value for name, value in tree.items()}
 
 
-def _check_digest(path: str | os.PathLike[str], kind: str, metadata: Mapping[str, str]) -> None:
+def _check_digest(path: str | os.PathLike[str], file: BinaryIO, kind: str, metadata: Mapping[str, str]) -> None:
     told = metadata.get("digest")
     if metadata["format"] == str(UNCHECKED) and told is None:
         told = f"{path}: a {kind} file from before files had digests: whether it is undamaged cannot be told"
@@ -122,13 +134,12 @@ def _check_digest(path: str | os.PathLike[str], kind: str, metadata: Mapping[str
     damaged = CheckpointError(f"{path}: expected a tritoncrf {kind} file as it was written, got one that has changed since")
     if metadata["format"] != str(FORMAT) or told is None or len(told) != len(DIGEST):
         raise damaged
-    with Path(path).open("rb") as file:
-        start = file.read(8)
-        header = start + file.read(_header_end(start) - 8)
-        place = _digest_place(header, told)
-        found = hashlib.sha256(header[:place] + DIGEST.encode() + header[place + len(told) :])
-        while part := file.read(CHUNK):
-            found.update(part)
+    start = file.read(8)
+    header = start + file.read(_header_end(start) - 8)
+    place = _digest_place(header, told)
+    found = hashlib.sha256(header[:place] + DIGEST.encode() + header[place + len(told) :])
+    while part := file.read(CHUNK):
+        found.update(part)
     if found.hexdigest() != told:
         raise damaged
 
@@ -182,6 +193,8 @@ def _sweep_up(target: Path) -> None:
         return
     digits = "[0-9a-f]" * 8
     for left in target.parent.glob(f"{_literal(target.name)}.{digits}.part"):
+        if left.is_symlink() or not left.is_file():
+            continue
         with contextlib.suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()

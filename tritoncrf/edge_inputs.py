@@ -94,12 +94,19 @@ class EdgeForm:
         return "".join(parts)
 
     def _on(self, part: Neighborhood) -> str:
-        return "" if part == self.neighborhood else f" on {len(part)} classes"
+        return "" if part == self.neighborhood else f" on {len(part)} {'class' if len(part) == 1 else 'classes'}"
 
 
-def told(numbers: Tensor) -> str:
+def told(numbers: object) -> str:
     """What `EdgeForm.numbers` say, in words."""
-    labels, kinds, gates, axes, *rest = numbers.tolist()
+    try:
+        return _told(numbers.tolist())  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError, LookupError):
+        return "a state that says nothing known"
+
+
+def _told(numbers: list[int]) -> str:
+    labels, kinds, gates, axes, *rest = numbers
     hoods = []
     while rest:
         count, rest = rest[0] * axes, rest[1:]
@@ -136,7 +143,8 @@ def _kinds(guard: Guard, form: EdgeForm, layout: Layout, present: Tensor, kinds:
         bad = (kinds >= count, *_joined(layout, present, form.kinds_on))
         _require(guard, bad, f"kinds: expected kinds from 0 to {count - 1} where an edge is", kinds, form.kinds_on)
         kinds = kinds.clamp(max=count - 1)
-    return kinds.flatten(2).contiguous()
+    # A copy: what a caller writes into a tensor that was looked at once must reach no table.
+    return kinds.flatten(2).clone(memory_format=torch.contiguous_format)
 
 
 def _gates(guard: Guard, form: EdgeForm, layout: Layout, present: Tensor, gates: Tensor) -> Tensor:

@@ -194,6 +194,8 @@ def parse(text: str, neighborhood: Neighborhood) -> Recipe:
     ('steps:0.1,0.3', 5, 0)
     """
     check_neighborhood(neighborhood)
+    if not isinstance(text, str):
+        raise TypeError(f"text: expected a recipe such as 'steps:0.2', got {text!r}")
     form, _, rest = text.partition(":")
     try:
         return Recipe(form, tuple(float(part) for part in rest.split(",")), neighborhood)
@@ -240,6 +242,7 @@ def thresholds(
 
 
 def _positive(name: str, values: object) -> tuple[float, ...]:
+    values = values.tolist() if isinstance(values, Tensor) else values
     given = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
     real = all(isinstance(number, numbers.Real) and not isinstance(number, bool) for number in given)
     if not given or not real or not all(0 < number < math.inf for number in given):

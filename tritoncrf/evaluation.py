@@ -54,6 +54,14 @@ def edges_of(maker: Callable[[Tensor], Edges] | None, image: Tensor, gates: Tens
 
 
 @torch.no_grad()
+def check_edges(crf: GridCRF, batch: Batch, logits: Tensor, edges: Edges) -> None:
+    """Raises ValueError or TypeError if a batch's edges are not what the tables ask for."""
+    if edges.kinds is not None or edges.gates is not None or crf.form.kinds or crf.form.gates:
+        labels = torch.zeros_like(batch.target)
+        crf.energy(logits, labels, sizes=batch.sizes, mask=batch.mask, kinds=edges.kinds, gates=edges.gates)
+
+
+@torch.no_grad()
 def run(
     network: nn.Module, pretrained: Mapping[str, Tensor] | None, image: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -82,13 +82,23 @@ class GridCRF(nn.Module):
     ) -> None:  # fmt: skip
         name = f"{prefix}_extra_state"
         given, mine = state_dict.get(name), self.get_extra_state()
-        if given is not None and not torch.equal(given.cpu(), mine):
-            raise ValueError(f"state: expected tables of {self.extra_repr()}, got those of {told(given)}")
+        if given is not None and not (isinstance(given, Tensor) and torch.equal(given.cpu(), mine)):
+            raise ValueError(
+                f"state: expected tables of {self.extra_repr()}, got those of {told(given)} (to carry such tables over in "
+                "earnest, copy them into crf.pairwise)"
+            )
         args = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(*args)
         # States from before it was kept are taken as they are.
         if name in missing_keys:
             missing_keys.remove(name)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "form" not in state:
+            # Pickled before tables could see the image.
+            self.form = EdgeForm.of(self.neighborhood, None, None, 0, None)
+            self.register_parameter("gated", None)
 
     @property
     def tables(self) -> Tables:
@@ -100,7 +110,7 @@ class GridCRF(nn.Module):
         """What changes when a torch operation writes the tables; None where torch does not count."""
         tables = [table for table in self.tables if table is not None]
         # What a parametrization computes is another tensor each time, perhaps at an old one's address.
-        if any(table.is_inference() or not table.is_leaf for table in tables):
+        if any(table.is_inference() or not isinstance(table, nn.Parameter) for table in tables):
             return None
         return tuple(number for table in tables for number in (table.data_ptr(), table._version))
 
@@ -185,7 +195,7 @@ class GridCRF(nn.Module):
         """Each displacement with gates: its number, they float32 ``[N, G, pixels]``, and its tables ``[G, L + 1, L + 1]``."""
         if plan.edges is None or plan.edges.gates is None or gates is None or self.gated is None:
             return
-        tables = F.pad(self.gated, (0, 1, 0, 1))
+        tables = F.pad(self.gated.float(), (0, 1, 0, 1))
         for k in plan.edges.gated:
             place = plan.edges.gating[k]
             used = plan.edges.gates[:, :, place] / float(contract.GATE_STEPS)

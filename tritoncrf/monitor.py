@@ -38,7 +38,8 @@ class Statistics:
 class TableWatch:
     """Warns once if tables keep getting gradients but never change: forgotten in the optimizer, most likely."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "crf.pairwise") -> None:
+        self._name = name
         self._still: tuple[Tensor, int, int] | None = None
         self._warned = False
 
@@ -56,10 +57,10 @@ class TableWatch:
             return
         self._still = None
         # Writes through .data leave the version alone, so the values have the last word.
-        if torch.equal(kept, tables):
+        if torch.equal(kept, tables) and bool(tables.grad.any()):
             self._warned = True
             warnings.warn(
-                f"crf.pairwise had gradients in {PATIENCE} calls, never changed: are loss.parameters() in the optimizer?",
+                f"{self._name} had gradients in {PATIENCE} calls, never changed: are loss.parameters() in the optimizer?",
                 stacklevel=5,
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from tritoncrf import checkpoint as files
 from tritoncrf.checkpoint import CheckpointError, Tree
 from tritoncrf.edge_inputs import EdgeForm
+from tritoncrf.edge_trees import EdgeTree
+from tritoncrf.edges import Recipe
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.model import GridCRF
 
@@ -53,19 +56,104 @@ def check_model(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCR
         )
 
 
-def load_model(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCRF) -> None:
-    """Takes over a checkpoint's tables, or what a parametrization makes them of. Raises CheckpointError if they do not fit."""
-    if tree.get("crf") is None:
-        with torch.no_grad():
-            crf.pairwise.copy_(files.tensor(tree, "pairwise"))
-        return
-    kept, mine = files.tensors(tree, "crf"), crf.state_dict()
-    # Looked at whole: torch would load what fits before it says that something does not.
-    if not same_shapes(kept, {name: value for name, value in mine.items() if name in kept or name != "_extra_state"}):
-        names = sorted(set(kept) ^ set(mine) - {"_extra_state"})
-        names = names or sorted(name for name in kept if kept[name].shape != mine[name].shape)
+def check_tables(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCRF) -> None:
+    """Raises CheckpointError if a checkpoint's tables are parametrized otherwise than this CRF's."""
+    mine = crf.state_dict()
+    # Files from before tables could see the image have the table alone.
+    kept = {"pairwise": files.tensor(tree, "pairwise")} if tree.get("crf") is None else files.tensors(tree, "crf")
+    if not same_shapes(kept, mine):
+        shapes = (name for name in _named(kept) if kept[name].shape != mine[name].shape)
+        names = sorted(_named(kept) ^ _named(mine)) or sorted(shapes)
         raise CheckpointError(f"{path}: expected tables parametrized as this CRF's are, got others ({', '.join(names)})")
-    crf.load_state_dict(kept)
+
+
+def load_tables(tree: dict[str, Tree], crf: GridCRF) -> None:
+    """Takes over a checkpoint's tables, or what a parametrization makes them of, once looked at."""
+    if tree.get("crf") is not None:
+        crf.load_state_dict(files.tensors(tree, "crf"))
+        return
+    with torch.no_grad():
+        crf.pairwise.copy_(files.tensor(tree, "pairwise"))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training checkpoint holds besides its tables, looked at."""
+
+    network: dict[str, Tensor]
+    pretrained: dict[str, Tensor] | None
+    loop: dict[str, Tree]
+    history: list[dict[str, Tree]]
+    extra: dict[str, Tree]
+
+
+def parts(
+    path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCRF, network: nn.Module, loss: nn.Module | None,
+    edges: str | None,
+) -> Parts:  # fmt: skip
+    """Looks at all of a training checkpoint before any of it is taken over.
+
+    loss: the one that will go on; edges: the text of the recipe that tells of the edges, where it is one. Raises
+    CheckpointError if the file is of another network, model, recipe, or not whole.
+    """
+    check_model(path, tree, crf)
+    theirs = tree.get("edges")
+    if edges is not None and isinstance(theirs, str) and theirs != edges:
+        raise CheckpointError(f"{path}: expected a model whose tables see {edges}, got one of {theirs}")
+    check_tables(path, tree, crf)
+    weights, mine = files.tensors(tree, "network"), weights_of(network)
+    if not same_shapes(weights, mine):
+        raise CheckpointError(f"{path}: expected the weights of this network, got those of another")
+    pretrained = None if tree.get("pretrained") is None else files.tensors(tree, "pretrained")
+    if pretrained is not None and not same_shapes(pretrained, mine):
+        raise CheckpointError(f"{path}: expected pre-trained weights of this network, got those of another")
+    if loss is not None and tree.get("loss") is not None and not same_shapes(files.tensors(tree, "loss"), loss.state_dict()):
+        raise CheckpointError(f"{path}: expected the state of this loss, got that of another")
+    loop = files.group(tree, "loop")
+    files.group(loop, "progress")
+    if "now" in loop:
+        files.group(loop, "now")
+    lines = tree.get("history") or []
+    if not isinstance(lines, list):
+        raise CheckpointError(f"{path}: expected a list of lines as history, got {type(lines).__name__}")
+    return Parts(weights, pretrained, loop, [files.group({"line": line}, "line") for line in lines], files.group(tree, "extra"))
+
+
+def take_over(found: Parts, tree: dict[str, Tree], crf: GridCRF, network: nn.Module) -> dict[str, Tensor] | None:
+    """Loads tables and network, once looked at; returns the weights that the network was pre-trained to."""
+    load_tables(tree, crf)
+    network.load_state_dict(found.network)
+    if found.pretrained is None:
+        return None
+    mine = network.state_dict()
+    # In the weights' own memory format: convolutions of another one round differently.
+    return {name: torch.empty_like(mine[name]).copy_(value) for name, value in found.pretrained.items()}
+
+
+def recipe_of(maker: object) -> str | None:
+    """What tells of the edges, in a text, where it is such a recipe."""
+    return str(maker) if isinstance(maker, Recipe) else None
+
+
+def check_recipe(maker: object, form: EdgeForm) -> None:
+    """Raises ValueError if what tells of the edges says that it does so of others than the tables ask for.
+
+    A function of the user's own says nothing; a recipe knows its classes, kinds and gates. A module that would learn raises
+    too: what it makes gets no gradient.
+    """
+    if isinstance(maker, nn.Module) and any(parameter.requires_grad for parameter in maker.parameters()):
+        raise ValueError(
+            "edges: expected a function with nothing to learn, got a module with parameters, which would get no gradient: "
+            "let the network return its gates, as (logits, gates)"
+        )
+    if not isinstance(maker, Recipe | EdgeTree):
+        return
+    classes = form.gates_on if maker.gates else form.kinds_on
+    if (maker.kinds, maker.gates, maker.neighborhood) != (form.kinds, form.gates, classes):
+        raise ValueError(
+            f"edges: expected {form.kinds or 'no'} kinds and {form.gates or 'no'} gates over {classes!r}, got "
+            f"{maker.kinds or 'no'} and {maker.gates or 'no'} over {maker.neighborhood!r}"
+        )
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
@@ -74,5 +162,9 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two states have the same names and shapes."""
-    return {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in other.items()}
+    """Whether two states have the same names and shapes, what modules keep beside tensors of their own left out."""
+    return {name: one[name].shape for name in _named(one)} == {name: other[name].shape for name in _named(other)}
+
+
+def _named(state: Mapping[str, Tensor]) -> set[str]:
+    return {name for name in state if not name.endswith("_extra_state")}

@@ -21,14 +21,14 @@ from tritoncrf import checkpoint as files
 from tritoncrf import contract, validation
 from tritoncrf.batches import Batch
 from tritoncrf.chains import ChainStore
-from tritoncrf.checkpoint import CheckpointError, Tree
+from tritoncrf.checkpoint import Tree
 from tritoncrf.edge_inputs import Edges
-from tritoncrf.evaluation import Evaluation, answer, edges_of, evaluate, outputs, run
+from tritoncrf.evaluation import Evaluation, answer, check_edges, edges_of, evaluate, outputs, run
 from tritoncrf.loop import Loop
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 from tritoncrf.monitor import Journal, check_fall
-from tritoncrf.saved import check_model, load_model, model_tree, same_shapes, weights_of
+from tritoncrf.saved import check_recipe, model_tree, parts, recipe_of, take_over, weights_of
 from tritoncrf.validation import Guard
 
 MODES = ("separate", "joint")
@@ -45,8 +45,8 @@ class Trainer:
     network: image ``[N, C, *shape]`` -> logits ``[N, L, *shape]``; crf: the tables. optimizer: for `fit`; None makes Adam
     (tables 3e-3, if joint 1e-3; network 1e-3). loss: None makes a `CRFLoss` with PCD and K = 10 over ``chains``;
     chains: None makes a store over ``loader.dataset.sizes`` at the first `fit`. device: None leaves all where the network is.
-    edges: image -> `Edges`, for a CRF with kinds or gates (`tritoncrf.edges` has some); a network may give its own gates, as
-    ``(logits, gates)`` in place of logits.
+    edges: image -> `Edges`, for a CRF with kinds or gates (`tritoncrf.edges` has some); it gets no gradient. A network may give
+    gates of its own, which do, as ``(logits, gates)`` in place of logits.
     log: a file that gets a line of JSON every 50 steps and epoch. precision: torch.float16 or bfloat16 under autocast.
 
     ``trainer.pretrain(loader, 8)``, ``trainer.fit(loader, "joint", epochs=4)``, ``trainer.evaluate(test).crf.accuracy``.
@@ -66,6 +66,8 @@ class Trainer:
             raise TypeError(
                 f"network, crf: expected a module and a GridCRF, got {type(network).__name__}, {type(crf).__name__}"
             )
+        if edges is not None:
+            check_recipe(edges, crf.form)
         first = next(network.parameters(), next(crf.parameters()))
         # That of a tensor: "cuda" and "cuda:0" are the same place, but not the same torch.device.
         self.device = first.device if device is None else torch.empty(0, device=device).device
@@ -94,12 +96,17 @@ class Trainer:
         """
         if optimizer is None:
             optimizer = torch.optim.Adam(self.network.parameters(), lr=rate, fused=self.device.type == "cuda")
-        guard = Guard()
+        guard, looked = Guard(), list[bool]()
         self._set_training(True)
 
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
-            logits = self._outputs(batch.image)[0].float()
+            logits, gates = self._outputs(batch.image)
+            logits = logits.float()
+            if not looked:
+                # Not after hours of pre-training: the tables must be told what they ask for.
+                check_edges(self.crf, batch, logits, edges_of(self.edges, batch.image, gates))
+                looked.append(True)
             void = contract.VOID if self.loss is None else self.loss.ignore_index
             with guard.call():
                 validation.label_values(guard, "target", batch.target, self.crf.num_labels, batch.present, also=void)
@@ -193,6 +200,7 @@ class Trainer:
             "network": dict(weights_of(self.network)),
             "pretrained": None if self.pretrained is None else dict(self.pretrained),
             **model_tree(self.crf),
+            "edges": recipe_of(self.edges),
             "loss": None if self.loss is None else dict(self.loss.state_dict()),
             "chains": None if self.chains is None else dict(self.chains.state_dict()),
             "loop": self.loop.state(),
@@ -207,41 +215,34 @@ class Trainer:
         Raises CheckpointError if the file is truncated, foreign, newer, or of another network, neighbourhood or data set.
         """
         tree = files.read(path, kind="training")
-        check_model(path, tree, self.crf)
-        weights, mine = files.tensors(tree, "network"), weights_of(self.network)
-        if not same_shapes(weights, mine):
-            raise CheckpointError(f"{path}: expected the weights of this network, got those of another")
+        found = parts(path, tree, self.crf, self.network, self.loss, recipe_of(self.edges))
         if self.chains is not None and tree.get("chains") is not None:
             self.chains.check(files.tensors(tree, "chains"))
-        load_model(path, tree, self.crf)
-        self.network.load_state_dict(weights)
-        self.pretrained = None
-        if tree.get("pretrained") is not None:
-            kept = files.tensors(tree, "pretrained")
-            if not same_shapes(kept, mine):
-                raise CheckpointError(f"{path}: expected pre-trained weights of this network, got those of another")
-            # In the weights' own memory format: convolutions of another one round differently.
-            self.pretrained = {name: torch.empty_like(mine[name]).copy_(value) for name, value in kept.items()}
-        self.history = [] if not resume else [files.group({"line": line}, "line") for line in tree.get("history") or []]  # type: ignore[union-attr]
+        # All is looked at: from here on nothing of it is refused.
         if resume:
-            self.loop.load(files.group(tree, "loop"))
+            self.loop.load(found.loop)
+        self.pretrained = take_over(found, tree, self.crf, self.network)
+        self.history = found.history if resume else []
         self._saved = tree
         if self.loss is not None:
             self._restore(self.loss)
-        self.extra = files.group(tree, "extra")
+        self.extra = found.extra
         return dict(self.extra)
 
     def _loss_for(self, loader: DataLoader[object]) -> CRFLoss:
         if self.loss is None:
-            if self.chains is None:
+            chains = self.chains
+            if chains is None:
                 sizes = getattr(loader.dataset, "sizes", None)
                 if sizes is None:
                     raise ValueError("chains: expected a ChainStore, or a loader whose dataset has .sizes, got neither")
                 # A seed that a saved run brings must not be drawn again: what is drawn after it would shift.
                 saved = self._saved is not None and self._saved.get("chains") is not None
-                self.chains = ChainStore(sizes, device=self.device, seed=0 if saved else None)
-            self.loss = CRFLoss(self.crf, chains=self.chains).to(self.device)
-            self._restore(self.loss)
+                chains = ChainStore(sizes, device=self.device, seed=0 if saved else None)
+            loss = CRFLoss(self.crf, chains=chains).to(self.device)
+            # Before either is kept: a store that does not fit is refused at every call, not at the first alone.
+            self._restore(loss)
+            self.chains, self.loss = chains, loss
         return self.loss
 
     def _restore(self, loss: CRFLoss) -> None:

@@ -38,7 +38,7 @@ class Visit(metaclass=Unopened):
     ) -> None:  # fmt: skip
         self.sampler, self.chains, self.method, self.sweeps = sampler, chains, method, sweeps
         self.ignore_index, self.reduction, self.follows = ignore_index, reduction, follows
-        self._watch = TableWatch()
+        self._watches: dict[str, TableWatch] = {}
 
     @uncompiled
     def __call__(
@@ -109,8 +109,8 @@ class Visit(metaclass=Unopened):
         elif learning:
             visits += torch.where(bad, 0, len(logits))
         if learning:
-            # What a parametrization computes is no parameter: whatever it is made of stands first.
-            self._watch.look(next(sampler.crf.parameters()))
+            for name, parameter in sampler.crf.named_parameters():
+                self._watches.setdefault(name, TableWatch(f"crf.{name}")).look(parameter)
         counted = labelled if clamp is None else labelled & ~clamp
         return self._found(batch, tables, known, counted, data, free, samples, bad, flow)
 

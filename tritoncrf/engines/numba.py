@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -164,25 +166,39 @@ def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
 
 
 def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
-    counts = torch.zeros((len(plan.index), plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.int64)
     rows = [_flat(labels.contiguous()) for labels in (data, free)]
-    bounds = np.arange(len(counts) + 1)
-    share(differences.pair_errors, bounds, plan.replicas, *rows, *_counting(plan), differences.MOST, counts.numpy())
-    return counts.sum(0).view(_shape(plan))
+    shape = (plan.num_classes, plan.kinds, plan.labels, plan.labels)
+    found = _summed(differences.pair_errors, plan, shape, plan.replicas, *rows, *_counting(plan), differences.MOST)
+    return found.view(_shape(plan))
 
 
 def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
     edges = plan.edges
     if edges is None or edges.gates is None:
         return torch.zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64)
-    counts = torch.zeros((len(plan.index), *edges.gates.shape[1:3], plan.labels, plan.labels), dtype=torch.int64)
     rows = [_flat(labels.contiguous()) for labels in (data, free)]
     steps = np.array([plan.displacements[k] for k in edges.gated], np.int64)
     places = np.array([edges.gating[k] for k in edges.gated], np.int64)
-    bounds = np.arange(len(counts) + 1)
+    shape = (*edges.gates.shape[1:3], plan.labels, plan.labels)
     gates = edges.gates.numpy(), edges.pixels.numpy()
-    share(differences.gated_errors, bounds, plan.replicas, *rows, steps, places, *gates, counts.numpy())
-    return counts.sum(0)
+    return _summed(differences.gated_errors, plan, shape, plan.replicas, *rows, steps, places, *gates)
+
+
+def _summed(function: Callable[..., None], plan: Plan, shape: tuple[int, ...], *arguments: Any) -> Tensor:
+    """The sum of what a function adds for each image, int64: a part of the images has zeros of its own, not every image."""
+    total, guard = np.zeros(shape, np.int64), threading.Lock()
+
+    def add(begin: int, end: int) -> None:
+        own = np.zeros(shape, np.int64)
+        function(begin, end, *arguments, own)
+        with guard:
+            np.add(total, own, out=total)
+
+    if len(plan.index) == 1:
+        function(0, 1, *arguments, total)
+    else:
+        share(add, np.arange(len(plan.index) + 1))
+    return torch.from_numpy(total)
 
 
 def _counting(plan: Plan) -> tuple[Array, ...]:

@@ -139,17 +139,17 @@ def pair_errors(
     begin: int, end: int, replicas: int, data: Bytes, free: Bytes, steps: Integers, classes: Integers, kinds: Bytes,
     kinded: Integers, pixels: Integers, most: float, counts: Integers,
 ) -> None:  # fmt: skip
-    """Adds counts of ``data`` minus counts of ``free`` of images ``begin`` to ``end`` to ``counts`` ``[N, C, R, L, L]``.
+    """Adds counts of ``data`` minus counts of ``free`` of images ``begin`` to ``end`` to ``counts`` ``[C, R, L, L]``.
 
     kinds, kinded, pixels: as in `pair_counts`.
     """
-    size, volume = counts.shape[3] + 1, data.shape[1]
-    found, bins = np.empty(volume, np.int32), np.empty((4, counts.shape[2] * size * size), np.int32)
+    size, volume = counts.shape[2] + 1, data.shape[1]
+    found, bins = np.empty(volume, np.int32), np.empty((4, counts.shape[1] * size * size), np.int32)
     for chain in range(begin * replicas, end * replicas):
         y, z = data[chain], free[chain]
         many, image = differing(address(y), address(z), volume, found), chain // replicas
         for k in range(len(steps) if many else 0):
-            target, place = counts[image, classes[k]], kinded[k]
+            target, place = counts[classes[k]], kinded[k]
             if many < most * volume:
                 bins[0] = 0
                 if place < 0:
@@ -172,11 +172,11 @@ def gated_errors(
     begin: int, end: int, replicas: int, data: Bytes, free: Bytes, steps: Integers, places: Integers, gates: Gates,
     pixels: Integers, counts: Integers,
 ) -> None:  # fmt: skip
-    """As `pair_errors`, an edge counting its gate, into ``counts`` ``[N, G, Cg, L, L]``.
+    """As `pair_errors`, an edge counting its gate, into ``counts`` ``[G, Cg, L, L]``.
 
     gates: ``[N, G, Cg, area]``; steps, places: the displacements that have some, and where those stand.
     """
-    number, volume = counts.shape[3], data.shape[1]
+    number, volume = counts.shape[2], data.shape[1]
     found, bins = np.empty(volume, np.int32), np.empty((number + 1, number + 1), np.int64)
     for chain in range(begin * replicas, end * replicas):
         y, z = data[chain], free[chain]
@@ -195,7 +195,7 @@ def gated_errors(
                         theirs = np.int64(weight[np.uint64(pixels[before])])
                         bins[y[before], y[np.uint64(p)]] += theirs
                         bins[z[before], z[np.uint64(p)]] -= theirs
-                counts[image, rank, places[j]] += bins[:number, :number]
+                counts[rank, places[j]] += bins[:number, :number]
 
 
 @entry

@@ -196,5 +196,5 @@ def test_a_model_in_double_precision_has_a_pseudolikelihood() -> None:
 
 @pytest.mark.parametrize("given", [torch.zeros(0, dtype=torch.int64), torch.tensor(3), {"a": 1}, torch.tensor([3, 0, 0, 2, 9])])
 def test_a_state_that_says_nothing_known_is_one_sentence(given: Any) -> None:
-    with pytest.raises(ValueError, match=r"state: expected tables of 3 labels, .* got those of a state that says nothing known"):
+    with pytest.raises(ValueError, match=r"state: expected tables of 3 labels, .* those of a state that says nothing known"):
         tc.GridCRF(3, NEAR).load_state_dict({"pairwise": torch.zeros(4, 3, 3), "_extra_state": given})

@@ -110,7 +110,8 @@ class Visit(metaclass=Unopened):
             visits += torch.where(bad, 0, len(logits))
         if learning:
             for name, parameter in sampler.crf.named_parameters():
-                self._watches.setdefault(name, TableWatch(f"crf.{name}")).look(parameter)
+                told = name.removeprefix("parametrizations.").split(".")[0]
+                self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
         counted = labelled if clamp is None else labelled & ~clamp
         return self._found(batch, tables, known, counted, data, free, samples, bad, flow)
 

@@ -34,7 +34,7 @@ from tritoncrf.datasets import Figures, NpzDataset, collate
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.evaluation import run
 from tritoncrf.metrics import Score
-from tritoncrf.saved import load_model, weights_of
+from tritoncrf.saved import check_tables, load_tables, weights_of
 
 BUDGETS = (3, 6, 15, 30, 60, 120, 240)
 STARTS = ("pretrained", "random")
@@ -70,7 +70,8 @@ class Model:
         # Of the fresh network, whose logits are the pre-trained one's.
         pretrained = weights_of(network)
         network.load_state_dict(checkpoint.tensors(saved, "network"))
-        load_model(path, saved, crf)
+        check_tables(path, saved, crf)
+        load_tables(saved, crf)
         return cls(network.eval(), pretrained, crf, told)
 
     def asked(self, batch: Batch) -> tuple[Tensor, Tensor | None, Edges]:

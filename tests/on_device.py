@@ -101,6 +101,10 @@ def equal_to_torch(place: Place, case: Case, way: str) -> int:
     assert torch.equal(*energies)
     assert torch.equal(*found)
     assert torch.equal(ours.pair_counts(chains).cpu(), theirs.pair_counts(expected))
+    _, before = asked.start("torch", "gather")
+    for name in ("pair_errors", "gated_errors"):
+        found_errors = getattr(ours.engine, name)(chains.plan, before.rows.to(place.device), chains.rows).cpu()
+        assert torch.equal(found_errors, getattr(theirs.engine, name)(expected.plan, before.rows, expected.rows)), name
     return int(expected.plan.free.sum()) * case.replicas * case.sweeps
 
 

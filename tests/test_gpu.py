@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from tests import on_device, test_exactness, test_kernels_interpret
 from tests.on_device import FAULTS, Place
-from tests.test_kernels_interpret import CASES, SLOW, Case
+from tests.test_kernels_interpret import CASES, SEEING, SLOW, Case
 from tritoncrf import ChainStore, CRFLoss, GridCRF, Neighborhood, validation
 from tritoncrf.engines import load
 
@@ -61,7 +61,7 @@ def shape(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @gpu
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", CASES[:1] if TOY else [*CASES, *SLOW], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], SEEING[3]] if TOY else [*CASES, *SLOW, *SEEING], ids=str)
 @pytest.mark.usefixtures("launches")
 def test_labels_are_those_of_torch(place: Place, case: Case, way: str, record_property: Record) -> None:
     record_property("sites", on_device.equal_to_torch(place, case, way))

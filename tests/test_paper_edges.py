@@ -205,7 +205,7 @@ def test_figures_of_kinds(tmp_path: Path) -> None:
     given = problem(epochs=1, images=3)
     learn("joint_kinds", given, tmp_path / "joint_kinds")
     said = figures.kinds(Work(given, tmp_path, ("joint_kinds",)), tmp_path / "kinds.png")
-    assert said.startswith("tables of joint_kinds, steps:0.2, offset (")
+    assert said.startswith("tables of joint_kinds, steps:0.1,0.3, offset (")
     assert is_picture(tmp_path / "kinds.png")
     with pytest.raises(figures.NotThere, match="got none of joint_kinds"):
         figures.kinds(Work(given, tmp_path, ()), tmp_path / "other.png")

@@ -339,7 +339,7 @@ def test_wrong_options_raise(options: dict[str, object], sentence: str) -> None:
 
 
 def test_options_that_can_change_do_and_the_others_say_so() -> None:
-    """K may follow a schedule; a store belongs to its loss for good."""
+    """K may follow a schedule, and the chains may be others."""
     loss = tc.CRFLoss(tc.GridCRF(3, tc.Neighborhood.nearest(4)), chains=tc.ChainStore([(4, 5)] * 2, seed=0), sweeps=2)
     logits, target = torch.zeros(1, 3, 4, 5, requires_grad=True), torch.zeros(1, 4, 5, dtype=torch.long)
     loss(logits, target, torch.tensor([0]))
@@ -349,6 +349,6 @@ def test_options_that_can_change_do_and_the_others_say_so() -> None:
     assert loss.chains.sweeps.tolist() == [7, 0]
     with pytest.raises(ValueError, match="sweeps: expected an integer of at least 1"):
         loss.sweeps = 0
-    for name in ("chains", "method", "reduction", "ignore_index"):
+    for name in ("method", "reduction", "ignore_index"):
         with pytest.raises(AttributeError):
             setattr(loss, name, getattr(loss, name))

@@ -96,7 +96,9 @@ def stalls(method: str = "pcd", latent: bool = False, replicas: int = 1, learnin
     sizes = torch.ones(3, 2, dtype=torch.long, device=DEVICE)
     for _ in range(2):
         with (mode := Stalls()), Placements(mode.found):
-            loss(net(image), target, index, sizes=sizes, mask=~area, clamp=area).backward()
+            value = loss(net(image), target, index, sizes=sizes, mask=~area, clamp=area)
+            if learning:
+                value.backward()
     assert loss.sampler.engine_name == "triton"
     return mode
 
@@ -108,7 +110,7 @@ def stalls(method: str = "pcd", latent: bool = False, replicas: int = 1, learnin
 def test_a_step_neither_waits_for_its_device_nor_copies_to_it(method: str, latent: bool, replicas: int, learning: bool) -> None:
     mode = stalls(method, latent, replicas, learning)
     assert mode.found == []
-    assert mode.seen > 100
+    assert mode.seen > (100 if learning else 50)
 
 
 def read(chains: Any) -> None:

@@ -2,6 +2,9 @@
 
 Persistent contrastive divergence (Tieleman 2008; Kirillov et al. 2016, section 3) keeps one labelling per training image:
 one byte a pixel and replica, beside a count of sweeps done, an offset and a size an image.
+
+A store is an `nn.Module`, so that chains move and are saved with the loss they belong to. Its tensors are not registered as
+buffers: what wraps a model sends those from the first rank to all at every step, or averages them, and a chain is neither.
 """
 
 from __future__ import annotations
@@ -10,11 +13,12 @@ import copy
 import math
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tritoncrf import contract, validation
 from tritoncrf.checkpoint import CheckpointError, read, write
@@ -77,22 +81,39 @@ class ChainState:
         return self.plan.replicas
 
 
-class ChainStore:
+_MOVED = ("labels", "sweeps", "sizes", "offsets")
+_SAVED = ("labels", "sweeps", "sizes", "meta")
+
+
+class ChainStore(nn.Module):
     """One label map per image index and replica, allocated once on ``device``.
 
     sizes: the images' sizes, a sequence of tuples or an integer tensor ``[D, d]``; replicas: chains an image, up to 65536;
     seed: of the chains' random numbers, None takes 64 bits from torch's generator; latent: also keep the data phase's chain
-    (a second byte a pixel), for images with pixels whose label is not known. A label of 255 means "not drawn yet": the
-    first visit draws it from the network's marginals. Raises ValueError or TypeError naming the argument.
+    (a second byte a pixel), for images with pixels whose label is not known; persistent: False leaves the chains out of
+    ``state_dict``. A label of 255 means "not drawn yet": the first visit draws it from the network's marginals. Raises
+    ValueError or TypeError naming the argument.
 
     >>> ChainStore([(4, 6), (3, 5)], seed=0)
     ChainStore(2 images, 1 replica, 40 bytes of labels + 64 bytes of counts, on cpu)
     """
 
+    labels: Tensor
+    """uint8 [1 or with latent 2, bytes]: image after image, replica after replica, and a spare byte."""
+    sweeps: Tensor
+    """int64 [D]: sweeps done over each image's life."""
+    sizes: Tensor
+    """int64 [D, d]."""
+    offsets: Tensor
+    """int64 [D]: where each image's labels begin."""
+    fresh: bool
+    """Neither visited nor loaded yet."""
+
     def __init__(
         self, sizes: Iterable[Sequence[int]] | Tensor, *, replicas: int = 1, device: str | torch.device = "cpu",
-        seed: int | None = None, latent: bool = False,
+        seed: int | None = None, latent: bool = False, persistent: bool = True,
     ) -> None:  # fmt: skip
+        super().__init__()
         try:
             rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
             table = [tuple(operator.index(n) for n in size) for size in rows]
@@ -109,10 +130,8 @@ class ChainStore:
                 raise ValueError(f"sizes[{place}]: expected fewer than 2^32 pixels, got {tuple(size)}")
         self.replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
         self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
-        self.latent = latent
+        self.latent, self.persistent, self.fresh = latent, persistent, True
         self.sizes = torch.tensor(table, dtype=torch.int64, device=device)
-        # That of a tensor: "cuda" and "cuda:0" are the same place, but not the same torch.device.
-        self.device = self.sizes.device
         areas = self.sizes.prod(1) * replicas
         self.offsets = areas.cumsum(0) - areas
         self.sweeps = torch.zeros(len(table), dtype=torch.int64, device=self.device)
@@ -120,6 +139,17 @@ class ChainStore:
         total = sum(math.prod(size) for size in table) * replicas
         phases = 2 if latent else 1
         self.labels = torch.full((phases, total + 1), contract.VOID, dtype=torch.uint8, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        # That of a tensor: "cuda" and "cuda:0" are the same place, but not the same torch.device.
+        return self.sizes.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in _MOVED:
+            setattr(self, name, fn(getattr(self, name)))
+        return self
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -174,36 +204,49 @@ class ChainStore:
         places = self.offsets[index].view(expand) + replica * sizes.prod(1).view(expand) + pixel
         return torch.where(present, places, self.labels.shape[1] - 1)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything kept, as CPU tensors; ``meta`` holds contract version, replicas, latent and the seed's two halves."""
+    @property
+    def meta(self) -> Tensor:
+        """int64 [5], on the CPU: contract version, replicas, latent and the seed's two halves."""
         low, high = contract.key_of(self.seed)
-        meta = torch.tensor([contract.VERSION, self.replicas, int(self.latent), low, high], dtype=torch.int64)
-        kept = {"labels": self.labels, "sweeps": self.sweeps, "sizes": self.sizes, "meta": meta}
-        return {name: value.cpu().clone() for name, value in kept.items()}
+        return torch.tensor([contract.VERSION, self.replicas, int(self.latent), low, high], dtype=torch.int64)
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes over labels, counts and seed. Raises CheckpointError if they are of other images or another contract."""
-        self.check(state)
-        low, high = state["meta"].tolist()[3:]
-        self.labels.copy_(state["labels"])
-        self.sweeps.copy_(state["sweeps"])
-        self.seed = int(low) | int(high) << 32
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        for name in _SAVED if self.persistent else ():
+            destination[prefix + name] = getattr(self, name)
 
-    def check(self, state: dict[str, Tensor]) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping[str, object], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        own = {name.removeprefix(prefix): part for name, part in state_dict.items() if name.startswith(prefix)}
+        foreign = set(own) if not self.persistent else set(own) - set(_SAVED)
+        if strict:
+            unexpected_keys.extend(prefix + name for name in sorted(foreign))
+        # A state without chains leaves these as they are; fresh ones under loaded tables warn at their first visit.
+        if not self.persistent or not (own or prefix == ""):
+            return
+        self.check(own)
+        low, high = own["meta"].tolist()[3:]
+        self.labels.copy_(own["labels"])
+        self.sweeps.copy_(own["sweeps"])
+        self.seed, self.fresh = int(low) | int(high) << 32, False
+
+    def check(self, state: Mapping[str, Tensor]) -> None:
         """Raises CheckpointError unless ``state`` is of these images and this contract."""
-        for name, kept in self.state_dict().items():
+        for name in _SAVED:
+            kept = getattr(self, name)
             if name not in state or state[name].shape != kept.shape or state[name].dtype != kept.dtype:
                 got = f"{list(state[name].shape)} {state[name].dtype}" if name in state else "none"
                 raise CheckpointError(f"chains: expected {name!r} of shape {list(kept.shape)} {kept.dtype}, got {got}")
         version, replicas, latent = state["meta"].tolist()[:3]
         if version != contract.VERSION:
             raise CheckpointError(f"chains: expected bit contract version {contract.VERSION}, got {version}")
-        if (replicas, latent) != (self.replicas, int(self.latent)) or not torch.equal(state["sizes"], self.sizes.cpu()):
+        if (replicas, latent) != (self.replicas, int(self.latent)) or not torch.equal(state["sizes"].cpu(), self.sizes.cpu()):
             raise CheckpointError("chains: expected the images this store was made for, got other sizes, replicas or latent")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the store as safetensors, whole or not at all. Raises OSError if the disk will not take it."""
-        write(path, dict(self.state_dict()), kind="chains")
+        write(path, {name: getattr(self, name) for name in _SAVED}, kind="chains")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> ChainStore:

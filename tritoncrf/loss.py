@@ -9,12 +9,17 @@ samples them given the labelled ones, and y is the labelling so completed.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainStore
 from tritoncrf.gradient import Sampled
+from tritoncrf.held_out import held_out
 from tritoncrf.model import GridCRF
 from tritoncrf.monitor import Statistics
 from tritoncrf.sampler import Sampler
@@ -38,8 +43,13 @@ class CRFLoss(nn.Module):
     ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a side stream and
     ``loss.sampler.guard.settle()`` first; after a replay ``loss.invalid`` of the captured call tells of faults.
 
-    In eval mode or without gradients no chain is read or written: K sweeps from a fresh draw. Keep the loss outside of
-    checkpointed functions, which would run it twice.
+    In eval mode or without gradients the value is another: the negative log-pseudolikelihood per labelled pixel (see
+    `forward`), which falls as the model gets better; no chain is read or written. A validation loop that sets neither
+    ``loss.eval()`` nor ``torch.no_grad()`` is learning.
+
+    ``loss.chains`` is a submodule, so it moves and is saved with the loss (``state_dict``), and may be set. A deep copy of the
+    loss, or of a model around it, has no chains, for an average of weights needs none; ``copied.chains =
+    copy.deepcopy(loss.chains)`` gives it some. Keep the loss outside of checkpointed functions, which would run it twice.
 
     >>> crf = GridCRF(3, Neighborhood.nearest(8))
     >>> loss = CRFLoss(crf, method="cd", seed=0)
@@ -51,6 +61,8 @@ class CRFLoss(nn.Module):
 
     visits: Tensor
     """int64 []: the running number that CD without chains names its images' random numbers by."""
+    chains: ChainStore | None
+    """The training set's, or None; may be set."""
 
     def __init__(
         self, crf: GridCRF, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
@@ -66,30 +78,37 @@ class CRFLoss(nn.Module):
         validation.whole("ignore_index", ignore_index, -(1 << 63))
         if 0 <= ignore_index < crf.num_labels:
             raise ValueError(f"ignore_index: expected none of the {crf.num_labels} labels, got {ignore_index}")
-        if chains is not None and not isinstance(chains, ChainStore):
-            raise TypeError(f"chains: expected a ChainStore or None, got {type(chains).__name__}")
-        if method == "pcd" and chains is None:
-            raise ValueError("chains: expected a ChainStore over the training images' sizes for method='pcd', got None")
-        if chains is not None and chains.sizes.shape[1] != crf.neighborhood.ndim:
-            raise ValueError(
-                f"chains: expected images of {crf.neighborhood.ndim} axes as the neighbourhood, got {chains.sizes.shape[1]}"
-            )
         # Without a seed of its own the loss draws as its chains say, also after they were loaded from a file.
+        _check_chains(chains, crf, method)
         follows = seed is None and chains is not None
         if seed is None:
             seed = contract.fresh_seed() if chains is None else chains.seed
         self.crf = crf
-        self._chains = chains
         self.engine = engine
         self.sampler = Sampler(crf, engine, seed, validate=validate)
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
         self.invalid: Tensor | None = None
         self.statistics: Statistics | None = None
-        self._visit = Visit(self.sampler, chains, method, sweeps, ignore_index, reduction, follows)
+        self._visit = Visit(self.sampler, None, method, sweeps, ignore_index, reduction, follows)
+        # Last, so that it stands last in a state: what pairs a copy's state with the model's entry by entry still fits.
+        self.chains = chains
 
-    @property
-    def chains(self) -> ChainStore | None:
-        return self._chains
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "chains":
+            _check_chains(value, self.crf, self.method)
+            # `nn.Module` keeps modules; a None in the place of one must be kept as one too.
+            self.register_module(name, value if isinstance(value, ChainStore) else None)
+            self._visit.chains = self.chains
+            return
+        super().__setattr__(name, value)  # type: ignore[arg-type]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        if self.chains is not None:
+            memo.setdefault(id(self.chains), None)
+        found = type(self).__new__(type(self))
+        memo[id(self)] = found
+        found.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
+        return found
 
     @property
     def method(self) -> str:
@@ -127,14 +146,28 @@ class CRFLoss(nn.Module):
             raise ValueError(f"state: expected bit contract version {contract.VERSION}, got {version}")
         self.sampler.seed = int(low) | int(high) << 32
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping[str, object], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        # Before the tables are loaded: chains of other images are an error, after which nothing has changed.
+        own = {name.removeprefix(f"{prefix}chains."): part for name, part in state_dict.items() if f"{prefix}chains." in name}
+        if self.chains is not None and self.chains.persistent and own:
+            self.chains.check(own)
+        args = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(*args)
+
     def extra_repr(self) -> str:
-        return f"method={self.method!r}, sweeps={self.sweeps}, reduction={self.reduction!r}, chains={self.chains!r}"
+        return f"method={self.method!r}, sweeps={self.sweeps}, reduction={self.reduction!r}"
 
     def forward(
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, *, sizes: Tensor | None = None,
         mask: Tensor | None = None, clamp: Tensor | None = None, kinds: Tensor | None = None, gates: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """``E(y) - E(y')`` reduced to a float32 scalar: noisy and often negative, its gradient is what counts.
+
+        In eval mode or without gradients: ``-log p(y_i | its labelled neighbours)``, the mean over labelled, unclamped pixels
+        (or with "sum" the sum), in nats, without a gradient. Pixels without a label are left out as if they did not exist.
 
         logits: ``[N, L, *shape]``, any float type; target: integers ``[N, *shape]``, ``ignore_index`` where no label is known;
         index: integers ``[N]``, the images' positions in the data set (`tritoncrf.datasets.Indexed` yields them); CD without
@@ -144,16 +177,23 @@ class CRFLoss(nn.Module):
         kinds: uint8 ``[N, Ck, *shape]``, gates: float ``[N, G, Cg, *shape]`` in [0, 1], for a model that has them (`GridCRF`).
         A gate that wants a gradient, as a network's own do, gets ``G[y_i, y_j] - G[y'_i, y'_j]``, straight through rounding.
         """
-        learning = self.training and torch.is_grad_enabled()
-        store = self._chains
+        if not (self.training and torch.is_grad_enabled()):
+            told_gates = None if gates is None else validation.tensor("gates", gates).detach()
+            held = (logits.detach(), target, sizes, mask, clamp, kinds, told_gates)
+            if OPERATOR and torch.compiler.is_compiling():
+                held_value, self.invalid = torch.ops.tritoncrf.held_out(self._visit, *held)
+            else:
+                held_value, self.invalid = held_out(self._visit, *held)
+            return held_value  # type: ignore[no-any-return]
+        store = self.chains
         state = (self.visits, None, None) if store is None else (self.visits, store.labels, store.sweeps)
         # Once: a parametrization would compute them anew each time.
         pairwise, gated = self.crf.tables
         if gates is not None:
             validation.tensor("gates", gates)
-        flow = gates is not None and gates.requires_grad and torch.is_grad_enabled()
+        flow = gates is not None and gates.requires_grad
         told_gates = None if gates is None else gates.detach()
-        given = (target, index, sizes, mask, clamp, kinds, told_gates, flow, learning, *state)
+        given = (target, index, sizes, mask, clamp, kinds, told_gates, flow, *state)
         if OPERATOR and torch.compiler.is_compiling():
             tables = pairwise.detach(), None if gated is None else gated.detach()
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)
@@ -165,3 +205,15 @@ class CRFLoss(nn.Module):
             logits, pairwise, gated, gates, value, unary, *errors
         )
         return result
+
+
+def _check_chains(chains: object, crf: GridCRF, method: str) -> None:
+    """Raises TypeError or ValueError unless a loss of this kind can use them."""
+    if chains is not None and not isinstance(chains, ChainStore):
+        raise TypeError(f"chains: expected a ChainStore or None, got {type(chains).__name__}")
+    if chains is None and method == "pcd":
+        raise ValueError("chains: expected a ChainStore over the training images' sizes for method='pcd', got None")
+    if chains is not None and chains.sizes.shape[1] != crf.neighborhood.ndim:
+        raise ValueError(
+            f"chains: expected images of {crf.neighborhood.ndim} axes as the neighbourhood, got {chains.sizes.shape[1]}"
+        )

@@ -46,6 +46,8 @@ class GridCRF(nn.Module):
 
     pairwise: nn.Parameter
     gated: nn.Parameter | None
+    loaded = False
+    """Whether a state was loaded: the tables are learned ones."""
 
     def __init__(
         self, num_labels: int, neighborhood: Neighborhood, pairwise: Tensor | None = None, *, kinds: int | None = None,
@@ -89,6 +91,8 @@ class GridCRF(nn.Module):
             )
         args = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(*args)
+        floats = [part for key, part in state_dict.items() if key.startswith(prefix) and part.is_floating_point()]
+        self.loaded = any(part.device.type != "meta" and bool(part.any()) for part in floats)
         # States from before it was kept are taken as they are.
         if name in missing_keys:
             missing_keys.remove(name)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tritoncrf import checkpoint as files
+from tritoncrf.chains import ChainStore
 from tritoncrf.checkpoint import CheckpointError, Tree
 from tritoncrf.edge_inputs import EdgeForm
 from tritoncrf.edge_trees import EdgeTree
 from tritoncrf.edges import Recipe
 from tritoncrf.lattice import Neighborhood
+from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 
 
@@ -30,6 +32,15 @@ def model_tree(crf: GridCRF) -> dict[str, Tree]:
         "kinds_on": torch.tensor(form.kinds_on.offsets),
         "gates": form.gates,
         "gates_on": torch.tensor(form.gates_on.offsets),
+    }
+
+
+def chains_tree(loss: CRFLoss | None, chains: ChainStore | None) -> dict[str, Tree]:
+    """The loss's part of a training checkpoint, and that of its chains, which stand beside it."""
+    kept = {} if loss is None else dict(loss.state_dict())
+    return {
+        "loss": None if loss is None else {name: part for name, part in kept.items() if not name.startswith("chains.")},
+        "chains": None if chains is None else dict(chains.state_dict()),
     }
 
 
@@ -88,7 +99,7 @@ class Parts:
 
 
 def parts(
-    path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCRF, network: nn.Module, loss: nn.Module | None,
+    path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCRF, network: nn.Module, loss: CRFLoss | None,
     edges: str | None,
 ) -> Parts:  # fmt: skip
     """Looks at all of a training checkpoint before any of it is taken over.
@@ -107,7 +118,11 @@ def parts(
     pretrained = None if tree.get("pretrained") is None else files.tensors(tree, "pretrained")
     if pretrained is not None and not same_shapes(pretrained, mine):
         raise CheckpointError(f"{path}: expected pre-trained weights of this network, got those of another")
-    if loss is not None and tree.get("loss") is not None and not same_shapes(files.tensors(tree, "loss"), loss.state_dict()):
+    if (
+        loss is not None
+        and tree.get("loss") is not None
+        and not same_shapes(files.tensors(tree, "loss"), files.tensors(chains_tree(loss, None), "loss"))
+    ):
         raise CheckpointError(f"{path}: expected the state of this loss, got that of another")
     loop = files.group(tree, "loop")
     files.group(loop, "progress")

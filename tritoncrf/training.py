@@ -28,7 +28,7 @@ from tritoncrf.loop import Loop
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 from tritoncrf.monitor import Journal, check_fall
-from tritoncrf.saved import check_recipe, model_tree, parts, recipe_of, take_over, weights_of
+from tritoncrf.saved import chains_tree, check_recipe, model_tree, parts, recipe_of, take_over, weights_of
 from tritoncrf.validation import Guard
 
 MODES = ("separate", "joint")
@@ -201,8 +201,7 @@ class Trainer:
             "pretrained": None if self.pretrained is None else dict(self.pretrained),
             **model_tree(self.crf),
             "edges": recipe_of(self.edges),
-            "loss": None if self.loss is None else dict(self.loss.state_dict()),
-            "chains": None if self.chains is None else dict(self.chains.state_dict()),
+            **chains_tree(self.loss, self.chains),
             "loop": self.loop.state(),
             "history": list(self.history),
             "extra": self.extra,

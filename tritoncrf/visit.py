@@ -7,6 +7,7 @@ captured step loses or repeats it.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,7 @@ from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
 from tritoncrf.gradient import errors, unary_gap
-from tritoncrf.intake import Batch, counter
+from tritoncrf.intake import Batch
 from tritoncrf.layout import pack
 from tritoncrf.monitor import TableWatch
 from tritoncrf.sampler import Sampler
@@ -44,23 +45,26 @@ class Visit(metaclass=Unopened):
     def __call__(
         self, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        flow: bool, learning: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+        flow: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
     ) -> Found:  # fmt: skip
         """Value, the fields of `Errors`, whether the call was bad, then the fields of `Statistics`.
 
-        pairwise, gated: the tables; flow: whether the gates want an error; learning: continue and keep the chains; visits,
+        pairwise, gated: the tables; flow: whether the gates want an error; visits,
         labels, sweeps: the loss's running number and the store's tensors, written in place. The rest as in `CRFLoss.forward`.
         """
         store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
+        if self.chains is None and self.method == "pcd":
+            raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
+        self._look_fresh()
         if self.follows and store is not None:
             self.sampler.seed = store.seed
         with self.sampler.guard.call(self.sampler.crf.device):
             tables, edges = Tables(pairwise, gated), Edges(kinds, gates)
-            return self._sample(logits, tables, target, index, sizes, mask, clamp, edges, flow, learning, visits, store)
+            return self._sample(logits, tables, target, index, sizes, mask, clamp, edges, flow, visits, store)
 
     def _sample(
         self, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, edges: Edges, flow: bool, learning: bool, visits: Tensor,
+        mask: Tensor | None, clamp: Tensor | None, edges: Edges, flow: bool, visits: Tensor,
         store: ChainStore | None,
     ) -> Found:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
@@ -70,16 +74,14 @@ class Visit(metaclass=Unopened):
         present, shape = batch.present, tuple(batch.present.shape[1:])
         if clamp is not None:
             clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
-        labelled, known = self._targets(batch, target, clamp)
+        labelled, known = self.targets(batch, target, clamp)
         index, count, places = self._positions(index, batch), None, None
-        if learning and store is not None:
+        if store is not None:
             index = self._chains_of(store, index, shape, sizes)
             count = store.sweeps[index]
             places = store.places(index, shape) if self.method == "pcd" or store.latent else None
-        elif learning:
-            index = visits + batch.plan.index
         else:
-            index = counter(sampler.guard, "index", index, 1 << contract.INDEX_BITS, batch.plan.index)
+            index = visits + batch.plan.index
         batch = batch.at(index, count)
         drawn = torch.full_like(known, contract.VOID)[:, None].expand(-1, replicas, *shape)
         known = known[:, None].expand_as(drawn)
@@ -96,31 +98,42 @@ class Visit(metaclass=Unopened):
         free = None
         # Whether a GPU's images have latent pixels is not asked: that would stall its stream.
         if present.device.type == "cpu" and not bool((present & ~held).any()):
-            free = self._phase(batch, first if learning and self.method == "cd" else start, "free", clamp, learning)
+            free = self._phase(batch, first if self.method == "cd" else start, "free", clamp)
             data = replace(free, rows=pack(free.plan, free.layout, known, present))
         else:
-            data = self._phase(batch, first, "data", held, learning)
+            data = self._phase(batch, first, "data", held)
         if free is None:
-            free = self._phase(batch, data.labels if learning and self.method == "cd" else start, "free", clamp, learning)
+            free = self._phase(batch, data.labels if self.method == "cd" else start, "free", clamp)
         bad = sampler.guard.flag(present.device)
         samples = data.labels, free.labels
-        if learning and store is not None:
+        if store is not None:
             self._keep(store, index, places, samples, ~bad)
-        elif learning:
+        else:
             visits += torch.where(bad, 0, len(logits))
-        if learning:
-            for name, parameter in sampler.crf.named_parameters():
-                told = name.removeprefix("parametrizations.").split(".")[0]
-                self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
+        for name, parameter in sampler.crf.named_parameters():
+            told = name.removeprefix("parametrizations.").split(".")[0]
+            self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
         counted = labelled if clamp is None else labelled & ~clamp
         return self._found(batch, tables, known, counted, data, free, samples, bad, flow)
 
-    def _phase(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None, learning: bool) -> ChainState:
-        chains = self.sampler.begin(batch, start, phase if learning else "inference", clamp)
+    def _look_fresh(self) -> None:
+        """Warns once of chains that start anew under tables that were loaded."""
+        if self.chains is None or self.method != "pcd":
+            return
+        if self.chains.fresh and self.sampler.crf.loaded:
+            warnings.warn(
+                "chains: expected those that the loaded tables were learned with (they are in loss.state_dict()), got fresh "
+                "ones, which lag behind the model at first",
+                stacklevel=5,
+            )
+        self.chains.fresh = False
+
+    def _phase(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
+        chains = self.sampler.begin(batch, start, phase, clamp)
         self.sampler.advance(chains, self.sweeps)
         return chains
 
-    def _targets(self, batch: Batch, target: Tensor, clamp: Tensor | None) -> tuple[Tensor, Tensor]:
+    def targets(self, batch: Batch, target: Tensor, clamp: Tensor | None) -> tuple[Tensor, Tensor]:
         """Which pixels are labelled (bool), and their labels (uint8, 255 elsewhere), both ``[N, *shape]``."""
         guard, present, labels = self.sampler.guard, batch.present, batch.plan.labels
         target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device).long()
@@ -228,10 +241,10 @@ if OPERATOR:
     def visit(
         loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        flow: bool, learning: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+        flow: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """A visit of a compiled step."""
-        given = (target, index, sizes, mask, clamp, kinds, gates, flow, learning, visits, labels, sweeps)
+        given = (target, index, sizes, mask, clamp, kinds, gates, flow, visits, labels, sweeps)
         # An operator may not return what shares memory with another of its results.
         value, unary, tables, weighed, flowing, *told = loss(logits, pairwise, gated, *given)
         return value, unary, tables, weighed, flowing.clone(), *told  # type: ignore[return-value]
@@ -240,7 +253,7 @@ if OPERATOR:
     def _(
         loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        flow: bool, learning: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+        flow: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
     ) -> Found:  # fmt: skip
         dtypes = (torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
         value, bad, *told = (logits.new_empty((), dtype=dtype) for dtype in dtypes)

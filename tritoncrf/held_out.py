@@ -1,0 +1,70 @@
+"""How good is the model on labels it does not learn from? Their negative log-pseudolikelihood (Besag 1975).
+
+``-sum_i log p(y_i | y_j of the labelled neighbours j)`` by eq. (16) of Kirillov et al. 2016: proper, so that the model that the
+labels came from has the least in the mean, and without sampling noise. The conditionals are those that sampling draws from, of
+rounded energies; one below 2^-126 counts as that, 87.3 nat. Pixels without a label are left out, as if they did not exist.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritoncrf import contract, validation
+from tritoncrf.eager import uncompiled
+from tritoncrf.edge_inputs import Edges
+from tritoncrf.layout import hold, pack
+from tritoncrf.visit import OPERATOR, Visit
+
+LEAST = 2.0**-126
+
+
+@uncompiled
+def held_out(
+    loss: Visit, logits: Tensor, target: Tensor, sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
+    kinds: Tensor | None, gates: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The value, float32 ``[]``, by the loss's own reduction over labelled, unclamped pixels, and whether the call was bad.
+
+    Arguments as of `CRFLoss.forward`. Moves no chain and draws nothing.
+    """
+    sampler = loss.sampler
+    with sampler.guard.call(sampler.crf.device), torch.no_grad():
+        edges = Edges(kinds, gates)
+        batch = sampler.lay_out(logits, None, sizes=sizes, mask=mask, replicas=1, count=None, edges=edges)
+        present = batch.present
+        if clamp is not None:
+            clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
+        labelled, known = loss.targets(batch, target, clamp)
+        counted = labelled if clamp is None else labelled & ~clamp
+        plan = hold(batch.plan, ~counted)
+        rows = pack(plan, batch.layout, known[:, None], labelled)
+        found = torch.zeros((*plan.free.shape, plan.labels), dtype=torch.float64, device=rows.device)
+        work = sampler.engine.prepare(plan, batch.logits, batch.tables)
+        sampler.engine.conditionals(work, rows, None, contract.scale_of(1.0), found)
+        own = torch.where(counted, known, 0).flatten(1)[:, plan.pixels].long()
+        taken = found.gather(2, own[..., None])[..., 0].clamp(min=LEAST)
+        value = -torch.where(plan.free, taken.log(), 0.0).sum()
+        if loss.reduction == "mean":
+            value = value / counted.sum().clamp(min=1)
+        bad = sampler.guard.flag(present.device)
+        return torch.where(bad, torch.nan, value).float(), bad
+
+
+if OPERATOR:
+
+    @torch.library.custom_op("tritoncrf::held_out", mutates_args=())
+    def operator(
+        loss: Visit, logits: Tensor, target: Tensor, sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
+        kinds: Tensor | None, gates: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`held_out` of a compiled step."""
+        value, bad = held_out(loss, logits, target, sizes, mask, clamp, kinds, gates)
+        return value, bad.clone()
+
+    @operator.register_fake
+    def _(
+        loss: Visit, logits: Tensor, target: Tensor, sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
+        kinds: Tensor | None, gates: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return logits.new_empty((), dtype=torch.float32), logits.new_empty((), dtype=torch.bool)

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from tritoncrf import checkpoint
-from tritoncrf.chains import ChainStore
 from tritoncrf.checkpoint import CheckpointError, Tree
+from tritoncrf.store import ChainStore
 
 TREE: dict[str, Tree] = {
     "weights": {"a": torch.arange(3000.0), "b": torch.ones(7, 5, dtype=torch.uint8)}, "none": None, "pair": (1, "two"),

@@ -216,7 +216,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
         gates[:, :, 1] = gates[:, :, 1].roll(1, 2)
         return found._replace(gates=gates)
 
-    monkeypatch.setattr("tritoncrf.visit.errors", wrong)
+    monkeypatch.setattr("tritoncrf.outcome.errors", wrong)
     p = problem("both")
     loss = tc.CRFLoss(p.crf, chains=tc.ChainStore([SHAPE] * 20, replicas=1000, seed=1), reduction="sum")
     with pytest.raises(AssertionError) as caught:

@@ -173,7 +173,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
         tables = found.pairwise.transpose(1, 2) if fault == "transposed counts" else found.pairwise * 0.9
         return found._replace(pairwise=tables)
 
-    monkeypatch.setattr("tritoncrf.visit.errors", wrong)
+    monkeypatch.setattr("tritoncrf.outcome.errors", wrong)
     p = problem()
     store = tc.ChainStore([SHAPE] * 20, replicas=1000, seed=1)
     loss = tc.CRFLoss(p.crf, chains=store, reduction="sum")

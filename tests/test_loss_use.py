@@ -329,7 +329,9 @@ def test_a_clamped_pixel_needs_a_label() -> None:
         ({"method": "sgd"}, "method: expected one of 'pcd', 'cd', got 'sgd'"),
         ({"method": "cd", "sweeps": 0}, "sweeps: expected an integer of at least 1, got 0"),
         ({"method": "cd", "ignore_index": 3}, "ignore_index: expected none of the 4 labels, got 3"),
-        ({"method": "cd", "reduction": "none"}, "reduction: expected one of 'mean', 'sum', got 'none'"),
+        ({"method": "cd", "reduction": "max"}, "reduction: expected one of 'mean', 'sum', 'none', got 'max'"),
+        ({"method": "cd", "weight": torch.ones(3)}, r"weight: expected 4 finite numbers of at least 0, one a label, got \[3\]"),
+        ({"method": "cd", "weight": torch.tensor([1.0, 1, 1, -1])}, "weight: expected 4 finite numbers of at least 0"),
         ({"chains": tc.ChainStore([(4, 4, 4)])}, "chains: expected images of 2 axes"),
     ],
 )

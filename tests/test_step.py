@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tritoncrf as tc
-from tritoncrf import gradient, validation, visit
+from tritoncrf import gradient, outcome, validation
 from tritoncrf.engines import triton as engine
 
 SIZES = [(6, 7), (5, 4), (8, 6)]
@@ -143,7 +143,7 @@ def test_a_planted_stall_is_found(fault: Callable[[Any], None], monkeypatch: pyt
         fault(free)
         return right(sampler, data, free, *given)
 
-    monkeypatch.setattr(visit, "errors", stalling)
+    monkeypatch.setattr(outcome, "errors", stalling)
     try:
         found = stalls().found
     except (RuntimeError, NotImplementedError):

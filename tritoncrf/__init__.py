@@ -1,19 +1,21 @@
 """tritoncrf: CRFs on pixel grids over a network's logits, learned and answered by exact Gibbs sampling."""
 
 from tritoncrf._version import VERSION
-from tritoncrf.chains import ChainStore
 from tritoncrf.datasets import Indexed
 from tritoncrf.inference import anneal, estimate, marginals, max_marginal
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
+from tritoncrf.order import DistributedIndexSampler
 from tritoncrf.sampler import Sampler
+from tritoncrf.store import ChainStore
 from tritoncrf.training import Trainer
 
 __version__ = VERSION
 __all__ = [
     "CRFLoss",
     "ChainStore",
+    "DistributedIndexSampler",
     "GridCRF",
     "Indexed",
     "Neighborhood",

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
-from tritoncrf.chains import ChainState, ChainStore
+from tritoncrf.chains import ChainState
 from tritoncrf.model import GridCRF
 from tritoncrf.sampler import Sampler
+from tritoncrf.store import ChainStore
 from tritoncrf.validation import Guard
 
 # R-hat above which replicas are said to disagree (Vehtari et al. 2021 advise 1.01 to 1.1 by purpose).

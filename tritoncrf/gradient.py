@@ -15,6 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from tritoncrf import contract
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import Tables
+from tritoncrf.ranks import Ranks
 from tritoncrf.sampler import Sampler
 
 
@@ -33,19 +34,21 @@ class Errors(NamedTuple):
 
 def errors(
     sampler: Sampler, data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor] | None = None,
-    flow: bool = True,
+    flow: bool = True, ranks: Ranks | None = None,
 ) -> Errors:  # fmt: skip
     """The errors of a pair of samples; the one place where shared tables come together.
 
-    tables: the model's own; samples: the labels of data and free, where they are at hand; flow: whether gates want theirs.
+    tables: the model's own; samples: the labels of data and free, where they are at hand; flow: whether gates want theirs;
+    ranks: whose table errors are summed, None for this one's alone.
     """
+    ranks = ranks or Ranks()
     y, drawn = (data.labels, free.labels) if samples is None else samples
-    counts = sampler.engine.pair_errors(free.plan, data.rows, free.rows)
+    counts = ranks.sum(sampler.engine.pair_errors(free.plan, data.rows, free.rows))
     unary = sampler.engine.unary_errors(y, drawn, free.plan.labels)
     gated = gates = unary.new_zeros(0)
     if tables.gated is not None:
-        weighed = sampler.engine.gated_errors(free.plan, data.rows, free.rows).to(torch.float32)
-        gated = weighed / (free.replicas * contract.GATE_STEPS)
+        weighed = ranks.sum(sampler.engine.gated_errors(free.plan, data.rows, free.rows))
+        gated = weighed.to(torch.float32) / (free.replicas * contract.GATE_STEPS)
         gates = gate_errors(data, free, tables.gated) if flow else gates
     return Errors(unary, counts.to(torch.float32) / free.replicas, gated, gates)
 
@@ -66,14 +69,14 @@ def gate_errors(data: ChainState, free: ChainState, gated: Tensor) -> Tensor:
 
 
 def unary_gap(logits: Tensor, data: Tensor, free: Tensor) -> Tensor:
-    """The unary part of ``E(y) - E(y')``, summed over the batch and averaged over replicas: float64 ``[]``.
+    """The unary part of ``E(y) - E(y')`` of each image, averaged over replicas: float64 ``[N]``.
 
     logits: ``[N, L, *shape]``; data, free: the samples, uint8 ``[N, R, *shape]``, 255 in both where no pixel exists.
     """
     apart = data != free
     # Only where they differ: elsewhere a forbidden label's -inf would make NaN, and nothing else.
     taken = (logits.detach().gather(1, torch.where(apart, drawn, 0).long()).double() for drawn in (free, data))
-    return torch.where(apart, next(taken) - next(taken), 0.0).sum() / data.shape[1]
+    return torch.where(apart, next(taken) - next(taken), 0.0).flatten(1).sum(1) / data.shape[1]
 
 
 class Sampled(torch.autograd.Function):
@@ -92,5 +95,18 @@ class Sampled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         wanted = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)  # type: ignore[attr-defined]
-        flows = [(error * grad).to(kind) if needed and kind is not None else None for error, kind, needed in wanted]
+        # Of logits and gates each image has its own errors; with a value an image those of tables are apart too.
+        shared = (False, True, True, False)
+        flows = [
+            _flow(error, grad, tables).to(kind) if needed and kind is not None else None
+            for (error, kind, needed), tables in zip(wanted, shared, strict=True)
+        ]
         return *flows, *[None] * (1 + len(ctx.saved_tensors))  # type: ignore[attr-defined]
+
+
+def _flow(error: Tensor, grad: Tensor, tables: bool) -> Tensor:
+    """An error times what flows back, ``[]`` or one an image; tables: to be summed over images."""
+    if grad.dim() == 0:
+        return error * grad
+    found = error * grad.to(error.dtype).view(-1, *[1] * (error.dim() - 1))
+    return found.sum(0) if tables else found

@@ -24,7 +24,7 @@ def held_out(
     loss: Visit, logits: Tensor, target: Tensor, sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
     kinds: Tensor | None, gates: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The value, float32 ``[]``, by the loss's own reduction over labelled, unclamped pixels, and whether the call was bad.
+    """The value, float32 ``[]`` or ``[N]``, as the loss reduces, over labelled, unclamped pixels, and whether the call was bad.
 
     Arguments as of `CRFLoss.forward`. Moves no chain and draws nothing.
     """
@@ -44,9 +44,9 @@ def held_out(
         sampler.engine.conditionals(work, rows, None, contract.scale_of(1.0), found)
         own = torch.where(counted, known, 0).flatten(1)[:, plan.pixels].long()
         taken = found.gather(2, own[..., None])[..., 0].clamp(min=LEAST)
-        value = -torch.where(plan.free, taken.log(), 0.0).sum()
-        if loss.reduction == "mean":
-            value = value / counted.sum().clamp(min=1)
+        value = -torch.where(plan.free, taken.log(), 0.0).sum(1)
+        if loss.reduction != "none":
+            value = value.sum() / (counted.sum().clamp(min=1) if loss.reduction == "mean" else 1)
         bad = sampler.guard.flag(present.device)
         return torch.where(bad, torch.nan, value).float(), bad
 
@@ -56,7 +56,7 @@ if OPERATOR:
     @torch.library.custom_op("tritoncrf::held_out", mutates_args=())
     def operator(
         loss: Visit, logits: Tensor, target: Tensor, sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
-        kinds: Tensor | None, gates: Tensor | None,
+        kinds: Tensor | None, gates: Tensor | None, each: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """`held_out` of a compiled step."""
         value, bad = held_out(loss, logits, target, sizes, mask, clamp, kinds, gates)
@@ -65,6 +65,7 @@ if OPERATOR:
     @operator.register_fake
     def _(
         loss: Visit, logits: Tensor, target: Tensor, sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
-        kinds: Tensor | None, gates: Tensor | None,
+        kinds: Tensor | None, gates: Tensor | None, each: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return logits.new_empty((), dtype=torch.float32), logits.new_empty((), dtype=torch.bool)
+        shape = [len(logits)] if each else []
+        return logits.new_empty(shape, dtype=torch.float32), logits.new_empty((), dtype=torch.bool)

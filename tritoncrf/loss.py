@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
-from tritoncrf.chains import ChainStore
 from tritoncrf.gradient import Sampled
 from tritoncrf.held_out import held_out
 from tritoncrf.model import GridCRF
 from tritoncrf.monitor import Statistics
 from tritoncrf.sampler import Sampler
-from tritoncrf.visit import OPERATOR, Visit
+from tritoncrf.store import ChainStore
+from tritoncrf.visit import METHODS, OPERATOR, REDUCTIONS, Visit
 
-METHODS = ("pcd", "cd")
-REDUCTIONS = ("mean", "sum")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class CRFLoss(nn.Module):
@@ -35,13 +35,18 @@ class CRFLoss(nn.Module):
     crf: a submodule, so ``loss.parameters()`` are its tables. chains: the training set's `ChainStore`, which PCD needs; its
     replicas are used and its seed, unless ``seed`` is given. method: "pcd" continues each image's chain, "cd" starts at the
     data. sweeps: K per visit. ignore_index: the target of latent pixels. reduction: "mean" divides by the labelled, unclamped
-    pixels of the batch, "sum" does not (the paper's 11). engine as in `Sampler`. validate: True checks values at once on a GPU
-    too; by default a fault there makes the loss NaN, its gradient 0 and ``loss.invalid`` true, moves no chain, and raises at
-    the next call. Raises ValueError or TypeError naming the argument.
+    pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``, by which
+    the errors of labels on the logits count, the data's and the sample's alike (`outcome` says what that learns). engine as in
+    `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its gradient 0
+    and ``loss.invalid`` true, moves no chain, and raises at the next call. Raises ValueError or TypeError naming the argument.
 
     ``torch.compile`` of a step keeps one graph through the loss (from torch 2.13 on). To capture a step as a CUDA graph: make
     ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a side stream and
     ``loss.sampler.guard.settle()`` first; after a replay ``loss.invalid`` of the captured call tells of faults.
+
+    Under `torch.distributed` (process_group, None: the initialised one) all ranks learn one model: errors of tables are summed,
+    a mean is over the labelled pixels of all, and an image's chain is the same on any number of ranks. A network's gradients
+    are to be averaged over ranks, as DDP and FSDP do; the tables, outside of them, need no more than the optimizer.
 
     In eval mode or without gradients the value is another: the negative log-pseudolikelihood per labelled pixel (see
     `forward`), which falls as the model gets better; no chain is read or written. A validation loop that sets neither
@@ -61,13 +66,14 @@ class CRFLoss(nn.Module):
 
     visits: Tensor
     """int64 []: the running number that CD without chains names its images' random numbers by."""
+    weight: Tensor | None
     chains: ChainStore | None
     """The training set's, or None; may be set."""
 
     def __init__(
         self, crf: GridCRF, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
         ignore_index: int = 255, reduction: str = "mean", engine: str = "auto", seed: int | None = None,
-        validate: bool | None = None,
+        validate: bool | None = None, weight: Tensor | None = None, process_group: ProcessGroup | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(crf, GridCRF):
@@ -80,16 +86,27 @@ class CRFLoss(nn.Module):
             raise ValueError(f"ignore_index: expected none of the {crf.num_labels} labels, got {ignore_index}")
         # Without a seed of its own the loss draws as its chains say, also after they were loaded from a file.
         _check_chains(chains, crf, method)
+        if weight is not None:
+            weight = validation.tensor("weight", weight).detach().float()
+            if weight.shape != (crf.num_labels,) or not bool(((weight >= 0) & weight.isfinite()).all()):
+                raise ValueError(
+                    f"weight: expected {crf.num_labels} finite numbers of at least 0, one a label, got {list(weight.shape)} "
+                    f"from {float(weight.min()) if weight.numel() else 'none'}"
+                )
         follows = seed is None and chains is not None
+        drawn = seed is None and (chains is None or chains.drawn)
         if seed is None:
             seed = contract.fresh_seed() if chains is None else chains.seed
         self.crf = crf
         self.engine = engine
+        # What a compiler would look for in the visit, which it does not open.
+        self._each = reduction == "none"
         self.sampler = Sampler(crf, engine, seed, validate=validate)
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
         self.invalid: Tensor | None = None
         self.statistics: Statistics | None = None
-        self._visit = Visit(self.sampler, None, method, sweeps, ignore_index, reduction, follows)
+        self.register_buffer("weight", None if weight is None else weight.clone())
+        self._visit = Visit(self.sampler, None, method, sweeps, ignore_index, reduction, follows, drawn, process_group)
         # Last, so that it stands last in a state: what pairs a copy's state with the model's entry by entry still fits.
         self.chains = chains
 
@@ -181,7 +198,7 @@ class CRFLoss(nn.Module):
             told_gates = None if gates is None else validation.tensor("gates", gates).detach()
             held = (logits.detach(), target, sizes, mask, clamp, kinds, told_gates)
             if OPERATOR and torch.compiler.is_compiling():
-                held_value, self.invalid = torch.ops.tritoncrf.held_out(self._visit, *held)
+                held_value, self.invalid = torch.ops.tritoncrf.held_out(self._visit, *held, self._each)
             else:
                 held_value, self.invalid = held_out(self._visit, *held)
             return held_value  # type: ignore[no-any-return]
@@ -193,7 +210,7 @@ class CRFLoss(nn.Module):
             validation.tensor("gates", gates)
         flow = gates is not None and gates.requires_grad
         told_gates = None if gates is None else gates.detach()
-        given = (target, index, sizes, mask, clamp, kinds, told_gates, flow, *state)
+        given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, flow, self._each, *state)
         if OPERATOR and torch.compiler.is_compiling():
             tables = pairwise.detach(), None if gated is None else gated.detach()
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)

@@ -11,6 +11,7 @@ weighs a table of its own. Both are optional. Tables are linear in the energy: `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -106,8 +107,8 @@ class GridCRF(nn.Module):
 
     @property
     def tables(self) -> Tables:
-        """Both parameters, as they are now."""
-        return Tables(self.pairwise, self.gated)
+        """Both parameters, as they are now; whole on every rank, also where FSDP has them in shards."""
+        return Tables(_whole(self.pairwise), None if self.gated is None else _whole(self.gated))
 
     @property
     def version(self) -> tuple[int, ...] | None:
@@ -237,6 +238,11 @@ class GridCRF(nn.Module):
         # A label that a deferred check will report must not index out of the tables meanwhile.
         safe = labels.long().clamp(0, self.num_labels - 1).to(torch.uint8)
         return plan, pack(plan, layout, safe[:, None], present)
+
+
+def _whole(table: Tensor) -> Tensor:
+    gather = getattr(table, "full_tensor", None)
+    return table if gather is None else cast(Tensor, gather())
 
 
 def _tables(name: str, given: Tensor | None, shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from tritoncrf import checkpoint as files
-from tritoncrf.chains import ChainStore
 from tritoncrf.checkpoint import CheckpointError, Tree
 from tritoncrf.edge_inputs import EdgeForm
 from tritoncrf.edge_trees import EdgeTree
@@ -18,6 +17,7 @@ from tritoncrf.edges import Recipe
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
+from tritoncrf.store import ChainStore
 
 
 def model_tree(crf: GridCRF) -> dict[str, Tree]:

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from tritoncrf import checkpoint as files
 from tritoncrf import contract, validation
 from tritoncrf.batches import Batch
-from tritoncrf.chains import ChainStore
 from tritoncrf.checkpoint import Tree
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.evaluation import Evaluation, answer, check_edges, edges_of, evaluate, outputs, run
@@ -29,6 +28,7 @@ from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 from tritoncrf.monitor import Journal, check_fall
 from tritoncrf.saved import chains_tree, check_recipe, model_tree, parts, recipe_of, take_over, weights_of
+from tritoncrf.store import ChainStore
 from tritoncrf.validation import Guard
 
 MODES = ("separate", "joint")

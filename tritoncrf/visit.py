@@ -9,63 +9,78 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
-from tritoncrf.chains import ChainState, ChainStore
+from tritoncrf.chains import ChainState
 from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
-from tritoncrf.gradient import errors, unary_gap
 from tritoncrf.intake import Batch
 from tritoncrf.layout import pack
 from tritoncrf.monitor import TableWatch
+from tritoncrf.outcome import Found, Terms, outcome
+from tritoncrf.ranks import Meeting, Ranks, fingerprint
 from tritoncrf.sampler import Sampler
+from tritoncrf.store import ChainStore
 
-Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+METHODS = ("pcd", "cd")
+REDUCTIONS = ("mean", "sum", "none")
 
 
 class Visit(metaclass=Unopened):
     """A loss's sampler, chains and options (all as of `CRFLoss`); called, it samples both phases of a batch.
 
-    follows: whether the seed is that of the chains.
+    follows: whether the seed is that of the chains; drawn: whether nobody named it; group: of the ranks, None: the initialised
+    one.
     """
 
     def __init__(
         self, sampler: Sampler, chains: ChainStore | None, method: str, sweeps: int, ignore_index: int, reduction: str,
-        follows: bool,
+        follows: bool, drawn: bool, group: ProcessGroup | None,
     ) -> None:  # fmt: skip
         self.sampler, self.chains, self.method, self.sweeps = sampler, chains, method, sweeps
-        self.ignore_index, self.reduction, self.follows = ignore_index, reduction, follows
+        self.ignore_index, self.reduction, self.follows, self.drawn, self.group = ignore_index, reduction, follows, drawn, group
         self._watches: dict[str, TableWatch] = {}
+        self._met = 1
 
     @uncompiled
     def __call__(
         self, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        flow: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+        weight: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
     ) -> Found:  # fmt: skip
         """Value, the fields of `Errors`, whether the call was bad, then the fields of `Statistics`.
 
-        pairwise, gated: the tables; flow: whether the gates want an error; visits,
-        labels, sweeps: the loss's running number and the store's tensors, written in place. The rest as in `CRFLoss.forward`.
+        pairwise, gated: the tables; weight: of labels, float ``[L]``; flow: whether the gates want an error; each: a value for
+        each image; visits, labels, sweeps: the loss's running number and the store's tensors, written in place. The rest as in
+        `CRFLoss.forward`.
         """
-        store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
         if self.chains is None and self.method == "pcd":
             raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
         self._look_fresh()
+        ranks = Ranks.of(self.group)
+        if each and ranks.size > 1:
+            raise ValueError(f"reduction: expected 'mean' or 'sum' on {ranks.size} ranks, got 'none'")
+        if ranks.size != self._met:
+            self._greet(ranks, pairwise, gated)
+        store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
         if self.follows and store is not None:
             self.sampler.seed = store.seed
         with self.sampler.guard.call(self.sampler.crf.device):
             tables, edges = Tables(pairwise, gated), Edges(kinds, gates)
-            return self._sample(logits, tables, target, index, sizes, mask, clamp, edges, flow, visits, store)
+            terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow)
+            return self._sample(terms, logits, tables, target, index, sizes, mask, clamp, edges, visits, store, ranks)
 
     def _sample(
-        self, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, edges: Edges, flow: bool, visits: Tensor,
-        store: ChainStore | None,
+        self, terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
+        mask: Tensor | None, clamp: Tensor | None, edges: Edges, visits: Tensor, store: ChainStore | None, ranks: Ranks,
     ) -> Found:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
         batch = sampler.lay_out(
@@ -78,10 +93,13 @@ class Visit(metaclass=Unopened):
         index, count, places = self._positions(index, batch), None, None
         if store is not None:
             index = self._chains_of(store, index, shape, sizes)
+            meeting = ranks.meet(index)
+            kept, store = store, store.stage(meeting)
             count = store.sweeps[index]
             places = store.places(index, shape) if self.method == "pcd" or store.latent else None
         else:
-            index = visits + batch.plan.index
+            meeting = ranks.meet(batch.plan.index)
+            index = visits + meeting.places
         batch = batch.at(index, count)
         drawn = torch.full_like(known, contract.VOID)[:, None].expand(-1, replicas, *shape)
         known = known[:, None].expand_as(drawn)
@@ -104,17 +122,44 @@ class Visit(metaclass=Unopened):
             data = self._phase(batch, first, "data", held)
         if free is None:
             free = self._phase(batch, data.labels if self.method == "cd" else start, "free", clamp)
+        counted = labelled if clamp is None else labelled & ~clamp
         bad = sampler.guard.flag(present.device)
-        samples = data.labels, free.labels
+        found = outcome(terms, batch, tables, known, counted, data, free, bad, ranks)
+        good = ~found[5]
         if store is not None:
-            self._keep(store, index, places, samples, ~bad)
+            self._keep(store, meeting, places, (data.labels, free.labels), good)
+            if places is not None:
+                kept.settle(store, meeting)
         else:
-            visits += torch.where(bad, 0, len(logits))
+            visits += torch.where(good, len(meeting.index), 0)
         for name, parameter in sampler.crf.named_parameters():
             told = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
-        counted = labelled if clamp is None else labelled & ~clamp
-        return self._found(batch, tables, known, counted, data, free, samples, bad, flow)
+        return found
+
+    def _greet(self, ranks: Ranks, pairwise: Tensor, gated: Tensor | None) -> None:
+        """At the first visit: all ranks' losses, stores and tables must be alike; a seed that was drawn becomes the first's."""
+        chains = self.chains
+        seed = chains.seed if self.follows and chains is not None else self.sampler.seed
+        sizes = torch.zeros(1, dtype=torch.int64) if chains is None else chains.sizes
+        tables = pairwise if gated is None else torch.cat([pairwise.flatten(), gated.flatten()])
+        told = {
+            "sweeps": self.sweeps, "method and reduction": METHODS.index(self.method) + 2 * REDUCTIONS.index(self.reduction),
+            "chains' sizes": fingerprint(sizes), "tables": fingerprint(tables.detach().float().view(torch.int32)),
+            "seed": 0 if self.drawn else seed - (seed >> 63 << 64),
+        }  # fmt: skip
+        first, low = contract.key_of(seed)
+        numbers = torch.tensor([*told.values(), first, low], dtype=torch.int64, device=pairwise.device)
+        everyone = [part.tolist() for part in ranks.gather(numbers)]
+        for place, name in enumerate(told):
+            odd = next((rank for rank, part in enumerate(everyone) if part[place] != everyone[0][place]), None)
+            if odd is not None:
+                raise ValueError(f"{name}: expected the same on every rank, got other ones on rank {odd} than on rank 0")
+        if self.drawn:
+            self.sampler.seed = int(everyone[0][-2]) | int(everyone[0][-1]) << 32
+            if self.follows and chains is not None:
+                chains.seed = self.sampler.seed
+        self._met = ranks.size
 
     def _look_fresh(self) -> None:
         """Warns once of chains that start anew under tables that were loaded."""
@@ -190,46 +235,15 @@ class Visit(metaclass=Unopened):
         return labels.masked_fill(foreign, contract.VOID)
 
     def _keep(
-        self, store: ChainStore, index: Tensor, places: Tensor | None, samples: tuple[Tensor, Tensor], good: Tensor
+        self, store: ChainStore, meeting: Meeting, places: Tensor | None, samples: tuple[Tensor, Tensor], good: Tensor
     ) -> None:
-        # An image that stands twice in a batch was drawn twice with the same random numbers: the first one's chain stays.
-        order = torch.arange(len(index), device=index.device)
-        again = ((index[:, None] == index) & (order[:, None] > order)).any(1)
-        keep = good & ~again
+        keep = good & ~meeting.again
+        mine = meeting.own(keep)
         if places is not None and self.method == "pcd":
-            store.put(places, samples[1], keep)
+            store.put(places, samples[1], mine)
         if places is not None and store.latent:
-            store.put(places, samples[0], keep, data=True)
-        store.advance(index, self.sweeps, keep)
-
-    def _found(
-        self, batch: Batch, tables: Tables, known: Tensor, counted: Tensor, data: ChainState, free: ChainState,
-        samples: tuple[Tensor, Tensor], bad: Tensor, flow: bool,
-    ) -> Found:  # fmt: skip
-        y, drawn = samples
-        found = errors(self.sampler, data, free, tables, samples, flow)
-        labelled = counted.sum()
-        factor = 1.0 / labelled.clamp(min=1) if self.reduction == "mean" else found.logits.new_ones(())
-        factor = torch.where(labelled > 0, factor, 0.0)
-        gap = unary_gap(batch.logits, y, drawn) + (found.pairwise * tables.pairwise.detach()).sum(dtype=torch.float64)
-        if tables.gated is not None:
-            gap = gap + (found.gated * tables.gated.detach()).sum(dtype=torch.float64)
-        value = torch.where(bad, torch.nan, gap * factor).float()
-        updates = free.plan.free.sum()
-        right = ((drawn == known) & counted[:, None]).sum()
-        factor = torch.where(bad, 0.0, factor)
-        return (
-            value,
-            found.logits.mul_(factor),
-            found.pairwise * factor,
-            found.gated * factor,
-            found.gates * factor,
-            bad,
-            free.flips.sum() / (updates * free.replicas * self.sweeps).clamp(min=1),
-            (gap / labelled.clamp(min=1)).float(),
-            right / (labelled * free.replicas).clamp(min=1),
-            labelled,
-        )
+            store.put(places, samples[0], mine, data=True)
+        store.advance(meeting.index, self.sweeps, keep)
 
 
 OPERATOR = unopened(Visit)
@@ -241,10 +255,10 @@ if OPERATOR:
     def visit(
         loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        flow: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+        weight: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """A visit of a compiled step."""
-        given = (target, index, sizes, mask, clamp, kinds, gates, flow, visits, labels, sweeps)
+        given = (target, index, sizes, mask, clamp, kinds, gates, weight, flow, each, visits, labels, sweeps)
         # An operator may not return what shares memory with another of its results.
         value, unary, tables, weighed, flowing, *told = loss(logits, pairwise, gated, *given)
         return value, unary, tables, weighed, flowing.clone(), *told  # type: ignore[return-value]
@@ -253,11 +267,13 @@ if OPERATOR:
     def _(
         loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        flow: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+        weight: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
     ) -> Found:  # fmt: skip
-        dtypes = (torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
-        value, bad, *told = (logits.new_empty((), dtype=dtype) for dtype in dtypes)
-        shapes = [logits.shape, pairwise.shape, (0,) if gated is None else gated.shape]
+        dtypes = (torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
+        bad, *told = (logits.new_empty((), dtype=dtype) for dtype in dtypes)
+        images = [len(logits)] if each else []
+        value = logits.new_empty(images, dtype=torch.float32)
+        shapes = [logits.shape, (*images, *pairwise.shape), (*images, *((0,) if gated is None else gated.shape))]
         shapes.append((0,) if gated is None or gates is None or not flow else gates.shape)
         unary, tables, weighed, flowing = (logits.new_empty(shape, dtype=torch.float32) for shape in shapes)
         flips, gap, accuracy, labelled = told

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from tritoncrf import networks
-from tritoncrf.chains import ChainStore
 from tritoncrf.commands import data, models, neighborhoods, report
 from tritoncrf.commands.data import Kept
 from tritoncrf.commands.report import Figures
@@ -26,6 +25,7 @@ from tritoncrf.datasets import Figures as FigureSet
 from tritoncrf.edges import parse
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
+from tritoncrf.store import ChainStore
 from tritoncrf.training import Trainer
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from tritoncrf.chains import ChainStore
 from tritoncrf.checkpoint import CheckpointError, Tree
 from tritoncrf.commands import data, models, neighborhoods, options
 from tritoncrf.commands.data import Kind, Source
@@ -21,6 +20,7 @@ from tritoncrf.commands.options import Settings
 from tritoncrf.datasets import LabeledSamples, NpzDataset
 from tritoncrf.evaluation import Evaluation
 from tritoncrf.loss import CRFLoss
+from tritoncrf.store import ChainStore
 from tritoncrf.training import Trainer
 
 _NOT_SETTINGS = ("command", "debug", "config", "out", "resume")

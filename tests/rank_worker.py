@@ -1,0 +1,214 @@
+"""What one rank does in `test_ranks`: learn for three epochs, tell what came (``-m tests.rank_worker FOLDER CASE ..``)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+
+import tritoncrf as tc
+from tritoncrf import ranks, store
+from tritoncrf.datasets import collate
+
+IMAGES, BATCH, EPOCHS = 24, 8, 3
+
+
+class Whole(Dataset[tuple[Tensor, Tensor]]):
+    """Images of whole numbers and of many sizes, some pixels without a label."""
+
+    def __init__(self) -> None:
+        make = torch.Generator().manual_seed(5)
+        self.sizes = [(4 + n % 3, 5 + n % 4) for n in range(IMAGES)]
+        self.images = [torch.randint(0, 3, (2, *size), generator=make).float() for size in self.sizes]
+        self.targets = [torch.randint(0, 3, size, generator=make) for size in self.sizes]
+        for target in self.targets:
+            target[0, :2] = 255
+
+    def __len__(self) -> int:
+        return IMAGES
+
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
+        return self.images[n], self.targets[n]
+
+
+def exact_network() -> nn.Module:
+    """A layer whose sums are exact: whole numbers times multiples of 2^-12."""
+    network = nn.Conv2d(2, 3, 1)
+    with torch.no_grad():
+        for part in network.parameters():
+            part.copy_((torch.arange(part.numel()).view_as(part) % 5 - 2) / 4.0)
+    return network
+
+
+def learn(case: str, chains: tc.ChainStore | None, resume: Path | None = None) -> Iterator[dict[str, Tensor]]:
+    """After each epoch all that was learned."""
+    data = tc.Indexed(Whole())
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    sampler = tc.DistributedIndexSampler(data, seed=3, chains=chains if case == "moved" else None)
+    loader = DataLoader(data, BATCH // size, sampler=sampler, collate_fn=collate, generator=sampler.generator)
+    network, crf = exact_network(), tc.GridCRF(3, tc.Neighborhood.nearest(8))
+    method = "cd" if case == "cd" else "pcd"
+    loss = tc.CRFLoss(
+        crf,
+        chains=chains,
+        method=method,
+        sweeps=3,
+        reduction="mean" if case == "mean" else "sum",
+        seed=9 if chains is None else None,
+    )
+    optimizer = torch.optim.SGD([*network.parameters(), *loss.parameters()], 2.0**-12)
+    wrapped = DistributedDataParallel(network) if size > 1 else network
+    first = 0
+    if resume is not None:
+        kept = torch.load(resume, weights_only=True)
+        network.load_state_dict(kept["network"])
+        loss.load_state_dict(kept["loss"])
+        sampler.generator.set_state(kept["order"])
+        first = 1
+    for epoch in range(first, EPOCHS):
+        for image, target, index, *rest in loader:
+            optimizer.zero_grad()
+            value = loss(wrapped(image), target, index, sizes=rest[0].get("sizes") if rest else None)
+            value.backward()
+            optimizer.step()
+        assert loss.statistics is not None
+        state = {"network": network.state_dict(), "loss": loss.state_dict(), "order": sampler.generator.get_state()}
+        flat = {f"loss.{name}": part.clone() for name, part in state["loss"].items()}
+        flat |= {f"network.{name}": part.clone() for name, part in state["network"].items()}
+        flat |= {"value": value.detach(), "grad": crf.pairwise.grad.clone(), "epoch": torch.tensor(epoch)}
+        flat |= vars(loss.statistics)
+        flat["bytes"] = torch.tensor(0 if chains is None else chains.labels.nbytes)
+        yield flat
+        if epoch == 0:
+            yield {"state": state}  # type: ignore[dict-item]
+
+
+def run(folder: Path, case: str, name: str | None = None) -> None:
+    """Learns; what came of it under ``name``, by default the case's."""
+    sizes, rank = Whole().sizes, dist.get_rank() if dist.is_initialized() else 0
+    # Nobody names a seed: the first rank's becomes everybody's.
+    torch.manual_seed(100 + rank)
+    shared = case in ("borrowed", "moved")
+    chains = None if case == "cd" else tc.ChainStore(sizes, replicas=2, latent=True, shared=shared)
+    told: list[dict[str, Tensor]] = []
+    resume = folder / "state.pt" if (folder / "state.pt").exists() else None
+    for found in learn(case, chains, resume):
+        if "state" in found:
+            if rank == 0 and resume is None:
+                torch.save(found["state"], folder / f"{case}_after_one.pt")
+        else:
+            told.append(found)
+    torch.save(told, folder / f"{name or case}_{rank}.pt")
+
+
+def twice(folder: Path) -> None:
+    """Image 0 on both ranks, with other logits on the second; two images on the first rank, three on the second."""
+    rank, sizes = dist.get_rank(), [(4, 5)] * 5
+    for share in (False, True):
+        chains = tc.ChainStore(sizes, seed=1, shared=share)
+        loss = tc.CRFLoss(tc.GridCRF(3, tc.Neighborhood.nearest(4)), chains=chains, sweeps=3)
+        index = torch.tensor([0, 1] if rank == 0 else [4, 0, 2])
+        logits = torch.zeros(len(index), 3, 4, 5)
+        # Only on the first rank must image 0 have label 1 alone.
+        if rank == 0:
+            logits[0, [0, 2]] = -torch.inf
+        loss(logits.requires_grad_(), torch.ones(len(index), 4, 5, dtype=torch.long), index).backward()
+        told = {"labels": chains.state_dict()["labels"], "sweeps": chains.sweeps}
+        torch.save([told], folder / f"twice_{'shared' if share else 'whole'}_{rank}.pt")
+
+
+def unlike(folder: Path) -> None:
+    """The sentences for losses that differ between ranks."""
+    rank, hood, told = dist.get_rank(), tc.Neighborhood.nearest(4), []
+    store = tc.ChainStore([(4, 5)] * 3, seed=0)
+    losses = [
+        tc.CRFLoss(tc.GridCRF(3, hood, torch.full((2, 3, 3), float(rank))), chains=store),
+        tc.CRFLoss(tc.GridCRF(3, hood), chains=tc.ChainStore([(4, 5)] * (3 + rank), seed=0)),
+        tc.CRFLoss(tc.GridCRF(3, hood), chains=store, seed=rank),
+        tc.CRFLoss(tc.GridCRF(3, hood), chains=store, reduction="none"),
+    ]
+    for loss in losses:
+        try:
+            loss(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, dtype=torch.long), torch.tensor([rank]))
+        except ValueError as error:
+            told.append(str(error))
+    torch.save(told, folder / f"unlike_{rank}.pt")
+
+
+def fsdp(folder: Path) -> None:
+    """Three steps with DDP, with a network in shards, and with tables in shards too."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    rank, data = dist.get_rank(), Whole()
+    for name in ("plain", "network", "both"):
+        chains = tc.ChainStore(data.sizes, seed=1)
+        loss = tc.CRFLoss(tc.GridCRF(3, tc.Neighborhood.nearest(8)), chains=chains, sweeps=3, reduction="sum")
+        network = exact_network()
+        if name == "plain":
+            learner: nn.Module = DistributedDataParallel(network)
+        else:
+            learner = fully_shard(network)  # type: ignore[assignment]
+        if name == "both":
+            fully_shard(loss)
+            assert isinstance(loss.crf.pairwise, DTensor)
+        optimizer = torch.optim.SGD([*network.parameters(), *loss.parameters()], 2.0**-12)
+        for step in range(3):
+            n = 2 * step + rank
+            optimizer.zero_grad()
+            loss(learner(data.images[n][None]), data.targets[n][None], torch.tensor([n])).backward()
+            optimizer.step()
+        state = {**network.state_dict(), "pairwise": loss.crf.state_dict()["pairwise"], "labels": chains.labels}
+        whole = {key: part.full_tensor() if isinstance(part, DTensor) else part for key, part in state.items()}
+        torch.save([whole], folder / f"fsdp_{name}_{rank}.pt")
+
+
+def faults(folder: Path) -> None:
+    """Runs with what is planted, each under the fault's own name."""
+    right = ranks.Ranks.sum
+
+    def own(self: ranks.Ranks, part: Tensor) -> Tensor:
+        found = right(self, part)
+        return found if part.is_floating_point() else part
+
+    def mean(self: ranks.Ranks, part: Tensor) -> Tensor:
+        found = right(self, part)
+        return found / self.size if part.is_floating_point() else found
+
+    def no_turns(self: ranks.Meeting) -> Tensor:
+        assert self.counts is not None
+        return torch.arange(self.counts[self.ranks.rank])
+
+    def stale(labels: Tensor, starts: Sequence[int], areas: Sequence[int], meeting: ranks.Meeting) -> None:
+        pass
+
+    for name, case, place, what, wrong in (
+        ("tables of one rank", "whole", ranks.Ranks, "sum", own), ("mean of one rank", "mean", ranks.Ranks, "sum", mean),
+        ("no turns", "cd", ranks.Meeting, "places", property(no_turns)), ("stale chains", "whole", store, "spread", stale),
+    ):  # fmt: skip
+        with mock.patch.object(place, what, wrong):
+            run(folder, case, name)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo")
+    for word in sys.argv[2:]:
+        others = {"twice": twice, "unlike": unlike, "fsdp": fsdp, "faults": faults}
+        if word in others:
+            others[word](Path(sys.argv[1]))
+        else:
+            run(Path(sys.argv[1]), word)
+    if dist.is_initialized():
+        dist.barrier()
+        # DDP over gloo at times aborts an interpreter that ends in the usual way (torch 2.13, also without this package).
+        os._exit(0)

@@ -1,0 +1,188 @@
+"""The same chains on any number of ranks: 1 x 8, 2 x 4 and 4 x 2 images a step, whoever holds the chains, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import tritoncrf as tc
+from tritoncrf.ranks import Meeting, Ranks
+from tritoncrf.shares import Share
+
+ROOT = Path(__file__).parent.parent
+CASES = ("whole", "borrowed", "moved", "cd")
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="this torch has no gloo"
+)
+
+
+def start(ranks: int, *words: str) -> subprocess.Popen[str]:
+    """`rank_worker` on so many ranks."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *launch, "-m", "tests.rank_worker", *words], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finish(*jobs: subprocess.Popen[str]) -> None:
+    for job in jobs:
+        said, _ = job.communicate(timeout=300)
+        assert job.returncode == 0, said[-3000:]
+
+
+def told(folder: Path, case: str, rank: int = 0) -> list[dict[str, Tensor]]:
+    found: list[dict[str, Tensor]] = torch.load(folder / f"{case}_{rank}.pt", weights_only=True)
+    return found
+
+
+def differences(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) -> list[tuple[int, str]]:
+    pairs = zip(one[-len(other) :], other, strict=True)
+    return [
+        (int(a["epoch"]), name) for a, b in pairs for name in a if name != "bytes" and not torch.equal(a[name], b[name])
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2, 4)}
+    finish(*(start(ranks, str(folder), *CASES) for ranks, folder in folders.items()))
+    return folders
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_any_number_of_ranks_makes_the_same_chains_tables_and_weights(runs: dict[int, Path], ranks: int, case: str) -> None:
+    alone = told(runs[1], case)
+    assert len(alone) == 3
+    assert bool(alone[-1]["loss.crf.pairwise"].any())
+    for rank in range(ranks):
+        assert differences(alone, told(runs[ranks], case, rank)) == []
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_shared_store_holds_its_share(runs: dict[int, Path], ranks: int) -> None:
+    total = int(told(runs[1], "whole")[0]["bytes"])
+    shares = [int(told(runs[ranks], "borrowed", rank)[0]["bytes"]) for rank in range(ranks)]
+    # Two spare bytes a rank, one for each phase.
+    assert sum(shares) - 2 * ranks == total - 2
+    assert max(shares) < 1.1 * total / ranks
+
+
+@pytest.mark.parametrize(("wrote", "goes_on"), [(2, 1), (2, 4)])
+def test_a_state_goes_on_on_another_number_of_ranks(runs: dict[int, Path], tmp_path: Path, wrote: int, goes_on: int) -> None:
+    shutil.copy(runs[wrote] / "moved_after_one.pt", tmp_path / "state.pt")
+    finish(start(goes_on, str(tmp_path), "moved"))
+    assert differences(told(runs[1], "moved"), told(tmp_path, "moved")) == []
+
+
+def test_a_mean_is_over_the_pixels_of_all_ranks(runs: dict[int, Path], tmp_path: Path) -> None:
+    """Weights as far as sums of a network's own gradients are exact; the first epoch's chains and all tables' factors are."""
+    folders = {ranks: tmp_path / str(ranks) for ranks in (1, 2)}
+    for folder in folders.values():
+        folder.mkdir()
+    finish(*(start(ranks, str(folder), "mean") for ranks, folder in folders.items()))
+    one, two = (told(folder, "mean") for folder in folders.values())
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a["labelled"], b["labelled"])
+        assert torch.allclose(a["network.weight"], b["network.weight"], atol=1e-6)
+        assert torch.equal(a["grad"], b["grad"])
+        assert torch.equal(a["loss.chains.labels"], b["loss.chains.labels"])
+
+
+def test_an_image_on_two_ranks_keeps_one_chain_and_ranks_may_hold_unlike_numbers(tmp_path: Path) -> None:
+    finish(start(2, str(tmp_path), "twice"))
+    for share in ("whole", "shared"):
+        one, two = told(tmp_path, f"twice_{share}", 0), told(tmp_path, f"twice_{share}", 1)
+        assert torch.equal(one[0]["labels"], two[0]["labels"])
+        assert one[0]["sweeps"].tolist() == [3, 3, 3, 0, 3]
+        # That of the first rank, whose logits forbade all but label 1.
+        assert bool((one[0]["labels"][0, : 4 * 5] == 1).all())
+
+
+def test_losses_that_are_not_alike_are_refused_on_every_rank(tmp_path: Path) -> None:
+    finish(start(2, str(tmp_path), "unlike"))
+    for rank in range(2):
+        sentences = torch.load(tmp_path / f"unlike_{rank}.pt", weights_only=True)
+        assert sentences == [
+            "tables: expected the same on every rank, got other ones on rank 1 than on rank 0",
+            "chains' sizes: expected the same on every rank, got other ones on rank 1 than on rank 0",
+            "seed: expected the same on every rank, got other ones on rank 1 than on rank 0",
+            "reduction: expected 'mean' or 'sum' on 2 ranks, got 'none'",
+        ]
+
+
+def test_a_network_in_shards_and_tables_in_shards_learn_alike(tmp_path: Path) -> None:
+    """FSDP2: `fully_shard` on the network, and on the loss too."""
+    pytest.importorskip("torch.distributed.fsdp", reason="this torch has no FSDP2")
+    finish(start(2, str(tmp_path), "fsdp"))
+    plain, sharded, tables = (told(tmp_path, f"fsdp_{name}")[0] for name in ("plain", "network", "both"))
+    for name, part in plain.items():
+        assert torch.equal(part, sharded[name]), name
+        assert torch.equal(part, tables[name]), name
+
+
+def test_planted_faults_are_caught(runs: dict[int, Path], tmp_path: Path) -> None:
+    finish(start(2, str(tmp_path), "faults", "mean"))
+    right = {"no turns": told(runs[1], "cd"), "mean of one rank": told(tmp_path, "mean")}
+    for fault in ("tables of one rank", "no turns", "mean of one rank", "stale chains"):
+        assert differences(right.get(fault, told(runs[1], "whole")), told(tmp_path, fault)) != [], fault
+
+
+def test_one_alone_asks_nobody() -> None:
+    ranks = Ranks.of(None)
+    part = torch.tensor([3, 1, 3])
+    assert ranks == Ranks()
+    assert ranks.sum(part) is part
+    meeting = ranks.meet(part)
+    assert meeting.again.tolist() == [False, False, True]
+    assert meeting.places.tolist() == [0, 1, 2]
+    assert meeting.own(part) is part
+
+
+def test_ranks_take_turns_in_a_step() -> None:
+    index = torch.arange(7)
+    places = [Meeting(Ranks(None, rank, 3), index, 0, [3, 1, 3]).places.tolist() for rank in range(3)]
+    assert places == [[0, 3, 5], [1], [2, 4, 6]]
+
+
+def test_shares_are_even_and_cut_what_they_own() -> None:
+    areas, whole = [5, 1, 1, 9, 2, 2], torch.arange(21, dtype=torch.uint8)[None]
+    cuts = [Share.even(Ranks(None, rank, 3), areas).cut(whole) for rank in range(3)]
+    assert sorted(torch.cat([cut[0, :-1] for cut in cuts]).tolist()) == list(range(20))
+    assert max(cut.shape[1] for cut in cuts) <= 10
+    assert all(int(cut[0, -1]) == 20 for cut in cuts)
+
+
+def test_the_order_is_that_of_a_shuffling_loader() -> None:
+    numbers = list(range(10))
+    generator = torch.Generator().manual_seed(4)
+    loader = torch.utils.data.DataLoader(numbers, 1, shuffle=True, generator=generator)  # type: ignore[arg-type]
+    sampler = tc.DistributedIndexSampler(numbers, seed=4)
+    other = torch.utils.data.DataLoader(numbers, 1, sampler=sampler, generator=sampler.generator)  # type: ignore[arg-type]
+    epochs = [[int(n) for n in loader] for _ in range(3)]
+    assert [[int(n) for n in other] for _ in range(3)] == epochs
+    sampler.set_epoch(1)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) == first
+    assert sorted(first) == numbers
+    assert list(tc.DistributedIndexSampler(numbers, shuffle=False)) == numbers
+
+
+def test_bad_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="seed: expected an integer from 0"):
+        tc.DistributedIndexSampler(range(3), seed=-1)
+    with pytest.raises(ValueError, match="owner: expected a rank for each of 2 images, got 3"):
+        tc.ChainStore([(2, 2)] * 2).hand_over([0, 0, 0])
+    monkeypatch.setattr("tritoncrf.ranks.Ranks.of", lambda group: Ranks(None, 0, 4))
+    with pytest.raises(ValueError, match="dataset: expected at least 4 images, one a rank, got 3"):
+        tc.DistributedIndexSampler(range(3))

@@ -1,0 +1,133 @@
+"""Who else learns? The processes that share one model, and what they tell each other at a visit.
+
+Labels depend on an image's index and on counts, never on a rank, so that any number of ranks can make the same chains. At a
+visit every rank learns which images the others hold; sums over all of them follow: table errors as integers, which are exact in
+any order, and the labelled pixels that a mean is over. An image that stands on two ranks was drawn twice with the same random
+numbers; the first rank's chain stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+# Indexes that travel with the number of images; more of them need a second message.
+ROOM = 64
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of a process group; one alone where there is none."""
+
+    group: ProcessGroup | None = None
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of(cls, group: ProcessGroup | None) -> Ranks:
+        """Those of ``group``, None: the initialised one. Raises ValueError for a group that this process is not in."""
+        if not dist.is_available() or not dist.is_initialized():
+            return cls()
+        rank = dist.get_rank(group)
+        if rank < 0:
+            raise ValueError(f"process_group: expected a group that rank {dist.get_rank()} is in, got another")
+        return cls(group, rank, dist.get_world_size(group))
+
+    def sum(self, part: Tensor) -> Tensor:
+        """The sum of all ranks' parts."""
+        if self.size == 1:
+            return part
+        part = part.contiguous().clone()
+        dist.all_reduce(part, group=self.group)
+        return part
+
+    def gather(self, part: Tensor) -> list[Tensor]:
+        """All ranks' parts, of one shape."""
+        if self.size == 1:
+            return [part]
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part.contiguous(), group=self.group)
+        return parts
+
+    def exchange(self, parts: list[Tensor], lengths: list[int]) -> list[Tensor]:
+        """Sends ``parts[r]`` (uint8, flat) to each rank r; what each sent here, ``lengths[r]`` bytes."""
+        found = parts[0].new_empty(sum(lengths))
+        dist.all_to_all_single(found, torch.cat(parts), lengths, [len(part) for part in parts], group=self.group)
+        return list(torch.split(found, lengths))
+
+    def meet(self, index: Tensor) -> Meeting:
+        """Tells all ranks this one's images, int64 ``[N]``; N may differ from rank to rank."""
+        if self.size == 1:
+            return Meeting(self, index, 0, None)
+        told = index.new_zeros(ROOM + 1)
+        told[0] = len(index)
+        told[1 : 1 + min(len(index), ROOM)] = index[:ROOM]
+        heads = torch.stack(self.gather(told))
+        counts = [int(count) for count in heads[:, 0].tolist()]
+        if max(counts) > ROOM:
+            wide = index.new_zeros(max(counts))
+            wide[: len(index)] = index
+            heads = torch.stack([torch.cat([heads[0, :1], part]) for part in self.gather(wide)])
+        everyone = torch.cat([heads[r, 1 : 1 + count] for r, count in enumerate(counts)])
+        return Meeting(self, everyone, sum(counts[: self.rank]), counts)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The images of one step, of all ranks, rank after rank."""
+
+    ranks: Ranks
+    index: Tensor
+    """int64 [M]: all ranks' images."""
+    first: int
+    """Where this rank's begin."""
+    counts: list[int] | None
+    """Images of each rank; None for one alone, whose device is not asked."""
+
+    @property
+    def again(self) -> Tensor:
+        """bool [M]: the image stands further up already."""
+        order = torch.arange(len(self.index), device=self.index.device)
+        return ((self.index[:, None] == self.index) & (order[:, None] > order)).any(1)
+
+    @cached_property
+    def lists(self) -> list[list[int]]:
+        """The images of each rank."""
+        return [part.tolist() for part in torch.split(self.index.cpu(), self.counts or [len(self.index)])]
+
+    @property
+    def firsts(self) -> dict[int, int]:
+        """Every image, and the first rank that it stands on."""
+        found: dict[int, int] = {}
+        for rank, images in enumerate(self.lists):
+            for image in images:
+                found.setdefault(image, rank)
+        return found
+
+    @property
+    def places(self) -> Tensor:
+        """int64 [N]: where this rank's images stand in the step's order, in which the ranks take turns (`order`)."""
+        counts, me = self.counts, self.ranks.rank
+        if counts is None:
+            return torch.arange(len(self.index), device=self.index.device)
+        found = [sum(min(count, k + (r < me)) for r, count in enumerate(counts)) for k in range(counts[me])]
+        return torch.tensor(found, device=self.index.device)
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This rank's part of something ``[M, ..]``."""
+        return whole if self.counts is None else whole[self.first : self.first + self.counts[self.ranks.rank]]
+
+
+def fingerprint(part: Tensor) -> int:
+    """A number that differs, most likely, where whole numbers of any shape differ."""
+    flat = part.flatten().long()
+    places = torch.arange(1, len(flat) + 1, device=flat.device)
+    return int((flat * (2 * places + 1) + places).sum())

@@ -1,0 +1,265 @@
+"""Where is each chain between its visits? `ChainStore`, the chains of a whole data set.
+
+Persistent contrastive divergence (Tieleman 2008; Kirillov et al. 2016, section 3) keeps one labelling per training image:
+one byte a pixel and replica, beside a count of sweeps done, an offset and a size an image.
+
+A store is an `nn.Module`, so that chains move and are saved with the loss they belong to. Its tensors are not registered as
+buffers: what wraps a model sends those from the first rank to all at every step, or averages them, and a chain is neither.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from tritoncrf import contract, validation
+from tritoncrf.checkpoint import CheckpointError, read, write
+from tritoncrf.layout import Shape
+from tritoncrf.ranks import Meeting, Ranks
+from tritoncrf.shares import Share, spread
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_MOVED = ("labels", "sweeps", "sizes", "offsets")
+_SAVED = ("labels", "sweeps", "sizes", "meta")
+
+
+class ChainStore(nn.Module):
+    """One label map per image index and replica, allocated once on ``device``.
+
+    sizes: the images' sizes, a sequence of tuples or an integer tensor ``[D, d]``; replicas: chains an image, up to 65536;
+    seed: of the chains' random numbers, None takes 64 bits from torch's generator; latent: also keep the data phase's chain
+    (a second byte a pixel), for images with pixels whose label is not known; persistent: False leaves the chains out of
+    ``state_dict``. Under `torch.distributed` every rank has all chains; shared: each has a share alone (of ``process_group``,
+    None: the initialised one), and then ``state_dict``, ``save`` and `hand_over` must be called on every rank.
+
+    A label of 255 means "not drawn yet": the first visit draws it from the network's marginals. Raises ValueError or TypeError
+    naming the argument.
+
+    >>> ChainStore([(4, 6), (3, 5)], seed=0)
+    ChainStore(2 images, 1 replica, 40 bytes of labels + 64 bytes of counts, on cpu)
+    """
+
+    labels: Tensor
+    """uint8 [1 or with latent 2, bytes]: image after image, replica after replica, and a spare byte."""
+    sweeps: Tensor
+    """int64 [D]: sweeps done over each image's life."""
+    sizes: Tensor
+    """int64 [D, d]."""
+    offsets: Tensor
+    """int64 [D]: where each image's labels begin."""
+    fresh: bool
+    """Neither visited nor loaded yet."""
+
+    def __init__(
+        self, sizes: Iterable[Sequence[int]] | Tensor, *, replicas: int = 1, device: str | torch.device = "cpu",
+        seed: int | None = None, latent: bool = False, persistent: bool = True, shared: bool = False,
+        process_group: ProcessGroup | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        try:
+            rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+            table = [tuple(operator.index(n) for n in size) for size in rows]
+        except TypeError:
+            raise TypeError(f"sizes: expected a sequence of tuples of integers or a tensor [D, d], got {sizes!r:.80}") from None
+        if not table or not table[0] or len({len(size) for size in table}) != 1:
+            raise ValueError(f"sizes: expected a size of as many axes for every image, at least one image, got {table[:3]}...")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed: expected an integer or None, got {seed!r}")
+        for place, size in enumerate(table):
+            if not all(n >= 1 for n in size):
+                raise ValueError(f"sizes[{place}]: expected whole numbers of at least 1, got {size}")
+            if math.prod(size) >= 1 << contract.SITE_BITS:
+                raise ValueError(f"sizes[{place}]: expected fewer than 2^32 pixels, got {tuple(size)}")
+        self.replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
+        self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
+        self.latent, self.persistent, self.fresh, self.drawn = latent, persistent, True, seed is None
+        self.sizes = torch.tensor(table, dtype=torch.int64, device=device)
+        self.areas = tuple(math.prod(size) * replicas for size in table)
+        ranks = Ranks.of(process_group) if shared else Ranks()
+        self.share = Share.even(ranks, self.areas) if ranks.size > 1 else None
+        self.offsets = torch.tensor(self.starts, dtype=torch.int64, device=device)
+        self.sweeps = torch.zeros(len(table), dtype=torch.int64, device=self.device)
+        # The last byte is where writes go that must not land: padding, second occurrences, voided batches.
+        held = sum(area for area, start in zip(self.areas, self.starts, strict=True) if start >= 0)
+        self.labels = torch.full((2 if latent else 1, held + 1), contract.VOID, dtype=torch.uint8, device=self.device)
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each image's labels begin; -1 for one that another rank has."""
+        if self.share is not None:
+            return self.share.starts()
+        return list(itertools.accumulate(self.areas[:-1], initial=0))
+
+    @property
+    def device(self) -> torch.device:
+        # That of a tensor: "cuda" and "cuda:0" are the same place, but not the same torch.device.
+        return self.sizes.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in _MOVED:
+            setattr(self, name, fn(getattr(self, name)))
+        return self
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything kept, on ``device``."""
+        return self.labels.nbytes + self.sweeps.nbytes + self.offsets.nbytes + self.sizes.nbytes
+
+    def __repr__(self) -> str:
+        plural = "replica" if self.replicas == 1 else "replicas"
+        return (
+            f"ChainStore({len(self)} images, {self.replicas} {plural}, {self.labels.nbytes} bytes of labels "
+            f"+ {self.nbytes - self.labels.nbytes} bytes of counts, on {self.device})"
+        )
+
+    @property
+    def owner(self) -> Sequence[int]:
+        """The rank that has each image's chain, of a shared store; 0 for all of another."""
+        return (0,) * len(self) if self.share is None else self.share.owner
+
+    def hand_over(self, owner: Sequence[int]) -> None:
+        """Brings a shared store's chains to the ranks that ``owner`` names for each image; every rank must call it alike.
+
+        Nothing happens to a store that is not shared. Raises ValueError unless there is a rank for every image.
+        """
+        if len(owner) != len(self):
+            raise ValueError(f"owner: expected a rank for each of {len(self)} images, got {len(owner)}")
+        if self.share is not None:
+            self.labels, self.share = self.share.move(self.labels, owner)
+            self.offsets = torch.tensor(self.starts, dtype=torch.int64, device=self.device)
+
+    def stage(self, meeting: Meeting) -> ChainStore:
+        """A store with the chains of this rank's images of a step; itself where it has all."""
+        if self.share is None:
+            return self
+        found, parts = copy.copy(self), self.share.borrow(self.labels, meeting)
+        found.labels = torch.cat([*parts.values(), self.labels[:, -1:]], 1)
+        starts, done = [-1] * len(self), 0
+        for j, part in parts.items():
+            starts[j], done = done, done + part.shape[1]
+        found.offsets = torch.tensor(starts, dtype=torch.int64, device=self.device)
+        return found
+
+    def settle(self, stage: ChainStore, meeting: Meeting) -> None:
+        """Takes a step's chains over from `stage`, on every rank that keeps them."""
+        if self.share is not None:
+            starts = stage.offsets[meeting.own(meeting.index)].tolist()
+            pairs = zip(meeting.lists[meeting.ranks.rank], starts, strict=True)
+            moved = {j: stage.labels[:, start : start + self.areas[j]] for j, start in pairs}
+            self.share.give_back(self.labels, meeting, moved)
+        elif meeting.counts is not None:
+            spread(self.labels, self.starts, self.areas, meeting)
+
+    def over(self, labels: Tensor, sweeps: Tensor) -> ChainStore:
+        """This store with other tensors in the place of its labels and counts."""
+        found = copy.copy(self)
+        found.labels, found.sweeps = labels, sweeps
+        return found
+
+    def fetch(self, places: Tensor, *, data: bool = False) -> Tensor:
+        """The labels uint8 ``[N, R, *shape]`` at `places`; 255 beyond an image's size or where not drawn."""
+        return self.labels[int(data and self.latent), places]
+
+    def put(self, places: Tensor, labels: Tensor, keep: Tensor, *, data: bool = False) -> None:
+        """Writes labels uint8 ``[N, R, *shape]`` back to `places` where ``keep`` (bool ``[N]``)."""
+        keep = keep.view(-1, *[1] * (labels.dim() - 1))
+        row = self.labels[int(data and self.latent)]
+        row[torch.where(keep, places, row.numel() - 1)] = labels
+        row[-1] = contract.VOID
+
+    def advance(self, index: Tensor, sweeps: int, keep: Tensor) -> None:
+        """Counts ``sweeps`` more for images ``index`` where ``keep``."""
+        self.sweeps.index_add_(0, index, torch.where(keep, sweeps, 0))
+
+    def places(self, index: Tensor, shape: Shape) -> Tensor:
+        """int64 ``[N, R, *shape]``: where each pixel of a padded batch of images ``index`` (int64 ``[N]``, valid) is kept;
+        beyond an image's size, the spare byte."""
+        sizes = self.sizes[index]
+        axes = len(shape)
+        expand = (-1, 1, *[1] * axes)
+        pixel = torch.zeros((), dtype=torch.int64, device=self.device)
+        present = torch.ones((), dtype=torch.bool, device=self.device)
+        for axis, length in enumerate(shape):
+            steps = torch.arange(length, device=self.device).view(*[1] * (2 + axis), -1, *[1] * (axes - 1 - axis))
+            own = sizes[:, axis].view(expand)
+            pixel = pixel * own + steps
+            present = present & (steps < own)
+        replica = torch.arange(self.replicas, device=self.device).view(1, -1, *[1] * axes)
+        places = self.offsets[index].view(expand) + replica * sizes.prod(1).view(expand) + pixel
+        return torch.where(present, places, self.labels.shape[1] - 1)
+
+    @property
+    def meta(self) -> Tensor:
+        """int64 [5], on the CPU: contract version, replicas, latent and the seed's two halves."""
+        low, high = contract.key_of(self.seed)
+        return torch.tensor([contract.VERSION, self.replicas, int(self.latent), low, high], dtype=torch.int64)
+
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """What a state holds: of all images, also where this rank has a share."""
+        labels = self.labels if self.share is None else self.share.collect(self.labels)
+        return {"labels": labels, "sweeps": self.sweeps, "sizes": self.sizes, "meta": self.meta}
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        if self.persistent:
+            destination.update({prefix + name: part for name, part in self.saved.items()})
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping[str, object], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        own = {name.removeprefix(prefix): part for name, part in state_dict.items() if name.startswith(prefix)}
+        foreign = set(own) if not self.persistent else set(own) - set(_SAVED)
+        if strict:
+            unexpected_keys.extend(prefix + name for name in sorted(foreign))
+        # A state without chains leaves these as they are; fresh ones under loaded tables warn at their first visit.
+        if not self.persistent or not (own or prefix == ""):
+            return
+        self.check(own)
+        low, high = own["meta"].tolist()[3:]
+        self.labels.copy_(own["labels"] if self.share is None else self.share.cut(own["labels"]))
+        self.sweeps.copy_(own["sweeps"])
+        self.seed, self.fresh = int(low) | int(high) << 32, False
+
+    def check(self, state: Mapping[str, Tensor]) -> None:
+        """Raises CheckpointError unless ``state`` is of these images and this contract."""
+        whole = [len(self.labels), sum(self.areas) + 1]
+        for name, like in (("labels", self.labels), ("sweeps", self.sweeps), ("sizes", self.sizes), ("meta", self.meta)):
+            shape = whole if name == "labels" else list(like.shape)
+            if name not in state or list(state[name].shape) != shape or state[name].dtype != like.dtype:
+                got = f"{list(state[name].shape)} {state[name].dtype}" if name in state else "none"
+                raise CheckpointError(f"chains: expected {name!r} of shape {shape} {like.dtype}, got {got}")
+        version, replicas, latent = state["meta"].tolist()[:3]
+        if version != contract.VERSION:
+            raise CheckpointError(f"chains: expected bit contract version {contract.VERSION}, got {version}")
+        if (replicas, latent) != (self.replicas, int(self.latent)) or not torch.equal(state["sizes"].cpu(), self.sizes.cpu()):
+            raise CheckpointError("chains: expected the images this store was made for, got other sizes, replicas or latent")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the store as safetensors, whole or not at all. Raises OSError if the disk will not take it."""
+        write(path, self.saved, kind="chains")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> ChainStore:
+        """The store that `save` wrote. Raises CheckpointError for a truncated, foreign or newer file."""
+        state = {name: value for name, value in read(path, kind="chains").items() if isinstance(value, Tensor)}
+        if "sizes" not in state or "meta" not in state:
+            raise CheckpointError(f"{path}: expected a tritoncrf chain store, got a file without sizes")
+        meta = state["meta"].tolist()
+        store = cls(state["sizes"], replicas=meta[1], device=device, seed=0, latent=bool(meta[2]))
+        store.load_state_dict(state)
+        return store

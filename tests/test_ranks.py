@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from tritoncrf.ranks import Meeting, Ranks
@@ -24,12 +25,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def start(ranks: int, *words: str) -> subprocess.Popen[str]:
+def start(ranks: int, *words: str, **more: str) -> subprocess.Popen[str]:
     """`rank_worker` on so many ranks."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *launch, "-m", "tests.rank_worker", *words], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **more},
     )  # fmt: skip
 
 
@@ -130,6 +131,39 @@ def test_a_network_in_shards_and_tables_in_shards_learn_alike(tmp_path: Path) ->
         assert torch.equal(part, tables[name]), name
 
 
+def test_a_trainer_on_two_ranks_makes_one_log_one_checkpoint_and_the_figures_of_one(tmp_path: Path) -> None:
+    folders = {ranks: tmp_path / str(ranks) for ranks in (1, 2)}
+    for folder in folders.values():
+        folder.mkdir()
+    finish(*(start(ranks, str(folder), "trainer", DROPOUT="0") for ranks, folder in folders.items()))
+    one, two, other = told(folders[1], "trainer")[0], told(folders[2], "trainer")[0], told(folders[2], "trainer", 1)[0]
+    for name, part in two.items():
+        assert torch.equal(part, other[name]), name
+    assert sorted(file.name for file in folders[2].iterdir() if file.suffix in (".jsonl", ".safetensors")) == [
+        "log_0.jsonl", "run.safetensors"
+    ]  # fmt: skip
+    lines = [(folder / "log_0.jsonl").read_text().splitlines() for folder in folders.values()]
+    assert len(lines[0]) == len(lines[1]) == 4
+    # As far as the sums of a network's gradients are exact.
+    assert torch.allclose(one["loss"], two["loss"], atol=1e-3)
+    assert torch.allclose(one["3.weight"], two["3.weight"], atol=1e-3)
+    assert int(one["confusion"].sum()) == int(two["confusion"].sum())
+    assert int((one["labels"] != two["labels"]).sum()) <= one["labels"].numel() // 100
+
+
+def test_a_trainer_on_two_ranks_stopped_on_one_goes_on_on_the_same_bits(tmp_path: Path) -> None:
+    """Ctrl-C on the second rank alone, in the middle of an epoch: both stop, and both go on with their own generators."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    finish(start(2, str(whole), "trainer"), start(2, str(broken), "trainer", STOP_AT="1"))
+    assert not (broken / "trainer_0.pt").exists()
+    finish(start(2, str(broken), "trainer"))
+    one, two = told(whole, "trainer")[0], told(broken, "trainer")[0]
+    for name, part in one.items():
+        assert torch.equal(part, two[name]), name
+
+
 def test_planted_faults_are_caught(runs: dict[int, Path], tmp_path: Path) -> None:
     finish(start(2, str(tmp_path), "faults", "mean"))
     right = {"no turns": told(runs[1], "cd"), "mean of one rank": told(tmp_path, "mean")}
@@ -165,9 +199,9 @@ def test_shares_are_even_and_cut_what_they_own() -> None:
 def test_the_order_is_that_of_a_shuffling_loader() -> None:
     numbers = list(range(10))
     generator = torch.Generator().manual_seed(4)
-    loader = torch.utils.data.DataLoader(numbers, 1, shuffle=True, generator=generator)  # type: ignore[arg-type]
+    loader: DataLoader[int] = DataLoader(numbers, 1, shuffle=True, generator=generator)  # type: ignore[arg-type]
     sampler = tc.DistributedIndexSampler(numbers, seed=4)
-    other = torch.utils.data.DataLoader(numbers, 1, sampler=sampler, generator=sampler.generator)  # type: ignore[arg-type]
+    other: DataLoader[int] = DataLoader(numbers, 1, sampler=sampler, generator=sampler.generator)  # type: ignore[arg-type]
     epochs = [[int(n) for n in loader] for _ in range(3)]
     assert [[int(n) for n in other] for _ in range(3)] == epochs
     sampler.set_epoch(1)

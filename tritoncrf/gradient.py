@@ -5,6 +5,7 @@ Kirillov et al. 2016, Algorithm 1, steps 6 and 7, with the sign of a loss to be 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from tritoncrf import contract
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import Tables
-from tritoncrf.ranks import Ranks
 from tritoncrf.sampler import Sampler
 
 
@@ -34,23 +34,26 @@ class Errors(NamedTuple):
 
 def errors(
     sampler: Sampler, data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor] | None = None,
-    flow: bool = True, ranks: Ranks | None = None,
+    flow: bool = True, total: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Errors:  # fmt: skip
     """The errors of a pair of samples; the one place where shared tables come together.
 
     tables: the model's own; samples: the labels of data and free, where they are at hand; flow: whether gates want theirs;
-    ranks: whose table errors are summed, None for this one's alone.
+    total: makes of the two tables' whole numbers, int64, those of all ranks.
     """
-    ranks = ranks or Ranks()
     y, drawn = (data.labels, free.labels) if samples is None else samples
-    counts = ranks.sum(sampler.engine.pair_errors(free.plan, data.rows, free.rows))
     unary = sampler.engine.unary_errors(y, drawn, free.plan.labels)
-    gated = gates = unary.new_zeros(0)
+    counts = sampler.engine.pair_errors(free.plan, data.rows, free.rows)
+    weighed, gates = counts.new_zeros(0), unary.new_zeros(0)
     if tables.gated is not None:
-        weighed = ranks.sum(sampler.engine.gated_errors(free.plan, data.rows, free.rows))
-        gated = weighed.to(torch.float32) / (free.replicas * contract.GATE_STEPS)
+        weighed = sampler.engine.gated_errors(free.plan, data.rows, free.rows)
         gates = gate_errors(data, free, tables.gated) if flow else gates
-    return Errors(unary, counts.to(torch.float32) / free.replicas, gated, gates)
+    if total is not None:
+        counts, weighed = total(counts, weighed)
+    return Errors(
+        unary, counts.to(torch.float32) / free.replicas,
+        weighed.to(torch.float32) / (free.replicas * contract.GATE_STEPS), gates,
+    )  # fmt: skip
 
 
 def gate_errors(data: ChainState, free: ChainState, gated: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from tritoncrf import generators, validation
 from tritoncrf.checkpoint import CheckpointError, Tree, group, tensor
+from tritoncrf.ranks import Ranks
 
 
 @dataclass
@@ -41,9 +42,10 @@ class Progress:
 class Loop:
     """Runs stages one after the other; `state` and `load` carry a half-done one over a restart."""
 
-    def __init__(self, device: torch.device, precision: torch.dtype | None, quiet: bool) -> None:
+    def __init__(self, device: torch.device, precision: torch.dtype | None, quiet: bool, ranks: Ranks | None = None) -> None:
         self.device = device
-        self.quiet = quiet
+        self.ranks = ranks or Ranks()
+        self.quiet = quiet or self.ranks.rank > 0
         self.progress = Progress()
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self._optimizer: Optimizer | None = None
@@ -91,18 +93,19 @@ class Loop:
                     progress.position += 1
                     done = progress.epoch * len(loader) + progress.position
                     after_step(done)
-                    if save is not None and (interrupted() or (every and done % every == 0)):
+                    pressed = self.ranks.any(interrupted(), self.device)
+                    if save is not None and (pressed or (every and done % every == 0)):
                         save()
-                    if interrupted():
+                    if pressed:
                         raise KeyboardInterrupt
                 progress.epoch, progress.position = progress.epoch + 1, 0
-                after_epoch(progress.epoch, float(self._summed) / len(loader))
+                after_epoch(progress.epoch, float(self._mean()) / len(loader))
                 if progress.epoch == epochs:
                     progress.finished.append(stage)
                     progress.lengths.append([epochs, len(loader)])
                 if save is not None:
                     save()
-                if interrupted():
+                if self.ranks.any(interrupted(), self.device):
                     raise KeyboardInterrupt
         for part, rate in zip(optimizer.param_groups, rates, strict=True):
             part["lr"] = rate
@@ -116,9 +119,16 @@ class Loop:
         tree: dict[str, Tree] = {"progress": dict(vars(self.progress))}
         if self._optimizer is not None and self._schedule is not None and self._loader is not None:
             tree["optimizer"], tree["schedule"] = self._optimizer.state_dict(), self._schedule.state_dict()
-            tree["scaler"], tree["summed"] = self.scaler.state_dict(), self._summed
-            tree["epoch_state"], tree["now"] = self._epoch_state, generators.capture(self._loader)
+            tree["scaler"], tree["summed"] = self.scaler.state_dict(), self._mean()
+            drawn = {"epoch_state": self._epoch_state, "now": generators.capture(self._loader)}
+            tree |= drawn
+            if self.ranks.size > 1:
+                tree["ranks"] = self.ranks.objects(drawn)
         return tree
+
+    def _mean(self) -> Tensor:
+        """The epoch's sum of losses, averaged over ranks."""
+        return self.ranks.sum(self._summed) / self.ranks.size
 
     def load(self, state: dict[str, Tree]) -> None:
         """Takes over a saved state: finished stages will be skipped once, the half-done one goes on."""
@@ -126,6 +136,10 @@ class Loop:
             self.progress = Progress(**group(state, "progress"))  # type: ignore[arg-type]
         except TypeError as error:
             raise CheckpointError(f"progress: expected where a run is, got {error}") from None
+        drawn = state.get("ranks")
+        if isinstance(drawn, list) and len(drawn) == self.ranks.size:
+            # On as many ranks each draws on from its own generators, else all from the first one's.
+            state = {**state, **group({"own": drawn[self.ranks.rank]}, "own")}
         self._replayed, self._saved = 0, state
         if "now" in state:
             # What is drawn from here on, a seed for instance, is what the saved run went on to draw.

@@ -128,6 +128,10 @@ class CRFLoss(nn.Module):
         return found
 
     @property
+    def process_group(self) -> ProcessGroup | None:
+        return self._visit.group
+
+    @property
     def method(self) -> str:
         return self._visit.method
 

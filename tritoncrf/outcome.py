@@ -25,6 +25,9 @@ from tritoncrf.sampler import Sampler
 
 Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
+# Of a nat: energies of several ranks are added as whole numbers too.
+STEPS = 1 << 20
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -48,20 +51,32 @@ def outcome(
     known: uint8 ``[N, R, *shape]``, the labels that are known; counted: bool ``[N, *shape]``, which pixels count.
     """
     samples = data.labels, free.labels
-    if terms.reduction == "none":
-        found = _each(terms, data, free, tables, samples)
-    else:
-        found = errors(terms.sampler, data, free, tables, samples, terms.flow, ranks)
     logits = batch.logits
     if terms.weight is not None:
-        weight = terms.weight.to(found.logits.dtype).view(-1, *[1] * (logits.dim() - 2))
-        found.logits.mul_(weight)
+        weight = terms.weight.to(torch.float32).view(-1, *[1] * (logits.dim() - 2))
         logits = logits * weight
     gap = unary_gap(logits, *samples)
     right = ((samples[1] == known) & counted[:, None]).sum()
-    told = torch.stack([part.double() for part in (counted.sum(), right, free.plan.free.sum(), free.flips.sum(), bad)])
-    told = ranks.sum(torch.cat([told, gap.sum()[None]]))
+    told = torch.stack([counted.sum(), right, free.plan.free.sum(), free.flips.sum(), bad.long(), _fixed(gap.sum())])
+
+    def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal told
+        # One message for all: what a message costs is that there is one.
+        parts = (counts, weighed, told)
+        whole = ranks.sum(torch.cat([part.flatten() for part in parts]))
+        counts, weighed, told = (
+            flat.view(part.shape) for flat, part in zip(torch.split(whole, [p.numel() for p in parts]), parts, strict=True)
+        )
+        return counts, weighed
+
+    if terms.reduction == "none":
+        found = _each(terms, data, free, tables, samples)
+    else:
+        found = errors(terms.sampler, data, free, tables, samples, terms.flow, total if ranks.size > 1 else None)
+    if terms.weight is not None:
+        found.logits.mul_(weight)
     labelled, right, updates, flips, faults, whole = told.unbind()
+    whole = gap.sum() if ranks.size == 1 else whole / float(STEPS)
     bad = faults > 0
     factor = 1.0 / labelled.clamp(min=1) if terms.reduction == "mean" else torch.ones_like(labelled)
     factor = torch.where(labelled > 0, factor, 0.0).float()
@@ -83,6 +98,10 @@ def outcome(
         (right / (labelled * free.replicas).clamp(min=1)).float(),
         labelled.long(),
     )
+
+
+def _fixed(energy: Tensor) -> Tensor:
+    return (energy * STEPS).round().long()
 
 
 def _inner(error: Tensor, table: Tensor, axes: int) -> Tensor:

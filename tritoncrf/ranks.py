@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+T = TypeVar("T")
 # Indexes that travel with the number of images; more of them need a second message.
 ROOM = 64
 
@@ -49,6 +50,10 @@ class Ranks:
         dist.all_reduce(part, group=self.group)
         return part
 
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether it is so on any rank."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag), device=device)))
+
     def gather(self, part: Tensor) -> list[Tensor]:
         """All ranks' parts, of one shape."""
         if self.size == 1:
@@ -56,6 +61,13 @@ class Ranks:
         parts = [torch.empty_like(part) for _ in range(self.size)]
         dist.all_gather(parts, part.contiguous(), group=self.group)
         return parts
+
+    def objects(self, own: T) -> list[T]:
+        """All ranks' objects, of any kind that can be pickled."""
+        found: list[T] = [own] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, own, group=self.group)
+        return found
 
     def exchange(self, parts: list[Tensor], lengths: list[int]) -> list[Tensor]:
         """Sends ``parts[r]`` (uint8, flat) to each rank r; what each sent here, ``lengths[r]`` bytes."""

@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tritoncrf import checkpoint as files
-from tritoncrf import contract, validation
+from tritoncrf import contract
 from tritoncrf.batches import Batch
 from tritoncrf.checkpoint import Tree
 from tritoncrf.edge_inputs import Edges
@@ -27,8 +27,10 @@ from tritoncrf.loop import Loop
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 from tritoncrf.monitor import Journal, check_fall
+from tritoncrf.ranks import Ranks
 from tritoncrf.saved import chains_tree, check_recipe, model_tree, parts, recipe_of, take_over, weights_of
 from tritoncrf.store import ChainStore
+from tritoncrf.together import align, cross_entropy, learner, part_of, pooled
 from tritoncrf.validation import Guard
 
 MODES = ("separate", "joint")
@@ -47,6 +49,8 @@ class Trainer:
     chains: None makes a store over ``loader.dataset.sizes`` at the first `fit`. device: None leaves all where the network is.
     edges: image -> `Edges`, for a CRF with kinds or gates (`tritoncrf.edges` has some); it gets no gradient. A network may give
     gates of its own, which do, as ``(logits, gates)`` in place of logits.
+    Under `torch.distributed` every rank makes a Trainer of the bare network, with a loader of its own part
+    (`DistributedIndexSampler`); the first writes log and checkpoints, validation is shared out, all get the figures of all.
     log: a file that gets a line of JSON every 50 steps and epoch. precision: torch.float16 or bfloat16 under autocast.
 
     ``trainer.pretrain(loader, 8)``, ``trainer.fit(loader, "joint", epochs=4)``, ``trainer.evaluate(test).crf.accuracy``.
@@ -69,7 +73,6 @@ class Trainer:
         if edges is not None:
             check_recipe(edges, crf.form)
         first = next(network.parameters(), next(crf.parameters()))
-        # That of a tensor: "cuda" and "cuda:0" are the same place, but not the same torch.device.
         self.device = first.device if device is None else torch.empty(0, device=device).device
         self.network = network.to(self.device)
         self.crf = crf.to(self.device)
@@ -80,8 +83,10 @@ class Trainer:
         self.precision = precision
         self.pretrained: dict[str, Tensor] | None = None
         self.history: list[dict[str, Tree]] = []
-        self.loop = Loop(self.device, precision, quiet)
-        self._journal = Journal(log)
+        self.ranks = Ranks.of(None if loss is None else loss.process_group)
+        self._learner = self.network
+        self.loop = Loop(self.device, precision, quiet, self.ranks)
+        self._journal = Journal(log if self.ranks.rank == 0 else None)
         self.extra: dict[str, Tree] = {}
         self._saved: dict[str, Tree] | None = None
 
@@ -98,6 +103,7 @@ class Trainer:
             optimizer = torch.optim.Adam(self.network.parameters(), lr=rate, fused=self.device.type == "cuda")
         guard, looked = Guard(), list[bool]()
         self._set_training(True)
+        self._align()
 
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
@@ -108,15 +114,7 @@ class Trainer:
                 check_edges(self.crf, batch, logits, edges_of(self.edges, batch.image, gates))
                 looked.append(True)
             void = contract.VOID if self.loss is None else self.loss.ignore_index
-            with guard.call():
-                validation.label_values(guard, "target", batch.target, self.crf.num_labels, batch.present, also=void)
-                validation.logit_values(guard, logits, batch.present)
-            ignored = ~batch.present | (batch.target >= self.crf.num_labels) | (batch.target < 0)
-            if batch.clamp is not None:
-                ignored |= batch.clamp
-            target = batch.target.long().masked_fill(ignored, -100)
-            # The mean over no pixel would be NaN.
-            return F.cross_entropy(logits, target, reduction="sum") / (~ignored).sum().clamp(min=1)
+            return cross_entropy(self.ranks, guard, batch, logits, self.crf.num_labels, void)
 
         def finished(epoch: int) -> dict[str, Tree]:
             if epoch == epochs:
@@ -147,6 +145,7 @@ class Trainer:
             groups.append({"params": list(self.network.parameters()), "lr": NETWORK_RATE})
         optimizer = self.optimizer or torch.optim.Adam(groups, lr=rate, fused=self.device.type == "cuda")
         self._set_training(mode == "joint")
+        self._align()
         loss.train()
 
         def value(item: object) -> Tensor:
@@ -154,13 +153,10 @@ class Trainer:
             with torch.set_grad_enabled(mode == "joint"):
                 logits, gates = self._outputs(batch.image)
             kinds, gates = edges_of(self.edges, batch.image, gates)
-            given = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp, "kinds": kinds, "gates": gates}
-            result: Tensor = loss(logits, batch.labels, batch.index, **given)
-            return result
+            more = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp, "kinds": kinds, "gates": gates}
+            return cast(Tensor, loss(logits, batch.labels, batch.index, **more))
 
-        def finished(epoch: int) -> dict[str, Tree]:
-            return {} if held_out is None else self._validate(mode, held_out)
-
+        finished = lambda epoch: {} if held_out is None else self._validate(mode, held_out)  # noqa: E731
         done = self.loop.progress.finished
         inherits = self.optimizer is not None and bool(done) and done[-1] in MODES
         self._run(mode, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: loss.invalid, inherits)
@@ -176,8 +172,9 @@ class Trainer:
         if background is None:
             background = getattr(loader.dataset, "background", None)
         items = self.loop.bar(loader, "evaluate", len(loader))
-        batches = (Batch.of(item, self.device) for item in items)
-        return evaluate(self.answer, batches, self.crf.num_labels, background, sweeps, burn_in, replicas, seed)
+        batches = (Batch.of(item, self.device) for item in part_of(self.ranks, items))
+        found = evaluate(self.answer, batches, self.crf.num_labels, background, sweeps, burn_in, replicas, seed)
+        return pooled(self.ranks, found, self.device)
 
     def answer(
         self, batch: Batch, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0
@@ -196,7 +193,7 @@ class Trainer:
         """
         if extra is not None:
             self.extra = dict(extra)
-        files.write(path, {
+        tree: dict[str, Tree] = {
             "network": dict(weights_of(self.network)),
             "pretrained": None if self.pretrained is None else dict(self.pretrained),
             **model_tree(self.crf),
@@ -205,7 +202,9 @@ class Trainer:
             "loop": self.loop.state(),
             "history": list(self.history),
             "extra": self.extra,
-        }, kind="training")  # fmt: skip
+        }  # fmt: skip
+        if self.ranks.rank == 0:
+            files.write(path, tree, kind="training")
 
     def load(self, path: str | os.PathLike[str], *, resume: bool = True) -> dict[str, Tree]:
         """Takes over a saved run; the same calls of `pretrain` and `fit` then go on where it was. Returns its ``extra``.
@@ -283,9 +282,8 @@ class Trainer:
     def _validate(self, stage: str, loader: DataLoader[object]) -> dict[str, Tree]:
         """Scores held-out images, and warns if the whole model has fallen behind its best."""
         found = self.evaluate(loader)
-        accuracy = found.crf.accuracy
-        check_fall(accuracy, [line.get("accuracy") for line in self.history if line["stage"] == stage])
-        return {"accuracy": accuracy, "network_accuracy": found.network.accuracy, "mean_iou": found.crf.mean_iou}
+        check_fall(found.crf.accuracy, [line.get("accuracy") for line in self.history if line["stage"] == stage])
+        return {"accuracy": found.crf.accuracy, "network_accuracy": found.network.accuracy, "mean_iou": found.crf.mean_iou}
 
     def _set_training(self, mode: bool) -> None:
         # A user may have frozen parts of a network that is in training mode already.
@@ -295,4 +293,8 @@ class Trainer:
     def _outputs(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """The network's logits, and its gates where it has some."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            return outputs(self.network(image))
+            return outputs((self._learner if torch.is_grad_enabled() else self.network)(image))
+
+    def _align(self) -> None:
+        align(self.ranks, self.network, self.crf)
+        self._learner = learner(self.ranks, self.network)

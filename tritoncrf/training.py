@@ -101,7 +101,7 @@ class Trainer:
 
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
-            logits, gates = self._outputs(batch.image)
+            logits, gates = self._outputs(batch)
             logits = logits.float()
             if not looked:
                 # Not after hours of pre-training: the tables must be told what they ask for.
@@ -152,7 +152,7 @@ class Trainer:
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
             with torch.set_grad_enabled(mode == "joint"):
-                logits, gates = self._outputs(batch.image)
+                logits, gates = self._outputs(batch)
             kinds, gates = edges_of(self.edges, batch.image, gates)
             given = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp, "kinds": kinds, "gates": gates}
             result: Tensor = loss(logits, batch.labels, batch.index, **given)
@@ -186,6 +186,7 @@ class Trainer:
         engine = "auto" if self.loss is None else self.loss.engine
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             logits, gates, first = run(self.network, self.pretrained, batch.image)
+        batch.fitting(logits, gates, self.crf.num_labels)
         edges = edges_of(self.edges, batch.image, gates)
         return answer(self.crf, logits, first, batch, sweeps, burn_in, replicas, seed, engine, edges)
 
@@ -293,7 +294,7 @@ class Trainer:
         if self.network.training != mode:
             self.network.train(mode)
 
-    def _outputs(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _outputs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The network's logits, and its gates where it has some."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            return outputs(self.network(image))
+            return batch.fitting(*outputs(self.network(batch.image)), self.crf.num_labels)

@@ -72,6 +72,9 @@ class Batch:
         """What a network gave for this batch. Raises ValueError unless it is one logit a label and pixel of the target."""
         wanted = (len(self.image), labels, *self.target.shape[1:])
         if tuple(logits.shape) != wanted:
+            area = list(self.image.shape[2:])
+            if list(logits.shape[2:]) == area != list(self.target.shape[1:]):
+                raise ValueError(f"target: expected {[len(self.image), *area]} as the image is, got {list(self.target.shape)}")
             hint = ""
             if logits.dim() == len(wanted) and logits.shape[1] != labels:
                 hint = f": {labels} labels need {labels} channels, void is none of them"

@@ -1,8 +1,8 @@
 """Which random numbers come next? The states of every generator a training run draws from, to save and to restore.
 
 Covers the default generators of torch (CPU and CUDA), numpy and Python, and those a data loader owns. Workers of a loader
-are seeded from these when they start, so they repeat too, if they start anew at every epoch: a persistent worker's generators go
-on from epoch to epoch where nobody can read them, and its loader draws no seed for the next one.
+are seeded from these when they start, so they repeat too, if they start anew at every epoch: a persistent worker's generators
+go on from epoch to epoch where nobody can read them, and its loader draws no seed for the next one.
 """
 
 from __future__ import annotations

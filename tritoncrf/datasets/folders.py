@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from tritoncrf.datasets.base import VOID, Sample, check_index
 from tritoncrf.datasets.depth import DepthScale, known_background, scale_bytes
-from tritoncrf.datasets.headers import Header, header, opened, pixels, turned
+from tritoncrf.datasets.headers import Header, header, is_deep, opened, pixels, turned
 from tritoncrf.datasets.listing import IMAGE_ENDINGS, MASK_ENDINGS, Files, Folder, pairs
 from tritoncrf.datasets.masks import LabelMap, Palette, Reader
 
@@ -116,7 +116,7 @@ class FolderDataset(Dataset[Sample]):
         with opened(path) as file:
             if file.mode == "F":
                 raise ValueError(f"images: expected 8 bits a channel or 16-bit depth, got floating-point numbers in {path}")
-            if not (file.mode == "I" or file.mode.startswith("I;16")):
+            if not is_deep(file.mode):
                 wanted = "L" if self.channels == 1 else "RGB"
                 image = pixels(file, path, wanted, self._turned[i]).astype(np.uint8, copy=False)
                 return scale_bytes(image), target

@@ -36,7 +36,7 @@ class Header:
     @property
     def deep(self) -> bool:
         """One channel of more than 8 bits."""
-        return self.mode == "I" or self.mode.startswith("I;16")
+        return is_deep(self.mode)
 
     @property
     def grey(self) -> bool:
@@ -46,6 +46,11 @@ class Header:
     def upright(self) -> tuple[int, int]:
         """(H, W) once turned."""
         return (self.size[1], self.size[0]) if self.turn >= 5 else self.size
+
+
+def is_deep(mode: str) -> bool:
+    """Whether pixels of pillow's mode are one channel of more than 8 bits."""
+    return mode == "I" or mode.startswith("I;16")
 
 
 def header(path: Path) -> Header:
@@ -95,7 +100,9 @@ def turned(images: Sequence[Header], masks: Sequence[Header] | None) -> tuple[li
         if mask.size not in (image.size, image.upright):
             (h, w), (mask_h, mask_w) = image.upright, mask.size
             also = "" if image.turn < 5 else f" (or {w} x {h}, without its EXIF orientation)"
-            raise ValueError(f"masks: expected {h} x {w} pixels as {image.path} has{also}, got {mask_h} x {mask_w} in {mask.path}")
+            raise ValueError(
+                f"masks: expected {h} x {w} pixels as {image.path} has{also}, got {mask_h} x {mask_w} in {mask.path}"
+            )
         if mask.turn > 1:
             raise ValueError(f"masks: expected a mask stored upright, got EXIF orientation {mask.turn} in {mask.path}")
         if image.turn == 1:
@@ -106,10 +113,11 @@ def turned(images: Sequence[Header], masks: Sequence[Header] | None) -> tuple[li
             found[place] = mask.size == image.upright
             (stands if found[place] else lies).append(image)
     if open_places and stands and lies:
+        unclear = images[open_places[0]]
         raise ValueError(
-            f"images: expected masks that all were drawn upright, or all on stored pixels, got {stands[0].path} upright and "
-            f"{lies[0].path} as stored, so that EXIF orientation {images[open_places[0]].turn} of {images[open_places[0]].path}, "
-            "whose mask fits both ways, tells nothing"
+            f"images: expected masks that were all drawn upright, or all on stored pixels, got that of "
+            f"{stands[0].path} upright and that of {lies[0].path} as stored, which leaves open whether EXIF orientation {unclear.turn} holds for "
+            f"{unclear.path}, whose mask fits both ways"
         )
     for place in open_places:
         found[place] = not lies
@@ -118,16 +126,17 @@ def turned(images: Sequence[Header], masks: Sequence[Header] | None) -> tuple[li
 
 def _told(images: Sequence[Header], found: Sequence[bool], why: str, unclear: Sequence[Header]) -> list[str]:
     """Sentences, each with the number of images and the first of them."""
+    of = f"of {len(images)}"
     up = [image for image, yes in zip(images, found, strict=True) if yes]
     kept = [image for image, yes in zip(images, found, strict=True) if image.turn > 1 and not yes]
     lines = []
     if up:
-        lines.append(f"images: {len(up)} of {len(images)} turned upright by EXIF orientation{why} (first {up[0].path})")
+        lines.append(f"images: {len(up)} {of} turned upright by EXIF orientation{why} (first {up[0].path})")
     if kept:
-        lines.append(f"images: {len(kept)} of {len(images)} left as stored, not turned by EXIF orientation{why} (first {kept[0].path})")
+        lines.append(f"images: {len(kept)} {of} left as stored, not turned by EXIF orientation{why} (first {kept[0].path})")
     if unclear:
-        how = "turned" if unclear[0] in up else "left as stored, as those are whose masks tell"
-        lines.append(f"images: {len(unclear)} with EXIF orientation have masks that fit both ways (first {unclear[0].path}); {how}")
+        how = "turned" if unclear[0] in up else "left as stored, as those whose masks tell"
+        lines.append(f"images: the masks of {len(unclear)} {of} fit turned and as stored (first {unclear[0].path}): {how}")
     return lines
 
 

@@ -30,8 +30,9 @@ class Reader:
     """
 
     def __init__(
-        self, num_labels: int, void: int | Sequence[int] = VOID, palette: Palette | None = None, label_map: LabelMap | None = None
-    ) -> None:
+        self, num_labels: int, void: int | Sequence[int] = VOID, palette: Palette | None = None,
+        label_map: LabelMap | None = None,
+    ) -> None:  # fmt: skip
         self.num_labels = num_labels
         self.void = (void,) if isinstance(void, int) else tuple(void)
         for value in self.void:

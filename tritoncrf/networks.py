@@ -30,7 +30,7 @@ def small(
 
 
 def small3d(in_channels: int, num_labels: int, width: int = 16, dilations: Sequence[int] = (1, 2, 4, 1)) -> nn.Sequential:
-    """`small` for volumes: 3x3x3 convolutions. Sees 17 voxels across; 21,346 parameters for one channel and two labels.
+    """`small` for volumes: 3x3x3 convolutions. Sees 17 voxels across; 21,266 parameters for one channel and two labels.
 
     Raises:
         ValueError: as `small`.

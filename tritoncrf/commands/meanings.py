@@ -44,10 +44,10 @@ def read_map(given: str) -> dict[int, int]:
         pairs = _table("map", given, "number = label")
     others = pairs.pop("*", None)
     found: dict[int, int] = {} if others is None else dict.fromkeys(range(VOID + 1), _whole("map", "*", others, given))
-    for number, label in pairs.items():
+    for number, meant in pairs.items():
         if not (number.isascii() and number.isdigit()):
             raise ValueError(f"map: expected whole numbers to map, got {number!r} in {given!r}")
-        found[int(number)] = _whole("map", number, label, given)
+        found[int(number)] = _whole("map", number, meant, given)
     return found
 
 

@@ -92,22 +92,24 @@ def check_axes(settings: Settings, kind: Kind, neighborhood: Neighborhood) -> No
     """Raises ValueError for a neighbourhood or a network that comes along for images of other axes."""
     what, near, known = ("volumes", "nearest3d:26", "small3d") if kind.ndim == 3 else ("pictures", "nearest:8", "small")
     if neighborhood.ndim != kind.ndim:
-        raise ValueError(f"neighborhood: expected one for {what}, such as {near}, got {settings.neighborhood}")
+        raise ValueError(
+            f"neighborhood: expected one for {what}, such as {near} (with --network {known}), got {settings.neighborhood}"
+        )
     if ":" not in settings.network and (settings.network == "small3d") != (kind.ndim == 3):
         raise ValueError(f"network: expected one for {what}, such as {known}, got {settings.network}")
 
 
-def probe(trainer: Trainer, dataset: LabeledSamples) -> None:
+def probe(network: nn.Module, device: torch.device, dataset: LabeledSamples) -> None:
     """Raises ValueError or TypeError if the network's answer to the first image is no logits for its target.
 
     Nothing random is drawn that learning would draw, and nothing is learned.
     """
     item = next(iter(loader(dataset)))
-    batch = Batch.of(item, trainer.device)
+    batch = Batch.of(item, device)
     now = generators.capture(loader(dataset))
     try:
-        logits, gates, _ = run_network(trainer.network, None, batch.image)
-        batch.fitting(logits, gates, trainer.crf.num_labels)
+        logits, gates, _ = run_network(network, None, batch.image)
+        batch.fitting(logits, gates, dataset.num_labels)
     finally:
         generators.restore(now, None)
 

@@ -116,10 +116,11 @@ def _kind(annotation: object) -> Kind:
 
 def _void(value: object) -> int | tuple[int, ...]:
     """One value alone is that value, as it is in settings from before there were several."""
-    several = list(value) if isinstance(value, list | tuple) else [value]
-    if not several or not all(type(part) is int for part in several):
+    given = value if isinstance(value, list | tuple) else [value]
+    several = tuple(part for part in given if type(part) is int)
+    if not several or len(several) < len(given):
         raise ValueError(f"void: expected a whole number, or several, got {value!r}")
-    return several[0] if len(several) == 1 else tuple(several)
+    return several[0] if len(several) == 1 else several
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

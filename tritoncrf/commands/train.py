@@ -66,6 +66,7 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
     for name, held_out in (("validation", validation), ("test", test)):
         if held_out is not None and not int(census.take(held_out).counts.sum()):
             raise ValueError(f"masks: expected pixels with a label in the {name} images, got none")
+    models.probe(network, device, training)
     latent = found.void > 0
     chains = None
     if settings.method == "pcd":
@@ -78,7 +79,6 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
         groups.append({"params": list(network.parameters()), "lr": settings.network_rate})
     optimizer = torch.optim.Adam(groups, lr=settings.table_rate, fused=device.type == "cuda")
     trainer = Trainer(network, crf, optimizer=optimizer, loss=loss, log=folder / "log.jsonl", edges=edges)
-    models.probe(trainer, training)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     engine = loss.sampler.engine_name
     print(f"network {settings.network} of {parameters:,} parameters, {neighborhood!r}{crf.form}, engine {engine} on {device}")

@@ -116,8 +116,8 @@ def turned(images: Sequence[Header], masks: Sequence[Header] | None) -> tuple[li
         unclear = images[open_places[0]]
         raise ValueError(
             f"images: expected masks that were all drawn upright, or all on stored pixels, got that of "
-            f"{stands[0].path} upright and that of {lies[0].path} as stored, which leaves open whether EXIF orientation {unclear.turn} holds for "
-            f"{unclear.path}, whose mask fits both ways"
+            f"{stands[0].path} upright and that of {lies[0].path} as stored, which leaves open whether EXIF orientation "
+            f"{unclear.turn} holds for {unclear.path}, whose mask fits both ways"
         )
     for place in open_places:
         found[place] = not lies

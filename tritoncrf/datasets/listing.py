@@ -95,7 +95,7 @@ def pairs(images: Folder, masks: Folder | None, files: Files | None = None, limi
     if files is None:
         if masked is not None and masks is not None:
             _complete(sorted(masked), found, images)
-        chosen: list[Pair | str] = sorted(found)
+        chosen: list[Pair | str] = [*sorted(found)]
     else:
         chosen = [_entry(entry, images, masks, found) for entry in entries(files)]
     names = [entry if isinstance(entry, str) else entry.stem for entry in chosen]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from tritoncrf.datasets.headers import pixels
 
 Palette: TypeAlias = Mapping[tuple[int, int, int], int]
 LabelMap: TypeAlias = Mapping[int, int]
+
+_SPREAD: Final[Mapping[object, int]] = {"L;2": 85, "L;4": 17}
 
 
 class Reader:
@@ -57,7 +59,9 @@ class Reader:
             raise ValueError(
                 f"masks: expected 8-bit label numbers (mode L or P), or a palette for colours, got mode {file.mode} in {path}"
             )
-        return self.labels(pixels(file, path).astype(np.uint8, copy=False), path)
+        # Pillow spreads grey levels of 2 and 4 bits over 0 to 255.
+        spread = _SPREAD.get(file.tile[0][3], 1) if file.mode == "L" and file.tile else 1
+        return self.labels(pixels(file, path).astype(np.uint8, copy=False) // np.uint8(spread), path)
 
     def labels(self, numbers: NDArray[np.integer], path: Path) -> NDArray[np.uint8]:
         """The labels of whole numbers, in their shape. Raises ValueError naming the file."""
@@ -69,7 +73,8 @@ class Reader:
         bad = found < 0
         if bad.any():
             raise ValueError(f"masks: {self._fault(int(numbers[bad][0]))} in {path}")
-        return found.astype(np.uint8)
+        result: NDArray[np.uint8] = found.astype(np.uint8)
+        return result
 
     def _label(self, number: int) -> int:
         """-1 for a number that means nothing."""

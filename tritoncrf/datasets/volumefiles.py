@@ -6,6 +6,7 @@ fourth axis of a NIfTI file are its channels, and the first of four in a .npz fi
 
 from __future__ import annotations
 
+import importlib
 import os
 import zipfile
 from collections.abc import Mapping
@@ -93,10 +94,9 @@ def is_nifti(path: Path) -> bool:
 def require() -> ModuleType:
     """nibabel. Raises ImportError that says how to get it."""
     try:
-        import nibabel
+        return importlib.import_module("nibabel")
     except ImportError:
         raise ImportError('nibabel: expected it to be installed for .nii files: pip install "tritoncrf[volumes]"') from None
-    return nibabel
 
 
 def _nifti(path: Path) -> SpatialImage:

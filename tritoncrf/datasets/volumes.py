@@ -88,7 +88,7 @@ class VolumeDataset(Dataset[Sample]):
         values = volumefiles.read(self.paths[i], "image")
         if values.dtype.kind not in "biuf":
             raise ValueError(f"images: expected real numbers, got {values.dtype} in {self.paths[i]}")
-        if not np.isfinite(values).all():
+        if values.dtype.kind == "f" and not np.isfinite(values.astype(np.float64)).all():
             raise ValueError(f"images: expected finite numbers, got others in {self.paths[i]}")
         image = scale_volume(values if values.ndim == 4 else values[None])
         return image, torch.from_numpy(self._label(i).astype(np.int64))
@@ -118,8 +118,8 @@ def collate_volumes(items: Sequence[IndexedSample]) -> Batch:
     image = images[0].new_zeros((len(items), images[0].shape[0], *largest))
     target = targets[0].new_full((len(items), *largest), VOID)
     for n, (own, label) in enumerate(zip(images, targets, strict=True)):
-        inside = tuple(slice(0, length) for length in label.shape)
-        image[(n, slice(None), *inside)], target[(n, *inside)] = own, label
+        d, h, w = label.shape
+        image[n, :, :d, :h, :w], target[n, :d, :h, :w] = own, label
     index = torch.tensor([int(item[2]) for item in items], dtype=torch.int64)
     extras: Extras = {"sizes": sizes}
     return (image, target, index) if bool((sizes == sizes[0]).all()) else (image, target, index, extras)

@@ -106,7 +106,7 @@ def _model(parser: argparse.ArgumentParser, split: str) -> None:
 
 
 def _predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="INPUT", help="a folder of images or volumes, or an .npz archive")
+    parser.add_argument("input", metavar="INPUT", help="a folder of images or volumes, one file of it, or an .npz archive")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder for labels: NAME.png, or as volumes are")
     parser.add_argument(
         "--marginals", action="store_true", help="also float16 [L, H, W] in NAME.npz (of volumes in NAME.marginals.npz)"

@@ -32,7 +32,7 @@ class Source:
     split_key: str = "split"
     images: str | None = None
     masks: str | None = None
-    files: str | None = None
+    files: str | tuple[str, ...] | None = None
     recursive: bool = False
     image_suffix: str = ""
     mask_suffix: str = ""

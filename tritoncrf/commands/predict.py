@@ -16,6 +16,7 @@ from tritoncrf import plots, validation
 from tritoncrf.batches import Batch
 from tritoncrf.commands import census, data, models
 from tritoncrf.commands.data import Source
+from tritoncrf.commands.models import Run
 from tritoncrf.datasets import FolderDataset, LabeledSamples, VolumeDataset, volumefiles
 
 
@@ -25,13 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         # Before the folder is made: what cannot be drawn leaves nothing behind.
         validation.whole(option, getattr(arguments, option), least)
     saved = models.read(arguments.model)
-    is_npz = Path(arguments.input).suffix.lower() == ".npz"
-    source = Source(
-        npz=arguments.input if is_npz else None, images=None if is_npz else arguments.input, files=arguments.files,
-        split_key=arguments.split_key or saved.settings.split_key, limit=arguments.limit,
-        recursive=bool(arguments.recursive), image_suffix=arguments.image_suffix or "",
-    )  # fmt: skip
-    images = data.read(source, arguments.split, saved.kind)
+    images = data.read(_source(arguments, saved), arguments.split, saved.kind)
     out = models.new_folder(arguments.out)
     files = [_files(out, name, ending, arguments) for name, ending in _names(images)]
     _check_files(files)
@@ -52,6 +47,20 @@ def run(arguments: argparse.Namespace) -> int:
             _write(own["entropy"], _entropy(marginals[0]), "entropy", like)
     print(f"labels of {len(images)} images are in {out}")
     return 0
+
+
+def _source(given: argparse.Namespace, saved: Run) -> Source:
+    """An archive, a folder, or one image or volume alone."""
+    path = Path(given.input)
+    if path.suffix.lower() == ".npz" and saved.kind.ndim == 2:
+        return Source(npz=given.input, split_key=given.split_key or saved.settings.split_key, limit=given.limit)
+    alone = path.is_file()
+    if alone and given.files is not None:
+        raise ValueError(f"files: expected it with a folder, got it with the file {path}")
+    return Source(
+        images=str(path.parent) if alone else given.input, files=(path.name,) if alone else given.files, limit=given.limit,
+        recursive=bool(given.recursive), image_suffix=given.image_suffix or "",
+    )  # fmt: skip
 
 
 def _names(images: LabeledSamples) -> list[tuple[str, str]]:

@@ -60,7 +60,8 @@ class Reader:
                 f"masks: expected 8-bit label numbers (mode L or P), or a palette for colours, got mode {file.mode} in {path}"
             )
         # Pillow spreads grey levels of 2 and 4 bits over 0 to 255.
-        spread = _SPREAD.get(file.tile[0][3], 1) if file.mode == "L" and file.tile else 1
+        tiles: Sequence[tuple[object, ...]] = getattr(file, "tile", ())
+        spread = _SPREAD.get(tiles[0][3], 1) if file.mode == "L" and tiles else 1
         return self.labels(pixels(file, path).astype(np.uint8, copy=False) // np.uint8(spread), path)
 
     def labels(self, numbers: NDArray[np.integer], path: Path) -> NDArray[np.uint8]:

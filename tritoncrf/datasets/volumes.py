@@ -98,7 +98,7 @@ class VolumeDataset(Dataset[Sample]):
             return np.full(self.sizes[i], VOID, dtype=np.uint8)
         path = self._masks[i]
         values = volumefiles.read(path, "label")
-        if values.dtype.kind not in "biuf" or (values.dtype.kind == "f" and (values != np.round(values)).any()):
+        if values.dtype.kind not in "biuf" or (values.dtype.kind == "f" and (values.astype(np.float64) % 1 != 0).any()):
             raise ValueError(f"masks: expected whole numbers, got {values.dtype} with others in {path}")
         return self._reader.labels(values.astype(np.uint8 if values.dtype.kind == "b" else np.int64), path)
 

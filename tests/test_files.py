@@ -174,8 +174,10 @@ def test_depth_among_others_is_refused(capsys: Say) -> None:
     Image.fromarray(np.full((6, 8), 2000, dtype=np.uint16)).save("images/b.png")
     for stem in "ab":
         mask(f"masks/{stem}.png")
-    assert train() == 2
-    refused(capsys, "expected 8-bit brightness or colour as in")
+    with pytest.raises(ValueError, match=r"expected 8-bit brightness or colour as in images/a\.png, got mode I;16 in images/b"):
+        FolderDataset("images", "masks", num_labels=2, channels=None)
+    assert train("--channels", "1") == 2
+    refused(capsys, "expected 8-bit brightness or colour as in training, got mode I;16 in")
 
 
 @pytest.mark.parametrize("turn", [2, 3, 6, 8])
@@ -310,7 +312,8 @@ def test_a_list_in_latin_1_is_named(capsys: Say) -> None:
 def test_what_macos_leaves_beside_an_image_is_passed_over() -> None:
     Path("images/._a.png").write_bytes(b"no picture")
     Path("masks/._a.png").write_bytes(b"no picture")
-    assert FolderDataset("images", "masks", num_labels=2).stems == ["a", "\u00e9"]
+    colour("images/.cache/b.png")
+    assert FolderDataset("images", "masks", num_labels=2, recursive=True).stems == ["a", "\u00e9"]
 
 
 @pytest.mark.usefixtures("two")
@@ -459,6 +462,19 @@ def test_a_network_that_does_not_fit_is_refused_before_anything_is_written(name:
     mask("masks/a.png")
     assert train("--network", f"tiny_net:{name}") == 2
     refused(capsys, sentence)
+
+
+def test_the_look_at_a_network_draws_and_changes_nothing() -> None:
+    class Drawing(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image + torch.rand(())
+
+    network = nn.Sequential(Drawing(), nn.Conv2d(1, 20, 1), nn.BatchNorm2d(20))
+    states = torch.get_rng_state(), {name: value.clone() for name, value in network.state_dict().items()}
+    models.probe(network, torch.device("cpu"), Figures(1, size=(20, 16)))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert all(torch.equal(value, states[1][name]) for name, value in network.state_dict().items())
+    assert network.training
 
 
 @pytest.mark.parametrize(

@@ -69,12 +69,14 @@ class Folder:
         seen = set()
         for folder, inner, names in os.walk(self.root, followlinks=True):
             place = os.path.realpath(folder)
-            # A link may lead back to where it lies.
-            inner[:] = [name for name in inner if self.recursive and not name.startswith(".") and place not in seen]
-            if place not in seen:
-                seen.add(place)
-                below = Path(folder).relative_to(self.root)
-                yield from ((below / name).as_posix() for name in names)
+            inner[:] = [name for name in inner if self.recursive and not name.startswith(".")]
+            if place in seen:
+                # A link that leads back to where it lies.
+                inner.clear()
+                continue
+            seen.add(place)
+            below = Path(folder).relative_to(self.root)
+            yield from ((below / name).as_posix() for name in names)
 
     def inside(self, path: str) -> Path | None:
         """A file by its path below the folder (lists of VOC begin it with a slash); None if there is none."""

@@ -104,10 +104,10 @@ def probe(network: nn.Module, device: torch.device, dataset: LabeledSamples) -> 
 
     Nothing random is drawn that learning would draw, and nothing is learned.
     """
-    item = next(iter(loader(dataset)))
-    batch = Batch.of(item, device)
-    now = generators.capture(loader(dataset))
+    batches = loader(dataset)
+    now = generators.capture(batches)
     try:
+        batch = Batch.of(next(iter(batches)), device)
         logits, gates, _ = run_network(network, None, batch.image)
         batch.fitting(logits, gates, dataset.num_labels)
     finally:

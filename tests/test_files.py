@@ -23,7 +23,7 @@ import tritoncrf as tc
 from tritoncrf import checkpoint
 from tritoncrf.cli import main
 from tritoncrf.commands import meanings, models, options
-from tritoncrf.datasets import VOID, Figures, FolderDataset, Indexed, VolumeDataset, collate, volumefiles
+from tritoncrf.datasets import VOID, Figures, FolderDataset, Indexed, NpzDataset, VolumeDataset, collate, volumefiles
 from tritoncrf.datasets.base import IndexedSample, Sample, unpack
 from tritoncrf.datasets.volumes import collate_volumes
 
@@ -634,6 +634,42 @@ def test_volumes_in_npz_files_are_learned_and_labelled(capsys: Say) -> None:
         assert np.array_equal(found["labels"], one["labels"])
     # What was written is read again as masks.
     assert VolumeDataset("images", "labels", num_labels=2, files=["0", "1"]).sizes == [(4, 5, 6), (4, 5, 7)]
+
+
+def test_volumes_in_one_archive_are_learned_and_labelled(capsys: Say) -> None:
+    pairs = [volume(0) for _ in range(3)]
+    arrays: dict[str, NDArray[np.generic]] = {
+        "volumes": np.stack([image for image, _ in pairs]), "labels": np.stack([label for _, label in pairs]),
+        "class_names": np.array(["rest", "box"]), "split": np.array(["train", "train", "test"]),
+        "sizes": np.array([[4, 5, 6], [4, 4, 6], [3, 5, 6]]),
+    }  # fmt: skip
+    np.savez("all.npz", **arrays)  # type: ignore[arg-type]
+    words = ["train", "--npz", "all.npz", *SHORT, "--batch-size", "2", "--test-split", "test", "--out", "run"]
+    assert main(words) == 2
+    refused(capsys, "expected one for volumes")
+    assert main([*words, *VOLUMES]) == 0
+    assert "pixels by label: rest" in capsys.readouterr().out
+    assert main(["predict", "all.npz", "--out", "labels", "--model", "run", "--entropy", *QUICK[:-2]]) == 0
+    with np.load("labels/000001.npz") as found:
+        assert found["labels"].shape == (4, 4, 6)
+    data = NpzDataset("all.npz", "test")
+    assert (list(map(list, data.sizes)), data.channels, data.ndim) == ([[3, 5, 6]], 1, 3)
+    assert np.array_equal(unpack(data[0])[1], pairs[2][1][:3])
+    np.savez("few.npz", **(arrays | {"volumes": np.zeros((3, 3, 4, 5, 6), np.float32)}))  # type: ignore[arg-type]
+    assert unpack(NpzDataset("few.npz")[1])[0].shape == (3, 4, 4, 6)
+    for change, sentence in (
+        ({"volumes": np.zeros((3, 4))}, "expected numbers [N, D, H, W] or [N, C, D, H, W] as 'volumes' in"),
+        ({"labels": np.zeros((3, 4, 5, 5), np.uint8)}, "expected uint8 [3, 4, 5, 6] as 'labels' in"),
+        ({"sizes": np.full((3, 3), 6)}, "got 6 x 6 x 6 for image 0"),
+    ):
+        np.savez("bad.npz", **(arrays | change))
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            NpzDataset("bad.npz")
+    colour("images/a.png")
+    mask("masks/a.png")
+    assert train(out="flat") == 0
+    assert main(["predict", "few.npz", "--out", "none", "--model", "flat", *QUICK]) == 2
+    assert "data: expected images of 2 axes as the model has, got 3" in capsys.readouterr().err
 
 
 def test_volumes_in_nifti_files_keep_their_place(capsys: Say) -> None:

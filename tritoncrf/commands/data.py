@@ -75,7 +75,9 @@ class Kind:
     def of(cls, dataset: LabeledSamples, known: Kind | None = None) -> Kind:
         """That of an archive or of made-up figures, whose one-channel images are depth."""
         names, exif = tuple(dataset.class_names), known is None or known.exif
-        return cls(dataset.num_labels, dataset.channels, dataset.background, names, dataset.channels == 1, exif=exif)
+        ndim = axes(dataset)
+        deep = dataset.channels == 1 and ndim == 2
+        return cls(dataset.num_labels, dataset.channels, dataset.background, names, deep, exif=exif, ndim=ndim)
 
     def tree(self) -> dict[str, Tree]:
         """As a checkpoint holds it."""
@@ -129,6 +131,8 @@ def read(source: Source, split: str | None, kind: Kind) -> LabeledSamples:
     for name in ("num_labels", "channels"):
         if getattr(found, name) != getattr(kind, name):
             raise ValueError(f"data: expected {name} {getattr(kind, name)} as the model has, got {getattr(found, name)}")
+    if axes(found) != kind.ndim:
+        raise ValueError(f"data: expected images of {kind.ndim} axes as the model has, got {axes(found)}")
     return found
 
 
@@ -176,6 +180,12 @@ def look(source: Source, labels: int, channels: int | None, background: int | No
     return found, dataclasses.replace(kind, channels=found.channels, deep=deep)
 
 
+def axes(dataset: LabeledSamples) -> int:
+    """2 for pictures, 3 for volumes."""
+    found: int = getattr(dataset, "ndim", 2)
+    return found
+
+
 def note(line: str) -> None:
     """Tells what was decided, beside what a command prints."""
     print(f"tritoncrf: note: {line}", file=sys.stderr, flush=True)
@@ -199,5 +209,5 @@ def loader(dataset: LabeledSamples, batch_size: int = 1, shuffle_seed: int | Non
     generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
     return DataLoader(
         Indexed(dataset), batch_size, shuffle=shuffle_seed is not None, generator=generator,
-        collate_fn=collate_volumes if isinstance(dataset, VolumeDataset) else collate,
+        collate_fn=collate_volumes if axes(dataset) == 3 else collate,
     )  # fmt: skip

@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _source(given: argparse.Namespace, saved: Run) -> Source:
     """An archive, a folder, or one image or volume alone."""
     path = Path(given.input)
-    if path.suffix.lower() == ".npz" and saved.kind.ndim == 2:
-        return Source(npz=given.input, split_key=given.split_key or saved.settings.split_key, limit=given.limit)
     alone = path.is_file()
+    if path.suffix.lower() == ".npz" and (saved.kind.ndim == 2 or (alone and volumefiles.has(path, "volumes"))):
+        return Source(npz=given.input, split_key=given.split_key or saved.settings.split_key, limit=given.limit)
     if alone and given.files is not None:
         raise ValueError(f"files: expected it with a folder, got it with the file {path}")
     return Source(
@@ -71,7 +71,8 @@ def _names(images: LabeledSamples) -> list[tuple[str, str]]:
         endings = [".nii.gz" if volumefiles.is_nifti(path) else ".npz" for path in images.paths]
         return list(zip(images.stems, endings, strict=True))
     places: Tensor | NDArray[np.int64] = getattr(images, "indices", np.arange(len(images)))
-    return [(f"{int(place):06d}", ".png") for place in places]
+    ending = ".npz" if data.axes(images) == 3 else ".png"
+    return [(f"{int(place):06d}", ending) for place in places]
 
 
 def _files(out: Path, name: str, ending: str, arguments: argparse.Namespace) -> dict[str, Path]:
@@ -95,7 +96,7 @@ def _check_files(files: list[dict[str, Path]]) -> None:
 
 
 def _write(path: Path, values: NDArray[np.uint8], name: str, like: Path | None) -> None:
-    if like is not None:
+    if path.suffix != ".png":
         volumefiles.write(path, {name: values}, like)
     elif name == "labels":
         plots.save_label_png(path, values)

@@ -64,10 +64,10 @@ def affine(path: Path) -> NDArray[np.float64] | None:
         return np.asarray(archive[AFFINE], dtype=np.float64) if AFFINE in archive.files else None
 
 
-def write(path: Path, values: Mapping[str, NDArray[np.generic]], like: Path) -> None:
+def write(path: Path, values: Mapping[str, NDArray[np.generic]], like: Path | None) -> None:
     """Writes volumes as .npz under their names, or the only one as NIfTI; where voxels lie is taken from the file ``like``."""
-    place = affine(like)
-    if not is_nifti(path):
+    place = None if like is None else affine(like)
+    if like is None or not is_nifti(path):
         # Spelled out, for numpy's stub takes its own option among the arrays.
         arrays = dict(values) if place is None else {**values, AFFINE: place}
         np.savez_compressed(path, **arrays)  # type: ignore[arg-type]

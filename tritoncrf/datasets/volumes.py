@@ -36,7 +36,7 @@ class VolumeDataset(Dataset[Sample]):
         channels: of every volume; None for as many as the first has.
 
     Attributes:
-        stems, sizes, num_labels, class_names, channels, background: as in `FolderDataset`, sizes being (D, H, W).
+        ndim: 3. stems, sizes, num_labels, class_names, channels, background: as in `FolderDataset`, sizes being (D, H, W).
         paths: the file of every volume.
 
     Raises:
@@ -62,6 +62,7 @@ class VolumeDataset(Dataset[Sample]):
         mask_suffix: str = "",
         limit: int | None = None,
     ) -> None:
+        self.ndim = 3
         self.class_names = check_labels(num_labels, background, class_names, limit)
         self.num_labels, self.void, self.background = num_labels, void, background
         self._reader = Reader(num_labels, void, None, label_map)

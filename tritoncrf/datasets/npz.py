@@ -121,7 +121,8 @@ class NpzDataset(Dataset[Sample]):
         found = self._read(archive, key)
         if found.ndim != 2 or found.shape[1] != self.ndim or found.dtype.kind not in "iu" or (found.astype(np.int64) < 1).any():
             raise ValueError(
-                f"path: expected positive integers [N, {self.ndim}] as {key!r} in {self.path}, got {found.dtype} {list(found.shape)}"
+                f"path: expected positive integers [N, {self.ndim}] as {key!r} in {self.path}, "
+                f"got {found.dtype} {list(found.shape)}"
             )
         return found.astype(np.int64)
 

@@ -19,7 +19,7 @@ from PIL import Image
 from tritoncrf import checkpoint, engines
 from tritoncrf.checkpoint import Tree
 from tritoncrf.cli import main
-from tritoncrf.commands import data, doctor, models, neighborhoods, options
+from tritoncrf.commands import doctor, meanings, models, neighborhoods, options
 from tritoncrf.datasets import Figures
 from tritoncrf.lattice import Neighborhood
 
@@ -281,7 +281,7 @@ def test_train_on_folders_with_a_palette(tmp_path: Path, capsys: Say) -> None:
     (tmp_path / "palette.toml").write_text('"#000000" = 255\n"#ff0000" = 0\n"#0000ff" = 1\n')
     (tmp_path / "held.txt").write_text("3\n")
     (tmp_path / "palette.json").write_text('{"#000000": 255, "#ff0000": 0, "#0000ff": 1}')
-    assert data.read_palette(str(tmp_path / "palette.json")) == data.read_palette(str(tmp_path / "palette.toml"))
+    assert meanings.read_palette(str(tmp_path / "palette.json")) == meanings.read_palette(str(tmp_path / "palette.toml"))
     folders = ["--images", str(images), "--masks", str(masks), "--palette", str(tmp_path / "palette.toml")]
     short = ["--labels", "2", "--neighborhood", "nearest:4", "--pretrain-epochs", "1", "--epochs", "1", "--mode", "separate",
              "--engine", "torch"]  # fmt: skip
@@ -370,7 +370,7 @@ ERRORS: dict[str, tuple[str, str]] = {
     "unknown key": ("train --config {tmp}/unknown.toml --out {tmp}/x", "got the key 'epoch'"),
     "wrong type": ("train --config {tmp}/wrong.toml --out {tmp}/x", "epochs: expected a whole number, got 3.5"),
     "no TOML": ("train --config {tmp}/none.toml --out {tmp}/x", "config: expected TOML"),
-    "unknown network": ("train {toy} --network huge --out {tmp}/x", "expected 'small', 'table1' or"),
+    "unknown network": ("train {toy} --network huge --out {tmp}/x", "expected 'small', 'small3d', 'table1' or"),
     "unknown module": ("train {toy} --network no_such:net --out {tmp}/x", "a module that can be imported"),
     "bad neighbourhood": (
         "train {toy} --neighborhood grid:a --out {tmp}/x",

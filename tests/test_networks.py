@@ -79,8 +79,8 @@ def test_build_finds_networks_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("large", "name: expected 'small', 'table1' or 'module:factory', got 'large'"),
-        ("module:", "name: expected 'small', 'table1' or 'module:factory', got 'module:'"),
+        ("large", "name: expected 'small', 'small3d', 'table1' or 'module:factory', got 'large'"),
+        ("module:", "name: expected 'small', 'small3d', 'table1' or 'module:factory', got 'module:'"),
         ("no_such_module:net", "name: expected a module that can be imported, got 'no_such_module' in"),
         ("no_such.module:net", "name: expected a module that can be imported, got 'no_such.module' in"),
     ],

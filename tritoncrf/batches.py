@@ -68,6 +68,21 @@ class Batch:
         shape = tuple(self.target.shape[1:])
         return validation.inside(shape, len(self.target), self.sizes, self.mask, self.target.device)
 
+    def fitting(self, logits: Tensor, gates: Tensor | None, labels: int) -> tuple[Tensor, Tensor | None]:
+        """What a network gave for this batch. Raises ValueError unless it is one logit a label and pixel of the target."""
+        wanted = (len(self.image), labels, *self.target.shape[1:])
+        if tuple(logits.shape) != wanted:
+            area = list(self.image.shape[2:])
+            if list(logits.shape[2:]) == area != list(self.target.shape[1:]):
+                raise ValueError(f"target: expected {[len(self.image), *area]} as the image is, got {list(self.target.shape)}")
+            hint = ""
+            if logits.dim() == len(wanted) and logits.shape[1] != labels:
+                hint = f": {labels} labels need {labels} channels, void is none of them"
+            elif logits.dim() == len(wanted) and logits.shape[2:] != self.target.shape[1:]:
+                hint = ": a network with a stride has to bring its logits back to the size of the target"
+            raise ValueError(f"network: expected logits {list(wanted)} for this batch, got {list(logits.shape)}{hint}")
+        return logits, gates
+
 
 def _kind(item: object) -> str:
     if isinstance(item, list | tuple):

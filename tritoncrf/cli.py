@@ -91,7 +91,9 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _model(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="the folder of `tritoncrf train --out`")
     parser.add_argument("--network", metavar="MODULE:FACTORY", help="allow the code that the model was trained with")
-    parser.add_argument("--files", metavar="LIST", help="a text file with the stems to use, one a line")
+    parser.add_argument("--files", metavar="LIST", help="a text file of stems, images, or `image mask`, one a line")
+    options.switch(parser, "recursive", "also images in folders below")
+    parser.add_argument("--image-suffix", metavar="SUFFIX", help="what follows the stem in every image's name")
     parser.add_argument("--split-key", metavar="KEY", help="the archive's array of splits (default: as in training)")
     parser.add_argument("--split", metavar="NAME", help=f"a split of the archive (default: {split})")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
@@ -104,17 +106,22 @@ def _model(parser: argparse.ArgumentParser, split: str) -> None:
 
 
 def _predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="INPUT", help="a folder of images, or an .npz archive")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder for label PNGs")
-    parser.add_argument("--marginals", action="store_true", help="also NAME.npz with float16 marginals [L, H, W]")
-    parser.add_argument("--entropy", action="store_true", help="also NAME.entropy.png: white where unsure")
+    parser.add_argument("input", metavar="INPUT", help="a folder of images or volumes, one file of it, or an .npz archive")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder for labels: NAME.png, or as volumes are")
+    parser.add_argument(
+        "--marginals", action="store_true", help="also float16 [L, H, W] in NAME.npz (of volumes in NAME.marginals.npz)"
+    )
+    parser.add_argument("--entropy", action="store_true", help="also NAME.entropy.png (or as volumes are): white where unsure")
     _model(parser, "all of it")
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--npz", metavar="FILE", help="an archive of images and labels")
     parser.add_argument("--images", metavar="DIR", help="a folder of images, with --masks")
-    parser.add_argument("--masks", metavar="DIR")
+    parser.add_argument("--masks", metavar="DIR", help="a folder of masks; how they are read is as in training, or:")
+    parser.add_argument("--mask-suffix", metavar="SUFFIX", help="what follows the stem in every mask's name")
+    parser.add_argument("--map", metavar="MAP", help="what values of masks mean, as VALUE=LABEL,.. or a file")
+    parser.add_argument("--void", type=int, nargs="+", metavar="VALUE", help="the values of masks that mean 'no label'")
     parser.add_argument("--palette", metavar="FILE", help="JSON or TOML of '#rrggbb' = label (default: as in training)")
     parser.add_argument("--generated", type=int, metavar="COUNT", help="made-up figures that no training has seen")
     parser.add_argument("--json", action="store_true", help="all figures as JSON on stdout")

@@ -1,7 +1,8 @@
 """Which random numbers come next? The states of every generator a training run draws from, to save and to restore.
 
 Covers the default generators of torch (CPU and CUDA), numpy and Python, and those a data loader owns. Workers of a loader
-are seeded from these, so they repeat too.
+are seeded from these when they start, so they repeat too, if they start anew at every epoch: a persistent worker's generators
+go on from epoch to epoch where nobody can read them, and its loader draws no seed for the next one.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ def restore_loader(state: dict[str, Tree], loader: DataLoader[object]) -> None:
     if isinstance(saved, list) and len(saved) == len(owned):
         for generator, kept in zip(owned, saved, strict=True):
             generator.set_state(kept)
+
+
+def renew_workers(loader: DataLoader[object]) -> None:
+    """Lets go of a loader's persistent workers, so that the next epoch starts its own, as a resumed one must."""
+    if getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None:
+        loader._iterator = None
 
 
 def _owned(loader: DataLoader[object]) -> Iterator[torch.Generator]:

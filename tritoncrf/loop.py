@@ -2,7 +2,8 @@
 
 A stage is so many epochs over a loader. Each step's rate is the optimizer's times a factor that falls linearly from 1 to 0.
 The state holds optimizer, schedule, scaler, epoch, position, and the generators both now and at the epoch's start: a resumed
-epoch draws the same data order again, passes over the batches already seen, and goes on.
+epoch draws the same data order again, passes over the batches already seen, and goes on. A loader's workers start anew at each
+epoch, persistent ones too: what they would carry over cannot be saved.
 """
 
 from __future__ import annotations
@@ -189,6 +190,7 @@ class Loop:
     def _open(self, loader: DataLoader[object], resuming: bool) -> Iterator[object]:
         """The epoch's remaining batches, in the order that the epoch's start decides."""
         position = self.progress.position if resuming else 0
+        generators.renew_workers(loader)
         now = generators.capture(loader)
         if position and self._epoch_state is not None:
             generators.restore(self._epoch_state, loader)

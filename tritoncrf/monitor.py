@@ -35,6 +35,11 @@ class Statistics:
     """Labelled, unclamped pixels in the batch."""
 
 
+def numbers(told: Statistics | None) -> dict[str, Tree]:
+    """What a call told, by name, read from its device."""
+    return {} if told is None else {name: float(value) for name, value in vars(told).items()}
+
+
 class TableWatch:
     """Warns once if tables keep getting gradients but never change: forgotten in the optimizer, most likely."""
 

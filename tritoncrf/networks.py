@@ -1,6 +1,6 @@
 """Which networks come along? Fully convolutional ones at full resolution; users bring their own.
 
-Each maps images [N, C, H, W] to logits [N, L, H, W].
+Each maps images [N, C, H, W] to logits [N, L, H, W], `small3d` volumes [N, C, D, H, W] to logits [N, L, D, H, W].
 """
 
 from __future__ import annotations
@@ -24,6 +24,23 @@ def small(
     Raises:
         ValueError: if an argument is below 1, or the dilations are not whole numbers from 1 on, one at least.
     """
+    network = _dilated(nn.Conv2d, in_channels, num_labels, width, dilations)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def small3d(in_channels: int, num_labels: int, width: int = 16, dilations: Sequence[int] = (1, 2, 4, 1)) -> nn.Sequential:
+    """`small` for volumes: 3x3x3 convolutions. Sees 17 voxels across; 21,266 parameters for one channel and two labels.
+
+    Raises:
+        ValueError: as `small`.
+    """
+    return _dilated(nn.Conv3d, in_channels, num_labels, width, dilations)
+
+
+def _dilated(
+    convolution: type[nn.Conv2d] | type[nn.Conv3d], in_channels: int, num_labels: int, width: int, dilations: Sequence[int]
+) -> nn.Sequential:
     _check(in_channels, num_labels)
     if width < 1:
         raise ValueError(f"width: expected at least 1, got {width}")
@@ -32,15 +49,14 @@ def small(
     layers: list[nn.Module] = []
     channels = in_channels
     for dilation in dilations:
-        layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU()]
+        layers += [convolution(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU()]
         channels = width
-    network = nn.Sequential(*layers, nn.Conv2d(width, num_labels, 1))
+    network = nn.Sequential(*layers, convolution(width, num_labels, 1))
     for layer in list(network)[:-1]:
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, convolution):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
@@ -66,7 +82,7 @@ def table1(in_channels: int = 1, num_labels: int = 20) -> nn.Sequential:
 
 
 def build(name: str, in_channels: int, num_labels: int) -> nn.Module:
-    """Makes a network by name: "small", "table1", or "module:factory" for a user's own.
+    """Makes a network by name: "small", "small3d", "table1", or "module:factory" for a user's own.
 
     The module is imported, and `factory(in_channels, num_labels)` called.
 
@@ -77,11 +93,13 @@ def build(name: str, in_channels: int, num_labels: int) -> nn.Module:
     _check(in_channels, num_labels)
     if name == "small":
         return small(in_channels, num_labels)
+    if name == "small3d":
+        return small3d(in_channels, num_labels)
     if name == "table1":
         return table1(in_channels, num_labels)
     module_name, colon, factory_name = name.partition(":")
     if not colon or not module_name or not factory_name:
-        raise ValueError(f"name: expected 'small', 'table1' or 'module:factory', got {name!r}")
+        raise ValueError(f"name: expected 'small', 'small3d', 'table1' or 'module:factory', got {name!r}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -26,7 +26,7 @@ from tritoncrf.evaluation import Evaluation, answer, check_edges, edges_of, eval
 from tritoncrf.loop import Loop
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
-from tritoncrf.monitor import Journal, check_fall
+from tritoncrf.monitor import Journal, check_fall, numbers
 from tritoncrf.ranks import Ranks
 from tritoncrf.saved import chains_tree, check_recipe, model_tree, parts, recipe_of, take_over, weights_of
 from tritoncrf.store import ChainStore
@@ -107,7 +107,7 @@ class Trainer:
 
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
-            logits, gates = self._outputs(batch.image)
+            logits, gates = self._outputs(batch)
             logits = logits.float()
             if not looked:
                 # Not after hours of pre-training: the tables must be told what they ask for.
@@ -151,7 +151,7 @@ class Trainer:
         def value(item: object) -> Tensor:
             batch = Batch.of(item, self.device)
             with torch.set_grad_enabled(mode == "joint"):
-                logits, gates = self._outputs(batch.image)
+                logits, gates = self._outputs(batch)
             kinds, gates = edges_of(self.edges, batch.image, gates)
             more = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp, "kinds": kinds, "gates": gates}
             return cast(Tensor, loss(logits, batch.labels, batch.index, **more))
@@ -183,6 +183,7 @@ class Trainer:
         engine = "auto" if self.loss is None else self.loss.engine
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             logits, gates, first = run(self.network, self.pretrained, batch.image)
+        batch.fitting(logits, gates, self.crf.num_labels)
         edges = edges_of(self.edges, batch.image, gates)
         return answer(self.crf, logits, first, batch, sweeps, burn_in, replicas, seed, engine, edges)
 
@@ -257,14 +258,17 @@ class Trainer:
     ) -> None:  # fmt: skip
         started = time.perf_counter()
 
+        def figures() -> dict[str, Tree]:
+            return {} if self.loss is None or stage not in MODES else numbers(self.loss.statistics)
+
         def after_step(step: int) -> None:
             if step % LOG_STEPS == 0:
-                self._journal.note({"stage": stage, "step": step, **self._figures(stage)})
+                self._journal.note({"stage": stage, "step": step, **figures()})
 
         def after_epoch(epoch: int, mean: float) -> None:
             seconds = time.perf_counter() - started
             line: dict[str, Tree] = {"stage": stage, "epoch": epoch, "loss": mean, "seconds": seconds}
-            line |= self._figures(stage) | finished(epoch)
+            line |= figures() | finished(epoch)
             self.history.append(line)
             self._journal.note(line)
 
@@ -273,11 +277,6 @@ class Trainer:
             stage, loader, epochs, optimizer, value=value, after_step=after_step, after_epoch=after_epoch, save=save,
             every=every, invalid=invalid, inherits=inherits,
         )  # fmt: skip
-
-    def _figures(self, stage: str) -> dict[str, Tree]:
-        if self.loss is None or self.loss.statistics is None or stage not in MODES:
-            return {}
-        return {name: float(value) for name, value in vars(self.loss.statistics).items()}
 
     def _validate(self, stage: str, loader: DataLoader[object]) -> dict[str, Tree]:
         """Scores held-out images, and warns if the whole model has fallen behind its best."""
@@ -290,10 +289,11 @@ class Trainer:
         if self.network.training != mode:
             self.network.train(mode)
 
-    def _outputs(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _outputs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The network's logits, and its gates where it has some."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            return outputs((self._learner if torch.is_grad_enabled() else self.network)(image))
+            network = self._learner if torch.is_grad_enabled() else self.network
+            return batch.fitting(*outputs(network(batch.image)), self.crf.num_labels)
 
     def _align(self) -> None:
         align(self.ranks, self.network, self.crf)

@@ -1,23 +1,27 @@
 """Which images do the flags name, and do they fit the model?
 
-Three sources: an archive (``--npz``), two folders (``--images``, ``--masks``), or made-up figures (``--generated``).
+Three sources: an archive (``--npz``), two folders (``--images``, ``--masks``) of pictures or of volumes, or made-up figures
+(``--generated``).
 """
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import dataclasses
+import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import cast
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from tritoncrf.checkpoint import CheckpointError, Tree, group
+from tritoncrf.commands.meanings import read_map, read_palette
+from tritoncrf.commands.options import Settings
 from tritoncrf.datasets import VOID, DepthScale, Figures, FolderDataset, Indexed, LabeledSamples, NpzDataset, Sample, collate
-from tritoncrf.datasets.base import Forwarding, unpack
+from tritoncrf.datasets.base import Forwarding
+from tritoncrf.datasets.headers import is_deep
+from tritoncrf.datasets.volumes import VolumeDataset, collate_volumes, has_volumes
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,13 @@ class Source:
     split_key: str = "split"
     images: str | None = None
     masks: str | None = None
-    files: str | None = None
+    files: str | tuple[str, ...] | None = None
+    recursive: bool = False
+    image_suffix: str = ""
+    mask_suffix: str = ""
     palette: str | None = None
-    void: int = VOID
+    map: str | None = None
+    void: int | tuple[int, ...] = VOID
     generated: int | None = None
     generated_size: str = "96x64"
     limit: int | None = None
@@ -39,6 +47,12 @@ class Source:
         given = [name for name in ("npz", "images", "generated") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"data: expected just one of --npz, --images and --generated, got {' and '.join(given) or 'none'}")
+
+
+    @classmethod
+    def of(cls, settings: Settings) -> Source:
+        """What a training run was told."""
+        return cls(**{spec.name: getattr(settings, spec.name) for spec in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -52,19 +66,25 @@ class Kind:
     deep: bool
     """Images are depth in millimetres, not brightness."""
     depth: DepthScale = field(default_factory=DepthScale)
+    exif: bool = True
+    """Images are turned upright; runs from before that was done took them as stored."""
+    ndim: int = 2
+    """2 for pictures, 3 for volumes."""
 
     @classmethod
-    def of(cls, dataset: LabeledSamples) -> Kind:
+    def of(cls, dataset: LabeledSamples, known: Kind | None = None) -> Kind:
         """That of an archive or of made-up figures, whose one-channel images are depth."""
-        names = tuple(dataset.class_names)
-        return cls(dataset.num_labels, dataset.channels, dataset.background, names, dataset.channels == 1)
+        names, exif = tuple(dataset.class_names), known is None or known.exif
+        ndim = axes(dataset)
+        deep = dataset.channels == 1 and ndim == 2
+        return cls(dataset.num_labels, dataset.channels, dataset.background, names, deep, exif=exif, ndim=ndim)
 
     def tree(self) -> dict[str, Tree]:
         """As a checkpoint holds it."""
         return {
             "num_labels": self.num_labels, "channels": self.channels, "background": self.background,
             "class_names": list(self.class_names), "deep": self.deep, "unit_mm": self.depth.unit_mm,
-            "depth_background": self.depth.background,
+            "depth_background": self.depth.background, "exif": self.exif, "ndim": self.ndim,
         }  # fmt: skip
 
     @classmethod
@@ -77,7 +97,8 @@ class Kind:
                 raise TypeError("class_names")
             depth = DepthScale(float(kept["unit_mm"]), float(kept["depth_background"]))  # type: ignore[arg-type]
             labels, channels = int(kept["num_labels"]), int(kept["channels"])  # type: ignore[arg-type]
-            return cls(labels, channels, background, tuple(map(str, names)), bool(kept["deep"]), depth)
+            exif, ndim = bool(kept.get("exif", False)), int(kept.get("ndim", 2))  # type: ignore[arg-type]
+            return cls(labels, channels, background, tuple(map(str, names)), bool(kept["deep"]), depth, exif, ndim)
         except (CheckpointError, KeyError, TypeError, ValueError):
             raise CheckpointError(f"{path}: expected a run of `tritoncrf train`, got one without its settings") from None
 
@@ -105,12 +126,13 @@ def read(source: Source, split: str | None, kind: Kind) -> LabeledSamples:
     elif source.generated is not None:
         found = figures(source, split)
     else:
-        folder = _folder(source, source.files, kind)
-        found = folder if source.limit is None else _folder(source, folder.stems[: source.limit], kind)
-        _check_depth(Path(source.images or ""), set(folder.stems), kind.deep)
+        found = folder(source, kind)
+        _check_depth(found, kind.deep)
     for name in ("num_labels", "channels"):
         if getattr(found, name) != getattr(kind, name):
             raise ValueError(f"data: expected {name} {getattr(kind, name)} as the model has, got {getattr(found, name)}")
+    if axes(found) != kind.ndim:
+        raise ValueError(f"data: expected images of {kind.ndim} axes as the model has, got {axes(found)}")
     return found
 
 
@@ -123,68 +145,60 @@ def figures(source: Source, split: str | None) -> LabeledSamples:
     return Kept(Figures(count, 0 if split == "train" else 1, (int(height), int(width))))
 
 
-def _folder(source: Source, files: str | list[str] | None, kind: Kind) -> FolderDataset:
-    return FolderDataset(
-        source.images or "", source.masks, files=files, num_labels=kind.num_labels, void=source.void,
-        palette=None if source.palette is None else read_palette(source.palette), channels=kind.channels,
-        background=kind.background, class_names=kind.class_names, depth=kind.depth,
+def folder(source: Source, kind: Kind) -> LabeledSamples:
+    """The pictures or volumes of a folder, of channels as found where ``kind`` has 0; notes on them go to stderr."""
+    label_map = None if source.map is None else read_map(source.map)
+    if kind.ndim == 3:
+        if source.palette is not None:
+            raise ValueError(f"palette: expected it for masks in colour, got {source.palette} with volumes")
+        volumes = VolumeDataset(
+            source.images or "", source.masks, files=source.files, num_labels=kind.num_labels, void=source.void,
+            label_map=label_map, channels=kind.channels or None, background=kind.background, class_names=kind.class_names,
+            recursive=source.recursive, image_suffix=source.image_suffix, mask_suffix=source.mask_suffix, limit=source.limit,
+        )  # fmt: skip
+        return cast("LabeledSamples", volumes)  # but for sizes of three numbers
+    found = FolderDataset(
+        source.images or "", source.masks, files=source.files, num_labels=kind.num_labels, void=source.void,
+        palette=None if source.palette is None else read_palette(source.palette), label_map=label_map,
+        channels=kind.channels or None, background=kind.background, class_names=kind.class_names, depth=kind.depth,
+        recursive=source.recursive, image_suffix=source.image_suffix, mask_suffix=source.mask_suffix, limit=source.limit,
+        exif=kind.exif,
     )  # fmt: skip
-
-
-def first_image(folder: str) -> tuple[int, bool]:
-    """Channels of the folder's first image (3 in colour, else 1), and whether it is 16-bit depth."""
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"images: expected a folder, got {root}, which is none")
-    for path in sorted(root.iterdir()):
-        mode = _mode(path)
-        if mode is not None:
-            return 1 if mode in ("1", "L") or _is_deep(mode) else 3, _is_deep(mode)
-    raise ValueError(f"images: expected at least one image in {root}, got none")
-
-
-def _check_depth(folder: Path, stems: set[str], deep: bool) -> None:
-    # Read as the other kind, an image would be on another scale, and its labels nonsense without a word.
-    for path in sorted(folder.iterdir()):
-        mode = _mode(path) if path.stem in stems else None
-        if mode is not None and _is_deep(mode) != deep:
-            wanted = "16-bit depth" if deep else "8-bit brightness or colour"
-            raise ValueError(f"images: expected {wanted} as in training's first image, got mode {mode} in {path}")
-
-
-def _is_deep(mode: str) -> bool:
-    return mode == "I" or mode.startswith("I;16")
-
-
-def _mode(path: Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            return image.mode
-    except (OSError, SyntaxError, ValueError):
-        return None
-
-
-def read_palette(path: str) -> Mapping[tuple[int, int, int], int]:
-    """Colours and labels from a JSON or TOML file of ``"#rrggbb" = label``."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"palette: expected a JSON or TOML file, got {path}, which does not exist")
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        table: object = tomllib.loads(text) if path.endswith(".toml") else json.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"palette: expected JSON or TOML, got {path}, which is neither: {error}") from None
-    if not isinstance(table, dict):
-        raise ValueError(f"palette: expected '#rrggbb' = label in {path}, got {type(table).__name__}")
-    found = {}
-    for colour, label in table.items():
-        try:
-            red, green, blue = bytes.fromhex(str(colour).removeprefix("#"))
-        except ValueError:
-            raise ValueError(f"palette: expected colours as '#rrggbb' in {path}, got {colour!r}") from None
-        if isinstance(label, bool) or not isinstance(label, int):
-            raise ValueError(f"palette: expected a whole number for {colour!r} in {path}, got {label!r}")
-        found[red, green, blue] = label
+    for line in found.notes:
+        note(line)
     return found
+
+
+def look(source: Source, labels: int, channels: int | None, background: int | None) -> tuple[LabeledSamples, Kind]:
+    """The images of a folder, and what they are: grey, colour, depth, or volumes."""
+    names = tuple(f"label {label}" for label in range(labels))
+    ndim = 3 if has_volumes(source.images or "", source.recursive) else 2
+    kind = Kind(labels, channels or 0, background, names, False, ndim=ndim)
+    found = folder(source, kind)
+    deep = isinstance(found, FolderDataset) and is_deep(found.modes[0])
+    _check_depth(found, deep)
+    return found, dataclasses.replace(kind, channels=found.channels, deep=deep)
+
+
+def axes(dataset: LabeledSamples) -> int:
+    """2 for pictures, 3 for volumes."""
+    found: int = getattr(dataset, "ndim", 2)
+    return found
+
+
+def note(line: str) -> None:
+    """Tells what was decided, beside what a command prints."""
+    print(f"tritoncrf: note: {line}", file=sys.stderr, flush=True)
+
+
+def _check_depth(found: LabeledSamples, deep: bool) -> None:
+    # Read as the other kind, an image would be on another scale, and its labels nonsense without a word.
+    if not isinstance(found, FolderDataset):
+        return
+    for path, mode in zip(found.paths, found.modes, strict=True):
+        if is_deep(mode) != deep:
+            wanted = "16-bit depth" if deep else "8-bit brightness or colour"
+            raise ValueError(f"images: expected {wanted} as in training, got mode {mode} in {path}")
 
 
 def loader(dataset: LabeledSamples, batch_size: int = 1, shuffle_seed: int | None = None) -> DataLoader[object]:
@@ -194,17 +208,6 @@ def loader(dataset: LabeledSamples, batch_size: int = 1, shuffle_seed: int | Non
     """
     generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
     return DataLoader(
-        Indexed(dataset), batch_size, shuffle=shuffle_seed is not None, collate_fn=collate, generator=generator
+        Indexed(dataset), batch_size, shuffle=shuffle_seed is not None, generator=generator,
+        collate_fn=collate_volumes if axes(dataset) == 3 else collate,
     )  # fmt: skip
-
-
-def check(dataset: LabeledSamples) -> bool:
-    """Decodes every item, so that a bad file is found before hours of work. True if a pixel has no label."""
-    void = False
-    for i in range(len(dataset)):
-        _, target, extras = unpack(dataset[i])
-        missing = target == VOID
-        if "known" in extras:
-            missing &= extras["known"] == VOID
-        void = void or bool(missing.any())
-    return void

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 from tritoncrf.checkpoint import CheckpointError
@@ -23,11 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("masks: expected --masks DIR with --images, got none")
     # An archive's images would else be those of the training too.
     split = arguments.split or saved.settings.test_split or "test"
-    source = Source(
-        arguments.npz, arguments.split_key or saved.settings.split_key, arguments.images, arguments.masks, arguments.files,
-        arguments.palette or saved.settings.palette, saved.settings.void, arguments.generated,
-        saved.settings.generated_size, arguments.limit,
-    )  # fmt: skip
+    source = _source(arguments, Source.of(saved.settings))
     images = data.read(source, split, saved.kind)
     trainer = models.trainer(saved, named=arguments.network, device=arguments.device, engine=arguments.engine)
     found = trainer.evaluate(
@@ -36,12 +34,40 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     if not any(int(score.confusion.sum()) for score in (found.network, found.crf)):
         raise CheckpointError("data: expected labelled pixels to compare with, got none")
+    _warn_of_one_label(found.crf, saved.kind.class_names, source)
     if arguments.json:
         print(json.dumps(figures(found, len(images), saved.kind.class_names), indent=2))
     else:
         of = f" of split {split}" if arguments.npz is not None else ""
         print(f"{len(images)} images{of}; {table(found, saved.kind.class_names)}")
     return 0
+
+
+def _source(given: argparse.Namespace, trained: Source) -> Source:
+    """The images that the flags name; how they are to be read, where no flag says it, is as in training."""
+
+    def chosen(name: str) -> object:
+        value: object = getattr(given, name)
+        return getattr(trained, name) if value is None else value
+
+    same = {name: chosen(name) for name in ("split_key", "recursive", "image_suffix", "mask_suffix")}
+    return dataclasses.replace(
+        trained, npz=given.npz, images=given.images, masks=given.masks, files=given.files, generated=given.generated,
+        limit=given.limit, void=trained.void if given.void is None else tuple(given.void),
+        # A palette is for masks in colour, a map for numbers: one goes without the other.
+        palette=given.palette or (None if given.map else trained.palette),
+        map=given.map or (None if given.palette else trained.map), **same,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _warn_of_one_label(score: Score, names: Sequence[str], source: Source) -> None:
+    seen = [name for name, count in zip(names, score.confusion.sum(1).tolist(), strict=True) if count]
+    if len(seen) == 1 and len(names) > 1 and source.masks is not None:
+        void = source.void if isinstance(source.void, int) else " ".join(map(str, source.void))
+        warnings.warn(
+            f"masks: expected several labels to tell apart, got {seen[0]} alone: is a label meant where masks have {void} "
+            "(void)? --map says what values mean", stacklevel=2,
+        )  # fmt: skip
 
 
 def figures(found: Evaluation, images: int, names: Sequence[str]) -> Figures:

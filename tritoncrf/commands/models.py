@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from tritoncrf import checkpoint as files
-from tritoncrf import networks
+from tritoncrf import generators, networks
+from tritoncrf.batches import Batch
 from tritoncrf.checkpoint import CheckpointError, Tree
-from tritoncrf.commands.data import Kind
+from tritoncrf.commands.data import Kind, loader
 from tritoncrf.commands.options import Settings, from_values
+from tritoncrf.datasets import LabeledSamples
 from tritoncrf.edges import Recipe, parse
+from tritoncrf.evaluation import run as run_network
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
@@ -83,6 +86,32 @@ def trusted(run: Run, named: str | None) -> str:
     if named is not None and named != wanted:
         raise ValueError(f"network: expected {wanted}, with which this run was trained, got {named}")
     return wanted
+
+
+def check_axes(settings: Settings, kind: Kind, neighborhood: Neighborhood) -> None:
+    """Raises ValueError for a neighbourhood or a network that comes along for images of other axes."""
+    what, near, known = ("volumes", "nearest3d:26", "small3d") if kind.ndim == 3 else ("pictures", "nearest:8", "small")
+    if neighborhood.ndim != kind.ndim:
+        raise ValueError(
+            f"neighborhood: expected one for {what}, such as {near} (with --network {known}), got {settings.neighborhood}"
+        )
+    if ":" not in settings.network and (settings.network == "small3d") != (kind.ndim == 3):
+        raise ValueError(f"network: expected one for {what}, such as {known}, got {settings.network}")
+
+
+def probe(network: nn.Module, device: torch.device, dataset: LabeledSamples) -> None:
+    """Raises ValueError or TypeError if the network's answer to the first image is no logits for its target.
+
+    Nothing random is drawn that learning would draw, and nothing is learned.
+    """
+    batches = loader(dataset)
+    now = generators.capture(batches)
+    try:
+        batch = Batch.of(next(iter(batches)), device)
+        logits, gates, _ = run_network(network, None, batch.image)
+        batch.fitting(logits, gates, dataset.num_labels)
+    finally:
+        generators.restore(now, None)
 
 
 def edges(settings: Settings, neighborhood: Neighborhood) -> Recipe | None:

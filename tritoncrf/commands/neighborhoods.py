@@ -1,11 +1,13 @@
 """Which neighbourhood does an expression such as ``grid:24:8+grid:1`` name?
 
-Parts joined by ``+`` are united; each is ``name:number[:number..]`` with the numbers of `Neighborhood`'s method of that name.
+Parts joined by ``+`` are united; each is ``name:number[:number..]`` with the numbers of `Neighborhood`'s method of that name,
+and ``3d`` behind the name for volumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tritoncrf.lattice import Neighborhood
 
@@ -13,6 +15,8 @@ from tritoncrf.lattice import Neighborhood
 _FORMS: dict[str, tuple[Callable[..., Neighborhood], int, int, str]] = {
     "nearest": (Neighborhood.nearest, 1, 1, "nearest:COUNT"),
     "grid": (Neighborhood.grid, 1, 2, "grid:REACH[:STEP]"),
+    "nearest3d": (partial(Neighborhood.nearest, ndim=3), 1, 1, "nearest3d:COUNT"),
+    "grid3d": (partial(Neighborhood.grid, ndim=3), 1, 2, "grid3d:REACH[:STEP]"),
     "rays": (Neighborhood.rays, 1, 2, "rays:REACH[:COUNT]"),
     "log_polar": (Neighborhood.log_polar, 1, 3, "log_polar:REACH[:RINGS[:DIRECTIONS]]"),
 }
@@ -29,6 +33,8 @@ def parse(text: str) -> Neighborhood:
     parts = [_part(part.strip(), text) for part in text.split("+")]
     found = parts[0]
     for part in parts[1:]:
+        if part.ndim != found.ndim:
+            raise ValueError(f"neighborhood: expected parts all for images or all for volumes, got {text!r}")
         found = found | part
     return found
 

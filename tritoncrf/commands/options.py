@@ -14,11 +14,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
+from tritoncrf.commands.meanings import is_text
+
 T = TypeVar("T")
-Value = str | int | float | None
-_KINDS: dict[str, type[str] | type[int] | type[float]] = {"str": str, "int": int, "float": float}
+Value = str | int | float | bool | list[int] | None
+Kind = type[str] | type[int] | type[float] | type[bool]
+_KINDS: dict[str, Kind] = {"str": str, "int": int, "float": float, "bool": bool}
 ENGINES = ("auto", "torch", "numba", "triton")
-_PATHS = ("npz", "images", "masks", "files", "validation_files", "palette")
+_PATHS = ("npz", "images", "masks", "files", "validation_files", "palette", "map")
 
 
 def _option(default: T, text: str, *choices: str) -> T:
@@ -34,22 +37,29 @@ class Settings:
     train_split: str = _option("train", "the split to learn from")
     validation_split: str | None = _option(None, "the split scored after each epoch (for --generated: any name)")
     test_split: str | None = _option(None, "the split scored at the end (for --generated: any name)")
-    images: str | None = _option(None, "data: a folder of images")
-    masks: str | None = _option(None, "the folder of label masks, matched by stem")
-    files: str | None = _option(None, "a text file with the stems to use, one a line")
-    validation_files: str | None = _option(None, "a text file with the stems scored after each epoch")
+    images: str | None = _option(None, "data: a folder of images, or of volumes (.npz, .nii, .nii.gz)")
+    masks: str | None = _option(None, "the folder of label masks, matched by stem or as --files says")
+    files: str | None = _option(None, "a text file of lines: stems, names of images, or `image mask` below the two folders")
+    validation_files: str | None = _option(None, "a text file like --files, of the images scored after each epoch")
+    recursive: bool = _option(False, "also images in folders below")
+    image_suffix: str = _option("", "what follows the stem in every image's name, such as _leftImg8bit")
+    mask_suffix: str = _option("", "what follows the stem in every mask's name, such as _gtFine_labelIds")
     labels: int | None = _option(None, "number of labels in the masks")
     palette: str | None = _option(None, "JSON or TOML of '#rrggbb' = label, for masks that show labels as colours")
-    void: int = _option(255, "the value in index masks that means 'no label'")
+    map: str | None = _option(
+        None, "what values of index masks mean: VALUE=LABEL joined by commas, or a JSON or TOML file; 255 is 'no label', * "
+        "are all other values; goes before --void"
+    )  # fmt: skip
+    void: int | tuple[int, ...] = _option(255, "the values in index masks that mean 'no label'")
     background: int | None = _option(None, "the label left out of the accuracy, known where a depth image is 0")
-    channels: int | None = _option(None, "1 for grey and depth, 3 for colour (default: as the first image)")
+    channels: int | None = _option(None, "1 for grey and depth, 3 for colour (default: as the images are)")
     generated: int | None = _option(None, "data: so many made-up figures in depth")
     generated_size: str = _option("96x64", "height x width of the made-up figures")
     limit: int | None = _option(None, "use only the first so many images of every split")
-    network: str = _option("small", "small, table1, or module:factory called with channels and labels")
+    network: str = _option("small", "small, small3d for volumes, table1, or module:factory called with channels and labels")
     neighborhood: str = _option(
         "grid:24:8+grid:1+grid:2:2", "nearest:COUNT, grid:REACH[:STEP], rays:REACH[:COUNT] or "
-        "log_polar:REACH[:RINGS[:DIRECTIONS]], joined by +"
+        "log_polar:REACH[:RINGS[:DIRECTIONS]], for volumes nearest3d or grid3d, joined by +"
     )  # fmt: skip
     edges: str | None = _option(
         None, "what tables see of the image: steps:T[,T..] for kinds by the signed step of the first channel, "
@@ -70,11 +80,12 @@ class Settings:
     checkpoint_every: int = _option(500, "steps between checkpoints inside an epoch (0: after epochs only)")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "void", _void(self.void))
         for spec in fields(self):
             value, kind = getattr(self, spec.name), _kind(spec.type)
-            if value is None and "None" in str(spec.type):
+            if spec.name == "void" or (value is None and "None" in str(spec.type)):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            if (isinstance(value, bool) and kind is not bool) or not isinstance(value, (int, float) if kind is float else kind):
                 raise ValueError(f"{spec.name}: expected {_NOUNS[kind]}, got {value!r}")
             choices = spec.metadata["choices"]
             if choices and value not in choices:
@@ -92,25 +103,45 @@ class Settings:
 
     def values(self) -> dict[str, Value]:
         """Every setting by name."""
-        return {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        found = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
-_NOUNS = {str: "a string", int: "a whole number", float: "a number"}
+_NOUNS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def _kind(annotation: object) -> type[str] | type[int] | type[float]:
+def _kind(annotation: object) -> Kind:
     return _KINDS[str(annotation).split(" |")[0]]
+
+
+def _void(value: object) -> int | tuple[int, ...]:
+    """One value alone is that value, as it is in settings from before there were several."""
+    given = value if isinstance(value, list | tuple) else [value]
+    several = tuple(part for part in given if type(part) is int)
+    if not several or len(several) < len(given):
+        raise ValueError(f"void: expected a whole number, or several, got {value!r}")
+    return several[0] if len(several) == 1 else several
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for every setting; one that is not given leaves no trace, so that the file decides."""
     for spec in fields(Settings):
-        given = f" (default: {spec.default})" if spec.default is not None else ""
+        if _kind(spec.type) is bool:
+            switch(parser, spec.name, spec.metadata["help"], default=argparse.SUPPRESS)
+            continue
+        given = f" (default: {spec.default})" if spec.default not in (None, "") else ""
         parser.add_argument(
             "--" + spec.name.replace("_", "-"), type=_kind(spec.type), default=argparse.SUPPRESS,
             choices=spec.metadata["choices"] or None, help=spec.metadata["help"] + given,
             metavar=None if spec.metadata["choices"] else spec.name.rsplit("_", 1)[-1].upper(),
+            nargs="+" if spec.name == "void" else None,
         )  # fmt: skip
+
+
+def switch(parser: argparse.ArgumentParser, name: str, text: str, default: object = None) -> None:
+    """A flag that says yes, with one that says no beside it."""
+    flag = "--" + name.replace("_", "-")
+    parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
 
 
 def resolve(config: str | None, flags: Mapping[str, object]) -> Settings:
@@ -131,7 +162,7 @@ def from_values(given: Mapping[str, object], where: str, root: Path | None = Non
     kept = dict(given)
     for name in _PATHS:
         value = kept.get(name)
-        if root is not None and isinstance(value, str):
+        if root is not None and isinstance(value, str) and not (name == "map" and is_text(value)):
             kept[name] = os.path.normpath(root / value)
     return Settings(**kept)  # type: ignore[arg-type]  # its own checks name what does not fit
 
@@ -146,7 +177,7 @@ def read_toml(path: str) -> dict[str, object]:
         raise ValueError(f"config: expected TOML, got {path}, which is none: {error}") from None
     for name in _PATHS:
         value = found.get(name)
-        if isinstance(value, str):
+        if isinstance(value, str) and not (name == "map" and is_text(value)):
             found[name] = os.path.normpath(Path(path).resolve().parent / value)
     return found
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tritoncrf.checkpoint import CheckpointError, Tree
-from tritoncrf.commands import data, models, neighborhoods, options
+from tritoncrf.commands import census, data, models, neighborhoods, options
 from tritoncrf.commands.data import Kind, Source
 from tritoncrf.commands.models import CHECKPOINT, Run
 from tritoncrf.commands.options import Settings
@@ -50,7 +50,8 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
     neighborhood = neighborhoods.parse(settings.neighborhood)
     edges = models.edges(settings, neighborhood)
     device = models.device_of(settings.device)
-    training, validation, test, kind = _data(settings)
+    training, validation, test, kind = _data(settings, None if before is None else before.kind)
+    models.check_axes(settings, kind, neighborhood)
     # A user's network or images may draw from any of the three.
     torch.manual_seed(settings.seed)
     np.random.seed(settings.seed % (1 << 32))  # noqa: NPY002
@@ -58,7 +59,15 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
     network = models.network(settings.network, kind).to(device)
     crf = models.crf(kind, neighborhood, edges).to(device)
     print(f"{len(training)} images to learn from, {kind.num_labels} labels; checking them", flush=True)
-    latent = data.check(training)
+    found = census.take(training)
+    print(found, flush=True)
+    numbers = settings.images is not None and settings.palette is None and settings.map is None
+    census.require(found, "the images to learn from", settings.void if numbers else None)
+    for name, held_out in (("validation", validation), ("test", test)):
+        if held_out is not None and not int(census.take(held_out).counts.sum()):
+            raise ValueError(f"masks: expected pixels with a label in the {name} images, got none")
+    models.probe(network, device, training)
+    latent = found.void > 0
     chains = None
     if settings.method == "pcd":
         chains = ChainStore(training.sizes, device=device, seed=settings.seed, latent=latent)
@@ -137,25 +146,22 @@ def _report(name: str, found: Evaluation) -> None:
           f"mean IoU {found.crf.mean_iou:.4f} ({found.network.mean_iou:.4f})")  # fmt: skip
 
 
-def _data(settings: Settings) -> tuple[LabeledSamples, LabeledSamples | None, LabeledSamples | None, Kind]:
-    """Training images, those for validation, those for the test, and what they are."""
-    source = Source(
-        settings.npz, settings.split_key, settings.images, settings.masks, settings.files, settings.palette, settings.void,
-        settings.generated, settings.generated_size, settings.limit,
-    )  # fmt: skip
+def _data(
+    settings: Settings, known: Kind | None
+) -> tuple[LabeledSamples, LabeledSamples | None, LabeledSamples | None, Kind]:
+    """Training images, those for validation, those for the test, and what they are (``known`` for a run that goes on)."""
+    source = Source.of(settings)
     _check_flags(settings)
     if settings.npz is not None:
         training: LabeledSamples = NpzDataset(settings.npz, settings.train_split, settings.split_key, settings.limit)
-        kind = Kind.of(training)
+        kind = Kind.of(training, known)
     elif settings.generated is not None:
         training = data.figures(source, "train")
-        kind = Kind.of(training)
+        kind = Kind.of(training, known)
+    elif known is not None:
+        training, kind = data.read(source, None, known), known
     else:
-        labels = settings.labels or 0
-        names = tuple(f"label {label}" for label in range(labels))
-        channels, deep = data.first_image(settings.images or "")
-        kind = Kind(labels, settings.channels or channels, settings.background, names, deep)
-        training = data.read(source, None, kind)
+        training, kind = data.look(source, settings.labels or 0, settings.channels, settings.background)
     validation = test = None
     if settings.validation_files is not None:
         validation = data.read(dataclasses.replace(source, files=settings.validation_files), None, kind)
@@ -175,8 +181,11 @@ def _check_flags(settings: Settings) -> None:
             raise ValueError("images: expected --masks DIR and --labels N with --images, got them not both")
         odd: tuple[str, ...] = ("validation_split", "test_split")
     else:
-        odd = ("masks", "files", "validation_files", "labels", "palette", "background", "channels")
+        odd = (
+            "masks", "files", "validation_files", "labels", "palette", "background", "channels", "map", "recursive",
+            "image_suffix", "mask_suffix",
+        )  # fmt: skip
     for name in odd:
-        if getattr(settings, name) is not None:
+        if getattr(settings, name) not in (None, False, ""):
             flag = "--images" if settings.images is None else "--npz and --generated"
             raise ValueError(f"{name}: expected it only with {flag}, got {getattr(settings, name)!r}")

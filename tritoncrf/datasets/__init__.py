@@ -1,4 +1,4 @@
-"""What does it learn from? Folders of images and masks, .npz archives, made-up figures, and paired transforms."""
+"""What does it learn from? Folders of images or volumes and masks, .npz archives, made-up figures, and paired transforms."""
 
 from tritoncrf.datasets.base import (
     VOID,
@@ -23,6 +23,7 @@ from tritoncrf.datasets.transforms import (
     Transformed,
     left_right_pairs,
 )
+from tritoncrf.datasets.volumes import VolumeDataset
 
 __all__ = [
     "VOID",
@@ -42,6 +43,7 @@ __all__ = [
     "Samples",
     "Transform",
     "Transformed",
+    "VolumeDataset",
     "collate",
     "left_right_pairs",
 ]

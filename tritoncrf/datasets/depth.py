@@ -1,4 +1,4 @@
-"""How does a depth image, or a photograph, become the input of a network?"""
+"""How does a depth image, a photograph or a volume become the input of a network?"""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def scale_bytes(image: NDArray[np.uint8]) -> Tensor:
     """Turns bytes [H, W] or [H, W, C] into float32 [C, H, W] within [-2, 2], as (x / 255 - 0.5) * 4: sd about 1."""
     planes = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
     return torch.from_numpy((np.ascontiguousarray(planes, dtype=np.float32) / np.float32(255) - np.float32(0.5)) * 4)
+
+
+def scale_volume(values: NDArray[np.generic]) -> Tensor:
+    """Turns numbers [C, D, H, W] of any unit into float32 of mean 0 and standard deviation 1 in every channel.
+
+    A channel that is the same everywhere becomes 0.
+    """
+    wide = values.astype(np.float64)
+    axes = tuple(range(1, wide.ndim))
+    centred = wide - wide.mean(axes, keepdims=True)
+    spread = centred.std(axes, keepdims=True)
+    return torch.from_numpy((centred / np.where(spread > 0, spread, 1)).astype(np.float32))
 
 
 def known_background(depth: NDArray[np.uint16], label: NDArray[np.uint8], background: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -162,6 +163,35 @@ def test_a_trainer_on_two_ranks_stopped_on_one_goes_on_on_the_same_bits(tmp_path
     one, two = told(whole, "trainer")[0], told(broken, "trainer")[0]
     for name, part in one.items():
         assert torch.equal(part, two[name]), name
+
+
+def train(ranks: int, *words: str) -> subprocess.Popen[str]:
+    """`tritoncrf train` on so many ranks."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    small = ["--generated", "8", "--generated-size", "40x30", "--pretrain-epochs", "1", "--epochs", "1", "--sweeps", "3"]
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *launch, "-m", "tritoncrf", "train", *small, "--neighborhood", "nearest:8", *words],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_the_command_line_on_two_ranks_is_one_run(tmp_path: Path) -> None:
+    more = ["--batch-size", "2", "--test-split", "t", "--out"]
+    said = []
+    for job in [train(ranks, *more, str(tmp_path / str(ranks))) for ranks in (1, 2)]:
+        text, _ = job.communicate(timeout=300)
+        assert job.returncode == 0, text[-3000:]
+        said.append([line for line in text.splitlines() if line.startswith(("pretrain", "joint", "test", "done"))])
+    assert len(said[1]) == 4
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("1", "2")]
+    for one, two in zip(*logs, strict=True):
+        # As far as the sums of a network's gradients are exact.
+        assert one["loss"] == pytest.approx(two["loss"], abs=2e-3)
+    assert sorted(file.name for file in (tmp_path / "2").iterdir()) == ["checkpoint.safetensors", "config.toml", "log.jsonl"]
+    job = train(2, "--batch-size", "3", "--out", str(tmp_path / "3"))
+    text, _ = job.communicate(timeout=300)
+    assert "tritoncrf: error: batch_size: expected a multiple of the 2 ranks, got 3" in text
+    assert not (tmp_path / "3").exists()
 
 
 def test_planted_faults_are_caught(runs: dict[int, Path], tmp_path: Path) -> None:

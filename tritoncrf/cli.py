@@ -128,5 +128,13 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser, "that of the run's --test-split, or test")
 
 
+def command() -> int:
+    """`main` as a program of its own: `tritoncrf`, or ``torchrun .. -m tritoncrf``."""
+    status = main()
+    # Only where the command has loaded it: a mistyped flag needs no torch.
+    launched = sys.modules.get("tritoncrf.commands.launched")
+    return status if launched is None else cast(int, launched.leave(status))
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

@@ -22,6 +22,7 @@ from tritoncrf.datasets import VOID, DepthScale, Figures, FolderDataset, Indexed
 from tritoncrf.datasets.base import Forwarding
 from tritoncrf.datasets.headers import is_deep
 from tritoncrf.datasets.volumes import VolumeDataset, collate_volumes, has_volumes
+from tritoncrf.order import DistributedIndexSampler
 
 
 @dataclass(frozen=True)
@@ -201,13 +202,16 @@ def _check_depth(found: LabeledSamples, deep: bool) -> None:
             raise ValueError(f"images: expected {wanted} as in training, got mode {mode} in {path}")
 
 
-def loader(dataset: LabeledSamples, batch_size: int = 1, shuffle_seed: int | None = None) -> DataLoader[object]:
-    """Batches of indexed items, in an order of their own if a seed for it is given.
+def loader(
+    dataset: LabeledSamples, batch_size: int = 1, shuffle_seed: int | None = None, order: DistributedIndexSampler | None = None
+) -> DataLoader[object]:
+    """Batches of indexed items, in an order of their own if a seed for it is given; order: this rank's part of that.
 
     A batch of one by default: next to a larger image a network sees padding where its own border would be.
     """
     generator = None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed)
     return DataLoader(
-        Indexed(dataset), batch_size, shuffle=shuffle_seed is not None, generator=generator,
+        Indexed(dataset), batch_size, shuffle=shuffle_seed is not None and order is None, sampler=order,
+        generator=generator if order is None else order.generator,
         collate_fn=collate_volumes if axes(dataset) == 3 else collate,
     )  # fmt: skip

@@ -70,7 +70,7 @@ class Settings:
     epochs: int = _option(4, "epochs of CRF learning")
     sweeps: int = _option(10, "Gibbs sweeps per visit of an image")
     method: str = _option("pcd", "persistent chains, or chains from the data", "pcd", "cd")
-    batch_size: int = _option(1, "images per update")
+    batch_size: int = _option(1, "images per update, of all ranks together under torchrun")
     pretrain_rate: float = _option(3e-3, "Adam's rate in pre-training")
     network_rate: float = _option(1e-3, "Adam's rate for the network in joint learning")
     table_rate: float = _option(1e-3, "Adam's rate for the tables")

@@ -13,13 +13,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from tritoncrf.checkpoint import CheckpointError, Tree
-from tritoncrf.commands import census, data, models, neighborhoods, options
+from tritoncrf.commands import census, data, launched, models, neighborhoods, options
 from tritoncrf.commands.data import Kind, Source
 from tritoncrf.commands.models import CHECKPOINT, Run
 from tritoncrf.commands.options import Settings
 from tritoncrf.datasets import LabeledSamples, NpzDataset
 from tritoncrf.evaluation import Evaluation
 from tritoncrf.loss import CRFLoss
+from tritoncrf.order import DistributedIndexSampler
+from tritoncrf.ranks import Ranks
 from tritoncrf.store import ChainStore
 from tritoncrf.training import Trainer
 
@@ -34,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings = options.resolve(config, flags)
         if out is None:
             raise ValueError("out: expected --out FOLDER for a new run, or --resume FOLDER, got neither")
-        folder, before = models.new_folder(out), None
+        folder, before = Path(out), None
     else:
         allowed = {"network"}
         given = [name for name in ("config", "out") if getattr(arguments, name, None)] + sorted(set(flags) - allowed)
@@ -43,13 +45,17 @@ def run(arguments: argparse.Namespace) -> int:
         before = models.read(resume)
         models.trusted(before, flags.get("network"))
         settings, folder = before.settings, Path(resume)
-    return _train(settings, folder, before)
+    with launched.together(settings.device) as ranks:
+        if before is None and ranks.rank == 0:
+            models.new_folder(str(folder))
+        return _train(settings, folder, before, ranks)
 
 
-def _train(settings: Settings, folder: Path, before: Run | None) -> int:
+def _train(settings: Settings, folder: Path, before: Run | None, ranks: Ranks) -> int:
+    batch_size = launched.share(settings.batch_size, ranks)
     neighborhood = neighborhoods.parse(settings.neighborhood)
     edges = models.edges(settings, neighborhood)
-    device = models.device_of(settings.device)
+    device = models.device_of(launched.device_for(settings.device))
     training, validation, test, kind = _data(settings, None if before is None else before.kind)
     models.check_axes(settings, kind, neighborhood)
     # A user's network or images may draw from any of the three.
@@ -70,7 +76,7 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
     latent = found.void > 0
     chains = None
     if settings.method == "pcd":
-        chains = ChainStore(training.sizes, device=device, seed=settings.seed, latent=latent)
+        chains = ChainStore(training.sizes, device=device, seed=settings.seed, latent=latent, shared=ranks.size > 1)
     loss = CRFLoss(
         crf, chains=chains, method=settings.method, sweeps=settings.sweeps, engine=settings.engine, seed=settings.seed
     )
@@ -85,10 +91,12 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
 
     path = folder / CHECKPOINT
     if before is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        options.write_toml(folder / "config.toml", settings)
+        if ranks.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            options.write_toml(folder / "config.toml", settings)
         extra: dict[str, Tree] = {"settings": dict(settings.values()), "kind": kind.tree()}
         trainer.save(path, extra=extra)
+        ranks.any(False, device)
     elif before.kind != kind:
         raise CheckpointError(f"{path}: expected the images of that run, got others ({kind} instead of {before.kind})")
     # Loading is also what makes the checkpoints of later steps carry the settings.
@@ -97,7 +105,9 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
         print(f"going on in {folder} from {before.progress}")
 
     try:
-        _learn(trainer, settings, training, validation, path)
+        order = None if ranks.size == 1 else DistributedIndexSampler(training, settings.seed, chains=chains)
+        batches = data.loader(training, batch_size, settings.seed, order)
+        _learn(trainer, settings, batches, validation, path)
         print(f"done: the model is in {folder}; try: tritoncrf predict --model {shlex.quote(str(folder))} ..")
         if test is not None:
             _report("test", trainer.evaluate(data.loader(test)))
@@ -114,9 +124,8 @@ def _train(settings: Settings, folder: Path, before: Run | None) -> int:
 
 
 def _learn(
-    trainer: Trainer, settings: Settings, training: LabeledSamples, validation: LabeledSamples | None, path: Path
+    trainer: Trainer, settings: Settings, batches: DataLoader[object], validation: LabeledSamples | None, path: Path
 ) -> None:
-    batches = data.loader(training, settings.batch_size, settings.seed)
     held_out: DataLoader[object] | None = None if validation is None else data.loader(validation)
     shown = len(trainer.history)
     if settings.pretrain_epochs:

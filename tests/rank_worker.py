@@ -216,11 +216,11 @@ def faults(folder: Path) -> None:
     right = ranks.Ranks.sum
 
     def own(self: ranks.Ranks, part: Tensor) -> Tensor:
-        # The last six numbers are no tables.
-        return torch.cat([part[:-6], right(self, part)[-6:]])
+        # The last six numbers, of four limbs each, are no tables.
+        return torch.cat([part[:-24], right(self, part)[-24:]])
 
     def mean(self: ranks.Ranks, part: Tensor) -> Tensor:
-        return torch.cat([right(self, part)[:-6], part[-6:]])
+        return torch.cat([right(self, part)[:-24], part[-24:]])
 
     def no_turns(self: ranks.Meeting) -> Tensor:
         assert self.counts is not None

@@ -250,3 +250,13 @@ def test_bad_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tritoncrf.ranks.Ranks.of", lambda group: Ranks(None, 0, 4))
     with pytest.raises(ValueError, match="dataset: expected at least 4 images, one a rank, got 3"):
         tc.DistributedIndexSampler(range(3))
+
+
+def test_whole_numbers_in_limbs_add_up_whatever_their_size_and_sign() -> None:
+    from tritoncrf.outcome import _PLACES, _limbs
+
+    make = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-(1 << 59), 1 << 59, (5, 40), generator=make)
+    numbers[:, :20] >>= 40
+    summed = torch.stack([_limbs(part).to(torch.int32) for part in numbers]).sum(0, dtype=torch.int32).long()
+    assert torch.equal((summed << _PLACES).sum(0), numbers.sum(0))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tritoncrf import contract
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, errors, unary_gap
@@ -27,6 +28,7 @@ Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 
 # Of a nat: energies of several ranks are added as whole numbers too.
 STEPS = 1 << 20
+_PLACES = torch.tensor([[0], [16], [32], [48]])
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ def outcome(
 
     def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal told
-        # One message for all: what a message costs is that there is one.
-        parts = (counts, weighed, told)
-        whole = ranks.sum(torch.cat([part.flatten() for part in parts]))
-        counts, weighed, told = (
+        # One message for all, of half the bytes where no table's sum can leave 32 bits.
+        narrow = free.rows.numel() * contract.GATE_STEPS * ranks.size < 1 << 31
+        parts = (counts, weighed, _limbs(told))
+        whole = ranks.sum(torch.cat([part.flatten() for part in parts]).to(torch.int32 if narrow else torch.int64)).long()
+        counts, weighed, limbs = (
             flat.view(part.shape) for flat, part in zip(torch.split(whole, [p.numel() for p in parts]), parts, strict=True)
         )
+        told = (limbs << _PLACES.to(limbs.device)).sum(0)
         return counts, weighed
 
     if terms.reduction == "none":
@@ -102,6 +106,12 @@ def outcome(
 
 def _fixed(energy: Tensor) -> Tensor:
     return (energy * STEPS).round().long()
+
+
+def _limbs(numbers: Tensor) -> Tensor:
+    """int64 ``[n]`` as ``[4, n]``, 16 bits each, whose sums over ranks fit into 32 bits."""
+    limbs = numbers >> _PLACES.to(numbers.device)
+    return torch.cat([limbs[:3] & 0xFFFF, limbs[3:]])
 
 
 def _inner(error: Tensor, table: Tensor, axes: int) -> Tensor:

@@ -12,13 +12,12 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from nibabel.nifti1 import Nifti1Header
     from nibabel.spatialimages import SpatialImage
 
 _FAILURES: Final = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
@@ -76,7 +75,9 @@ def write(path: Path, values: Mapping[str, NDArray[np.generic]], like: Path | No
     nibabel = require()
     (only,) = values.values()
     image = nibabel.Nifti1Image(np.ascontiguousarray(only), place)
-    image.header.set_xyzt_units(*cast("Nifti1Header", _nifti(like).header).get_xyzt_units())
+    # By name: nibabel's types know nothing of it, and are not there without nibabel.
+    units = getattr(_nifti(like).header, "get_xyzt_units")  # noqa: B009
+    image.header.set_xyzt_units(*units())
     nibabel.save(image, os.fspath(path))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -213,25 +213,28 @@ def trainer(folder: Path) -> None:
 
 def faults(folder: Path) -> None:
     """Runs with what is planted, each under the fault's own name."""
-    right = ranks.Ranks.sum
+    right = ranks.Ranks.sum_with
 
-    def own(self: ranks.Ranks, part: Tensor) -> Tensor:
+    def own(self: ranks.Ranks, part: Tensor, parcel: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        found, parcels = right(self, part, parcel)
         # The last six numbers, of four limbs each, are no tables.
-        return torch.cat([part[:-24], right(self, part)[-24:]])
+        return torch.cat([part[:-24], found[-24:]]), parcels
 
-    def mean(self: ranks.Ranks, part: Tensor) -> Tensor:
-        return torch.cat([right(self, part)[:-24], part[-24:]])
+    def mean(self: ranks.Ranks, part: Tensor, parcel: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        found, parcels = right(self, part, parcel)
+        return torch.cat([found[:-24], part[-24:]]), parcels
 
     def no_turns(self: ranks.Meeting) -> Tensor:
         assert self.counts is not None
         return torch.arange(self.counts[self.ranks.rank])
 
-    def stale(labels: Tensor, starts: Sequence[int], areas: Sequence[int], meeting: ranks.Meeting) -> None:
+    def stale(*given: object) -> None:
         pass
 
     for name, case, place, what, wrong in (
-        ("tables of one rank", "whole", ranks.Ranks, "sum", own), ("mean of one rank", "mean", ranks.Ranks, "sum", mean),
-        ("no turns", "cd", ranks.Meeting, "places", property(no_turns)), ("stale chains", "whole", store, "spread", stale),
+        ("tables of one rank", "whole", ranks.Ranks, "sum_with", own),
+        ("mean of one rank", "mean", ranks.Ranks, "sum_with", mean),
+        ("no turns", "cd", ranks.Meeting, "places", property(no_turns)), ("stale chains", "whole", store, "unpack", stale),
     ):  # fmt: skip
         with mock.patch.object(place, what, wrong):
             run(folder, case, name)

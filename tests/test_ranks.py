@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from tritoncrf.ranks import Meeting, Ranks
-from tritoncrf.shares import Share
+from tritoncrf.shares import Share, unpack
 
 ROOT = Path(__file__).parent.parent
 CASES = ("whole", "borrowed", "moved", "cd")
@@ -213,8 +213,12 @@ def test_one_alone_asks_nobody() -> None:
 
 
 def test_ranks_take_turns_in_a_step() -> None:
-    index = torch.arange(7)
-    places = [Meeting(Ranks(None, rank, 3), index, 0, [3, 1, 3]).places.tolist() for rank in range(3)]
+    heads = [torch.tensor([count, *range(100 * count, 100 * count + count), *[0] * (3 - count)]) for count in (3, 1, 3)]
+    meetings = [Meeting(Ranks(None, rank, 3), heads[rank][1 : 1 + heads[rank][0]], lambda: heads) for rank in range(3)]
+    places = [meeting.places.tolist() for meeting in meetings]
+    assert meetings[0].lists == [[300, 301, 302], [100], [300, 301, 302]]
+    assert meetings[0].again.tolist() == [False] * 4 + [True] * 3
+    assert [meeting.first for meeting in meetings] == [0, 3, 4]
     assert places == [[0, 3, 5], [1], [2, 4, 6]]
 
 
@@ -260,3 +264,19 @@ def test_whole_numbers_in_limbs_add_up_whatever_their_size_and_sign() -> None:
     numbers[:, :20] >>= 40
     summed = torch.stack([_limbs(part).to(torch.int32) for part in numbers]).sum(0, dtype=torch.int32).long()
     assert torch.equal((summed << _PLACES).sum(0), numbers.sum(0))
+
+
+def test_a_bad_step_moves_no_chain_on_any_rank() -> None:
+    """As on a GPU, where a fault is known only after the step."""
+    labels, good = torch.zeros(1, 7, dtype=torch.uint8), torch.tensor(False)
+    heads = [torch.tensor([1, 0]), torch.tensor([1, 1])]
+    meeting = Meeting(Ranks(None, 0, 2), heads[0][1:], lambda: heads)
+    parcels = [torch.ones(3, dtype=torch.uint8)] * 2
+    unpack(parcels, labels, [0, 3], [3, 3], meeting, good)
+    share = Share(Ranks(None, 0, 2), (3, 3), (0, 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Share, "_send", lambda *given: {1: torch.ones(1, 3, dtype=torch.uint8)})
+        share.give_back(labels, meeting, {0: torch.ones(1, 3, dtype=torch.uint8)}, good)
+        assert not bool(labels.any())
+        share.give_back(labels, meeting, {0: torch.ones(1, 3, dtype=torch.uint8)}, ~good)
+    assert labels.tolist() == [[1] * 6 + [0]]

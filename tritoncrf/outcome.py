@@ -46,11 +46,12 @@ class Terms:
 
 def outcome(
     terms: Terms, batch: Batch, tables: Tables, known: Tensor, counted: Tensor, data: ChainState, free: ChainState,
-    bad: Tensor, ranks: Ranks,
-) -> Found:  # fmt: skip
+    bad: Tensor, ranks: Ranks, parcel: Tensor | None = None,
+) -> tuple[Found, list[Tensor]]:  # fmt: skip
     """Value, the fields of `Errors`, whether the call was bad on any rank, then the fields of `Statistics`.
 
-    known: uint8 ``[N, R, *shape]``, the labels that are known; counted: bool ``[N, *shape]``, which pixels count.
+    known: uint8 ``[N, R, *shape]``, the labels that are known; counted: bool ``[N, *shape]``, which pixels count; parcel: bytes
+    that travel with the sums. Beside all that, every rank's parcel.
     """
     samples = data.labels, free.labels
     logits = batch.logits
@@ -61,14 +62,18 @@ def outcome(
     right = ((samples[1] == known) & counted[:, None]).sum()
     told = torch.stack([counted.sum(), right, free.plan.free.sum(), free.flips.sum(), bad.long(), _fixed(gap.sum())])
 
+    parcels: list[Tensor] = []
+
     def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal told
-        # One message for all, of half the bytes where no table's sum can leave 32 bits.
+        nonlocal told, parcels
+        # Half the bytes where no table's sum can leave 32 bits.
         narrow = free.rows.numel() * contract.GATE_STEPS * ranks.size < 1 << 31
         parts = (counts, weighed, _limbs(told))
-        whole = ranks.sum(torch.cat([part.flatten() for part in parts]).to(torch.int32 if narrow else torch.int64)).long()
+        flat = torch.cat([part.flatten() for part in parts]).to(torch.int32 if narrow else torch.int64)
+        flat, parcels = ranks.sum_with(flat, parcel)
         counts, weighed, limbs = (
-            flat.view(part.shape) for flat, part in zip(torch.split(whole, [p.numel() for p in parts]), parts, strict=True)
+            whole.view(part.shape)
+            for whole, part in zip(torch.split(flat.long(), [p.numel() for p in parts]), parts, strict=True)
         )
         told = (limbs << _PLACES.to(limbs.device)).sum(0)
         return counts, weighed
@@ -90,7 +95,7 @@ def outcome(
             gap = gap + _inner(error, table.detach(), gap.dim())
     value = torch.where(bad, torch.nan, gap * factor).float()
     factor = torch.where(bad, 0.0, factor)
-    return (
+    result = (
         value,
         found.logits.mul_(factor * ranks.size),
         found.pairwise * factor,
@@ -102,6 +107,7 @@ def outcome(
         (right / (labelled * free.replicas).clamp(min=1)).float(),
         labelled.long(),
     )
+    return result, parcels
 
 
 def _fixed(energy: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ numbers; the first rank's chain stays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Indexes that travel with the number of images; more of them need a second message.
 ROOM = 64
+# Up to so many ranks a sum travels with chains, whole from each to all.
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -75,34 +78,69 @@ class Ranks:
         dist.all_to_all_single(found, torch.cat(parts), lengths, [len(part) for part in parts], group=self.group)
         return list(torch.split(found, lengths))
 
+    def sum_with(self, numbers: Tensor, parcel: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """The sum of all ranks' numbers, flat, and all ranks' parcels (uint8, of one length) if there are any."""
+        if parcel is None:
+            return self.sum(numbers), []
+        if self.size > FEW:
+            return self.sum(numbers), self.gather(parcel)
+        # One message: what a message costs is mostly that there is one.
+        raw = numbers.contiguous().view(torch.uint8)
+        parts = self.gather(torch.cat([raw, parcel]))
+        whole = torch.stack([part[: len(raw)].view(numbers.dtype) for part in parts]).sum(0, dtype=numbers.dtype)
+        return whole, [part[len(raw) :] for part in parts]
+
     def meet(self, index: Tensor) -> Meeting:
-        """Tells all ranks this one's images, int64 ``[N]``; N may differ from rank to rank."""
+        """Tells all ranks this one's images, int64 ``[N]``; N may differ from rank to rank. Nobody waits before asking."""
         if self.size == 1:
-            return Meeting(self, index, 0, None)
+            return Meeting(self, index, lambda: [])
         told = index.new_zeros(ROOM + 1)
         told[0] = len(index)
         told[1 : 1 + min(len(index), ROOM)] = index[:ROOM]
-        heads = torch.stack(self.gather(told))
+        parts = [torch.empty_like(told) for _ in range(self.size)]
+        work = dist.all_gather(parts, told, group=self.group, async_op=True)
+
+        def arrive() -> list[Tensor]:
+            if work is not None:
+                work.wait()
+            return parts
+
+        return Meeting(self, index, arrive)
+
+
+class Meeting:
+    """The images of one step, of all ranks, rank after rank; what the others hold is waited for when first asked."""
+
+    def __init__(self, ranks: Ranks, mine: Tensor, arrive: Callable[[], list[Tensor]]) -> None:
+        self.ranks, self.mine = ranks, mine
+        self._arrive = arrive
+
+    @cached_property
+    def _everyone(self) -> tuple[Tensor, list[int] | None]:
+        if self.ranks.size == 1:
+            return self.mine, None
+        heads = torch.stack(self._arrive())
         counts = [int(count) for count in heads[:, 0].tolist()]
         if max(counts) > ROOM:
-            wide = index.new_zeros(max(counts))
-            wide[: len(index)] = index
-            heads = torch.stack([torch.cat([heads[0, :1], part]) for part in self.gather(wide)])
-        everyone = torch.cat([heads[r, 1 : 1 + count] for r, count in enumerate(counts)])
-        return Meeting(self, everyone, sum(counts[: self.rank]), counts)
+            wide = self.mine.new_zeros(max(counts))
+            wide[: len(self.mine)] = self.mine
+            heads = torch.stack([torch.cat([heads[0, :1], part]) for part in self.ranks.gather(wide)])
+        return torch.cat([heads[r, 1 : 1 + count] for r, count in enumerate(counts)]), counts
 
+    @property
+    def index(self) -> Tensor:
+        """int64 [M]: all ranks' images."""
+        return self._everyone[0]
 
-@dataclass(frozen=True)
-class Meeting:
-    """The images of one step, of all ranks, rank after rank."""
+    @property
+    def counts(self) -> list[int] | None:
+        """Images of each rank; None for one alone, whose device is not asked."""
+        return self._everyone[1]
 
-    ranks: Ranks
-    index: Tensor
-    """int64 [M]: all ranks' images."""
-    first: int
-    """Where this rank's begin."""
-    counts: list[int] | None
-    """Images of each rank; None for one alone, whose device is not asked."""
+    @property
+    def first(self) -> int:
+        """Where this rank's begin."""
+        return sum((self.counts or [])[: self.ranks.rank])
 
     @property
     def again(self) -> Tensor:

@@ -1,15 +1,16 @@
 """Which chains lie on which rank? All on each, or each rank its share: every way the first to hold an image's chain moves it.
 
-Where every rank has all chains, a step's are sent to all once it is done (a byte a pixel). Where each holds a share, a rank
-that visits an image of another borrows its chain and gives it back; `Share.move` brings the chains of an epoch to those that
-will visit them, in one exchange, so that no step borrows. Chains stand under an image's index, so that any number of ranks can
-read what another number wrote.
+Where every rank has all chains, a step's travel to all beside the step's sums (a byte a pixel). Where each holds a share, a
+rank that visits an image of another borrows its chain and gives it back; `Share.move` brings the chains of an epoch to those
+that will visit them, in one exchange, so that no step borrows. Chains stand under an image's index, so that any number of ranks
+can read what another number wrote.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -46,9 +47,14 @@ class Share:
             done += area
         return cls(ranks, tuple(areas), tuple(owner))
 
-    def starts(self, rank: int | None = None) -> list[int]:
-        """Where each image lies on ``rank`` (None: this one); -1 where it does not."""
-        rank, done, found = self.ranks.rank if rank is None else rank, 0, []
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each image lies on this rank; -1 where it does not."""
+        return self.starts_on(self.ranks.rank)
+
+    def starts_on(self, rank: int) -> list[int]:
+        """Where each image lies on ``rank``; -1 where it does not."""
+        done, found = 0, []
         for area, owner in zip(self.areas, self.owner, strict=True):
             found.append(done if owner == rank else -1)
             done += area if owner == rank else 0
@@ -69,7 +75,7 @@ class Share:
         padded = labels.new_zeros((len(labels), longest))
         padded[:, : labels.shape[1] - 1] = labels[:, :-1]
         parts = self.ranks.gather(padded)
-        starts = [self.starts(rank) for rank in range(self.ranks.size)]
+        starts = [self.starts_on(rank) for rank in range(self.ranks.size)]
         found = [parts[o][:, starts[o][j] : starts[o][j] + self.areas[j]] for j, o in enumerate(self.owner)]
         return torch.cat([*found, labels[:, -1:]], 1)
 
@@ -89,18 +95,19 @@ class Share:
         arrived = self._send(labels, moves, mine)
         return {j: arrived[j] if j in arrived else mine(j) for j in dict.fromkeys(lists[self.ranks.rank])}
 
-    def give_back(self, labels: Tensor, meeting: Meeting, moved: Mapping[int, Tensor]) -> None:
-        """Writes a step's chains where they belong; of an image that stands on two ranks, the first's."""
+    def give_back(self, labels: Tensor, meeting: Meeting, moved: Mapping[int, Tensor], good: Tensor) -> None:
+        """Writes a step's chains where they belong, if ``good``; of an image that stands on two ranks, the first's."""
         firsts = meeting.firsts
         moves = [Move(rank, self.owner[j], j) for j, rank in firsts.items() if self.owner[j] != rank]
         arrived = self._send(labels, moves, moved.__getitem__)
         stayed = {j: moved[j] for j, rank in firsts.items() if rank == self.owner[j] == self.ranks.rank}
-        starts = self.starts()
+        starts = self.starts
         for j, part in (arrived | stayed).items():
-            labels[:, starts[j] : starts[j] + self.areas[j]] = part
+            old = labels[:, starts[j] : starts[j] + self.areas[j]]
+            old.copy_(torch.where(good, part, old))
 
     def _parts(self, labels: Tensor) -> Callable[[int], Tensor]:
-        starts = self.starts()
+        starts = self.starts
         return lambda j: labels[:, starts[j] : starts[j] + self.areas[j]]
 
     def _send(self, labels: Tensor, moves: Sequence[Move], part: Callable[[int], Tensor]) -> dict[int, Tensor]:
@@ -119,18 +126,31 @@ class Share:
         return found
 
 
-def spread(labels: Tensor, starts: Sequence[int], areas: Sequence[int], meeting: Meeting) -> None:
-    """Where every rank has all chains: a step's, each as its first rank moved it, are written on all."""
-    firsts = meeting.firsts
-    lists = [[j for j, rank in firsts.items() if rank == r] for r in range(meeting.ranks.size)]
+def parcel(labels: Mapping[int, Tensor], areas: Sequence[int], meeting: Meeting) -> Tensor:
+    """Where every rank has all chains: this rank's of a step, as long as the longest rank's; uint8, flat.
+
+    labels: ``[P, area]`` of each of its images.
+    """
+    lists, phases = _by_rank(meeting), len(next(iter(labels.values())))
     longest = max(sum(areas[j] for j in images) for images in lists)
-    padded = labels.new_zeros((len(labels), longest))
-    mine = [labels[:, starts[j] : starts[j] + areas[j]] for j in lists[meeting.ranks.rank]]
-    if mine:
-        whole = torch.cat(mine, 1)
-        padded[:, : whole.shape[1]] = whole
-    for rank, (images, part) in enumerate(zip(lists, meeting.ranks.gather(padded), strict=True)):
+    mine = [labels[j].flatten() for j in lists[meeting.ranks.rank]]
+    whole = torch.cat([next(iter(labels.values())).new_empty(0), *mine])
+    return torch.cat([whole, whole.new_zeros(phases * longest - len(whole))])
+
+
+def unpack(parcels: Sequence[Tensor], labels: Tensor, starts: Sequence[int], areas: Sequence[int], meeting: Meeting,
+           good: Tensor) -> None:  # fmt: skip
+    """Writes all ranks' parcels into labels ``[P, bytes + 1]`` where ``good`` (bool ``[]``)."""
+    phases = len(labels)
+    for images, part in zip(_by_rank(meeting), parcels, strict=True):
         done = 0
-        for j in images if rank != meeting.ranks.rank else ():
-            labels[:, starts[j] : starts[j] + areas[j]] = part[:, done : done + areas[j]]
-            done += areas[j]
+        for j in images:
+            old = labels[:, starts[j] : starts[j] + areas[j]]
+            old.copy_(torch.where(good, part[done : done + phases * areas[j]].view(phases, -1), old))
+            done += phases * areas[j]
+
+
+def _by_rank(meeting: Meeting) -> list[list[int]]:
+    """Each rank's images but those that stand on one before it."""
+    firsts = meeting.firsts
+    return [[j for j, rank in firsts.items() if rank == r] for r in range(meeting.ranks.size)]

@@ -24,7 +24,7 @@ from tritoncrf import contract, validation
 from tritoncrf.checkpoint import CheckpointError, read, write
 from tritoncrf.layout import Shape
 from tritoncrf.ranks import Meeting, Ranks
-from tritoncrf.shares import Share, spread
+from tritoncrf.shares import Share, parcel, unpack
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -57,6 +57,8 @@ class ChainStore(nn.Module):
     """int64 [D, d]."""
     offsets: Tensor
     """int64 [D]: where each image's labels begin."""
+    staged: Mapping[int, Tensor]
+    """Of a stage: each image's labels, views of its own."""
     fresh: bool
     """Neither visited nor loaded yet."""
 
@@ -87,6 +89,7 @@ class ChainStore(nn.Module):
         self.areas = tuple(math.prod(size) * replicas for size in table)
         ranks = Ranks.of(process_group) if shared else Ranks()
         self.share = Share.even(ranks, self.areas) if ranks.size > 1 else None
+        self._open = tuple(itertools.accumulate(self.areas[:-1], initial=0))
         self.offsets = torch.tensor(self.starts, dtype=torch.int64, device=device)
         self.sweeps = torch.zeros(len(table), dtype=torch.int64, device=self.device)
         # The last byte is where writes go that must not land: padding, second occurrences, voided batches.
@@ -94,11 +97,9 @@ class ChainStore(nn.Module):
         self.labels = torch.full((2 if latent else 1, held + 1), contract.VOID, dtype=torch.uint8, device=self.device)
 
     @property
-    def starts(self) -> list[int]:
+    def starts(self) -> Sequence[int]:
         """Where each image's labels begin; -1 for one that another rank has."""
-        if self.share is not None:
-            return self.share.starts()
-        return list(itertools.accumulate(self.areas[:-1], initial=0))
+        return self._open if self.share is None else self.share.starts
 
     @property
     def device(self) -> torch.device:
@@ -143,26 +144,33 @@ class ChainStore(nn.Module):
             self.offsets = torch.tensor(self.starts, dtype=torch.int64, device=self.device)
 
     def stage(self, meeting: Meeting) -> ChainStore:
-        """A store with the chains of this rank's images of a step; itself where it has all."""
-        if self.share is None:
+        """A store with the chains of this rank's images of a step; itself for one rank alone."""
+        if meeting.ranks.size == 1:
             return self
-        found, parts = copy.copy(self), self.share.borrow(self.labels, meeting)
+        if self.share is None:
+            starts = self.starts
+            images = dict.fromkeys(meeting.mine.tolist())
+            parts = {j: self.labels[:, starts[j] : starts[j] + self.areas[j]] for j in images}
+        else:
+            parts = self.share.borrow(self.labels, meeting)
+        found = copy.copy(self)
         found.labels = torch.cat([*parts.values(), self.labels[:, -1:]], 1)
-        starts, done = [-1] * len(self), 0
-        for j, part in parts.items():
-            starts[j], done = done, done + part.shape[1]
-        found.offsets = torch.tensor(starts, dtype=torch.int64, device=self.device)
+        ends = list(itertools.accumulate((part.shape[1] for part in parts.values()), initial=0))
+        found.offsets = self.offsets.clone()
+        found.offsets[torch.tensor(list(parts), device=self.device)] = torch.tensor(ends[:-1], device=self.device)
+        found.staged = {j: found.labels[:, start:end] for j, start, end in zip(parts, ends, ends[1:], strict=False)}
         return found
 
-    def settle(self, stage: ChainStore, meeting: Meeting) -> None:
-        """Takes a step's chains over from `stage`, on every rank that keeps them."""
+    def parcel(self, stage: ChainStore, meeting: Meeting) -> Tensor | None:
+        """What all ranks must be sent of a step's chains, uint8; None where there is nobody, or each has its share."""
+        return None if stage is self or self.share is not None else parcel(stage.staged, self.areas, meeting)
+
+    def settle(self, stage: ChainStore, meeting: Meeting, parcels: Sequence[Tensor], good: Tensor) -> None:
+        """Takes a step's chains over from `stage`, or all ranks' from their parcels where the step is ``good``."""
         if self.share is not None:
-            starts = stage.offsets[meeting.own(meeting.index)].tolist()
-            pairs = zip(meeting.lists[meeting.ranks.rank], starts, strict=True)
-            moved = {j: stage.labels[:, start : start + self.areas[j]] for j, start in pairs}
-            self.share.give_back(self.labels, meeting, moved)
-        elif meeting.counts is not None:
-            spread(self.labels, self.starts, self.areas, meeting)
+            self.share.give_back(self.labels, meeting, stage.staged, good)
+        elif parcels:
+            unpack(parcels, self.labels, self.starts, self.areas, meeting, good)
 
     def over(self, labels: Tensor, sweeps: Tensor) -> ChainStore:
         """This store with other tensors in the place of its labels and counts."""

@@ -23,7 +23,7 @@ from tritoncrf.intake import Batch
 from tritoncrf.layout import pack
 from tritoncrf.monitor import TableWatch
 from tritoncrf.outcome import Found, Terms, outcome
-from tritoncrf.ranks import Meeting, Ranks, fingerprint
+from tritoncrf.ranks import Ranks, fingerprint
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 
@@ -124,14 +124,22 @@ class Visit(metaclass=Unopened):
             free = self._phase(batch, data.labels if self.method == "cd" else start, "free", clamp)
         counted = labelled if clamp is None else labelled & ~clamp
         bad = sampler.guard.flag(present.device)
-        found = outcome(terms, batch, tables, known, counted, data, free, bad, ranks)
+        samples, parcel = (data.labels, free.labels), None
+        if store is not None and places is not None and kept is not store:
+            # On a stage nothing is lost: whether all is well on every rank the sums will tell.
+            self._put(store, places, samples, meeting.own(~meeting.again))
+            parcel = kept.parcel(store, meeting)
+        found, parcels = outcome(terms, batch, tables, known, counted, data, free, bad, ranks, parcel)
         good = ~found[5]
-        if store is not None:
-            self._keep(store, meeting, places, (data.labels, free.labels), good)
-            if places is not None:
-                kept.settle(store, meeting)
-        else:
+        if store is None:
             visits += torch.where(good, len(meeting.index), 0)
+        else:
+            keep = good & ~meeting.again
+            if places is not None and kept is store:
+                self._put(store, places, samples, keep)
+            elif places is not None:
+                kept.settle(store, meeting, parcels, good)
+            kept.advance(meeting.index, self.sweeps, keep)
         for name, parameter in sampler.crf.named_parameters():
             told = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
@@ -234,16 +242,11 @@ class Visit(metaclass=Unopened):
         )  # fmt: skip
         return labels.masked_fill(foreign, contract.VOID)
 
-    def _keep(
-        self, store: ChainStore, meeting: Meeting, places: Tensor | None, samples: tuple[Tensor, Tensor], good: Tensor
-    ) -> None:
-        keep = good & ~meeting.again
-        mine = meeting.own(keep)
-        if places is not None and self.method == "pcd":
-            store.put(places, samples[1], mine)
-        if places is not None and store.latent:
-            store.put(places, samples[0], mine, data=True)
-        store.advance(meeting.index, self.sweeps, keep)
+    def _put(self, store: ChainStore, places: Tensor, samples: tuple[Tensor, Tensor], keep: Tensor) -> None:
+        if self.method == "pcd":
+            store.put(places, samples[1], keep)
+        if store.latent:
+            store.put(places, samples[0], keep, data=True)
 
 
 OPERATOR = unopened(Visit)

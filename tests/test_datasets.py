@@ -29,6 +29,7 @@ from tritoncrf.datasets import (
     Sample,
     Transformed,
     collate,
+    concat,
     left_right_pairs,
 )
 
@@ -79,8 +80,8 @@ def test_indexed_puts_the_number_beside_the_item_and_forwards() -> None:
 def test_indexed_refuses_what_it_cannot_use() -> None:
     with pytest.raises(IndexError, match=says("i: expected an index below 1, got 1")):
         Indexed(Plain((2, 2)))[1]
-    with pytest.raises(AttributeError, match=says("dataset: Plain has no attribute 'sizes' to forward")):
-        _ = Indexed(Plain((2, 2))).sizes
+    with pytest.raises(AttributeError, match=says("dataset: Plain has no attribute 'background' to forward")):
+        _ = Indexed(Plain((2, 2))).background
     assert not hasattr(Indexed(Plain((2, 2))), "num_labels")
     with pytest.raises(TypeError, match=says("dataset: expected an object with a length and items by number, got int")):
         Indexed(3)  # type: ignore[arg-type]
@@ -95,10 +96,10 @@ def test_indexed_refuses_items_of_another_form() -> None:
 
     bad = Bad((2, 2))
     bad.item = (torch.zeros(1, 2, 2),)
-    with pytest.raises(ValueError, match=says("or (image, target, extras), got a tuple of 1")):
+    with pytest.raises(ValueError, match=says("(image, target, extras) or a mapping, got a tuple of 1")):
         Indexed(bad)[0]
     bad.item = torch.zeros(1, 2, 2)
-    with pytest.raises(ValueError, match=says("or (image, target, extras), got Tensor")):
+    with pytest.raises(ValueError, match=says("(image, target, extras) or a mapping, got Tensor")):
         Indexed(bad)[0]
     bad.item = (torch.zeros(1, 2, 2), torch.zeros(2, 2), 7)
     with pytest.raises(ValueError, match=says("expected a dict of extras in third place, got int")):
@@ -106,7 +107,8 @@ def test_indexed_refuses_items_of_another_form() -> None:
 
 
 def test_collate_of_equal_sizes_without_extras_has_three_parts() -> None:
-    batch = collate([Indexed(Plain((2, 3), (2, 3)))[i] for i in (1, 0)])
+    data = Indexed(Plain((2, 3), (2, 3)))
+    batch = collate([data[i] for i in (1, 0)])
     assert len(batch) == 3
     assert batch[0].shape == (2, 1, 2, 3)
     assert batch[1].shape == (2, 2, 3)
@@ -136,8 +138,8 @@ def test_collate_pads_extras_and_fills_those_that_an_item_lacks() -> None:
         (2, 2),
         extras=lambda h, w: {"known": torch.full((h, w), 3, dtype=torch.uint8), "mask": torch.eye(h).bool()},
     )
-    items: list[IndexedSample] = [Indexed(with_both)[0], Indexed(Plain((1, 3)))[0]]
-    batch = collate(items)
+    both = concat(Indexed(with_both), Indexed(Plain((1, 3))))
+    batch = collate([both[0], both[1]])
     assert len(batch) == 4
     extras = batch[3]
     assert extras["known"].tolist() == [[[3, 3, 255], [3, 3, 255]], [[255, 255, 255], [255, 255, 255]]]
@@ -160,7 +162,7 @@ def test_collate_serves_a_data_loader() -> None:
     [
         ([], "items: expected at least one item, got none"),
         ([(torch.zeros(1, 2, 2), torch.zeros(2, 2))], "items: expected (image, target, index) or"),
-        ([(torch.zeros(2, 2), torch.zeros(2, 2), 0)], "a target [H, W] at place 0, got [2, 2] and [2, 2]"),
+        ([(torch.zeros(2, 2), torch.zeros(2, 2), 0)], "a target [W] at place 0, got [2, 2] and [2, 2]"),
         ([(torch.zeros(1, 2, 2), torch.zeros(2, 3), 0)], "at place 0, got [1, 2, 2] and [2, 3]"),
         (
             [(torch.zeros(1, 2, 2), torch.zeros(2, 2), 0), (torch.zeros(3, 2, 2), torch.zeros(2, 2), 1)],

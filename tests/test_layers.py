@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 # Top to bottom; a file may import from files further down, and from its own folder's.
 ROOMS = [
-    "__init__", "__main__", "cli", "commands", "training", "evaluation", "loop", "generators", "saved", "batches",
-    "networks", "loss", "visit", "monitor", "gradient", "inference", "diagnostics", "metrics", "plots", "edge_trees",
-    "edges", "edge_ends", "datasets", "sampler", "intake", "chains", "checkpoint", "model", "edge_inputs", "layout",
-    "coloring", "lattice", "validation", "engines", "eager", "contract", "kernels", "_version",
+    "__init__", "__main__", "cli", "commands", "training", "head", "evaluation", "loop", "generators", "saved",
+    "batches", "networks", "loss", "visit", "monitor", "gradient", "inference", "diagnostics", "metrics", "plots",
+    "edge_trees", "edges", "edge_ends", "datasets", "sampler", "intake", "chains", "checkpoint", "model", "edge_inputs",
+    "layout", "coloring", "lattice", "tiles", "validation", "engines", "eager", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -2,7 +2,8 @@
 
 from tritoncrf._version import VERSION
 from tritoncrf.chains import ChainStore
-from tritoncrf.datasets import Indexed
+from tritoncrf.datasets import Indexed, concat
+from tritoncrf.head import CRFHead
 from tritoncrf.inference import anneal, estimate, marginals, max_marginal
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
@@ -12,6 +13,7 @@ from tritoncrf.training import Trainer
 
 __version__ = VERSION
 __all__ = [
+    "CRFHead",
     "CRFLoss",
     "ChainStore",
     "GridCRF",
@@ -20,6 +22,7 @@ __all__ = [
     "Sampler",
     "Trainer",
     "anneal",
+    "concat",
     "estimate",
     "marginals",
     "max_marginal",

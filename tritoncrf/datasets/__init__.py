@@ -4,12 +4,14 @@ from tritoncrf.datasets.base import (
     VOID,
     Batch,
     Extras,
+    Foreign,
     Indexed,
     IndexedSample,
     LabeledSamples,
     Sample,
     Samples,
     collate,
+    concat,
 )
 from tritoncrf.datasets.depth import DepthScale
 from tritoncrf.datasets.figures import Figures
@@ -32,6 +34,7 @@ __all__ = [
     "Figures",
     "Flipped",
     "FolderDataset",
+    "Foreign",
     "HorizontalFlip",
     "Indexed",
     "IndexedSample",
@@ -43,5 +46,6 @@ __all__ = [
     "Transform",
     "Transformed",
     "collate",
+    "concat",
     "left_right_pairs",
 ]

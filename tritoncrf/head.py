@@ -23,6 +23,7 @@ from tritoncrf.inference import max_marginal
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 from tritoncrf.saved import check_recipe
+from tritoncrf.targets import TargetWatch
 from tritoncrf.tiles import windows
 
 RESIZES = ("bilinear", "nearest")
@@ -43,8 +44,8 @@ class CRFHead(nn.Module):
 
     ``head.loss`` and ``head.crf`` are the parts. In eval mode, or when ``head.network.eval()`` was called on a network that
     has parameters to learn, a call with a target is a look: no chain moves. A network none of whose parameters requires a
-    gradient is fixed: the tables alone learn, and `train` leaves it in eval mode. Raises ValueError or TypeError naming the
-    argument.
+    gradient is fixed: the tables alone learn, and `train` leaves it in eval mode. Warns once where the target of an image with
+    a chain changes between two visits (looked at on a CPU). Raises ValueError or TypeError naming the argument.
 
     >>> head = CRFHead(torch.nn.Conv2d(1, 3, 3, padding=1, stride=2), GridCRF(3, Neighborhood.nearest(8)))
     >>> image = torch.zeros(2, 1, 8, 10)
@@ -82,6 +83,7 @@ class CRFHead(nn.Module):
         self.resize = resize
         self.edges = edges
         self.auxiliary = auxiliary
+        self._watch = TargetWatch()
         if self.fixed:
             self.network.eval()
 
@@ -126,6 +128,8 @@ class CRFHead(nn.Module):
         batch = Batch.of((image, target, number, {} if extras is None else dict(extras)), target.device)
         kinds, gates = edges_of(self.edges, image, gates)
         learning = self.loss.training and (self.network.training or self.fixed)
+        if learning and index is not None and self.loss.method == "pcd":
+            self._watch.look(target, batch.index, batch.sizes)
         mode = self.loss.training
         self.loss.training = learning
         try:

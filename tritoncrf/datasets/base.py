@@ -111,8 +111,8 @@ class Forwarding(Dataset[object]):
         return forwarded(self.dataset, name)
 
     @property
-    def sizes(self) -> list[tuple[int, ...]]:
-        return cast("list[tuple[int, ...]]", self._forward("sizes"))
+    def sizes(self) -> list[tuple[int, int]]:
+        return cast("list[tuple[int, int]]", self._forward("sizes"))
 
     @property
     def num_labels(self) -> int:
@@ -172,10 +172,10 @@ class Indexed(Forwarding):
         return concat(self, other)
 
     @property
-    def sizes(self) -> list[tuple[int, ...]]:
+    def sizes(self) -> list[tuple[int, ...]]:  # type: ignore[override]
         if self._sizes is None:
             try:
-                self._sizes = super().sizes
+                self._sizes = list(super().sizes)
             except AttributeError:
                 self._sizes = [tuple(parts_of(self.dataset[i], *self.keys)[1].shape) for i in range(len(self))]
         return self._sizes

@@ -45,7 +45,7 @@ def parts_of(sample: object, image: str, target: str) -> Parts:
         numbered = len(sample) > 2 and isinstance(sample[2], Number)
         # Numbered inside already, as in a data set of parts that were: the outer number counts.
         rest = sample[3:] if numbered else sample[2:]
-        given = (sample[0], sample[1], rest[0] if len(rest) == 1 else {} if not rest else rest)
+        given = (sample[0], sample[1], rest[0] if len(rest) == 1 else rest or {})
     else:
         got = f"a {type(sample).__name__} of {len(sample)}" if isinstance(sample, tuple | list) else type(sample).__name__
         raise ValueError(f"sample: expected (image, target), (image, target, extras) or a mapping, got {got}")

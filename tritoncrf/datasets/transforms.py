@@ -133,8 +133,8 @@ class Flipped(Forwarding):
         self._flip = HorizontalFlip(swap, probability=1.0)
 
     @property
-    def sizes(self) -> list[tuple[int, ...]]:
-        return cast("list[tuple[int, ...]]", self._forward("sizes")) * 2
+    def sizes(self) -> list[tuple[int, int]]:
+        return cast("list[tuple[int, int]]", self._forward("sizes")) * 2
 
     def __len__(self) -> int:
         return 2 * len(self.dataset)
@@ -156,9 +156,9 @@ class Transformed(Forwarding):
         self.transform = transform
 
     @property
-    def sizes(self) -> list[tuple[int, ...]]:
+    def sizes(self) -> list[tuple[int, int]]:
         inner = cast("list[tuple[int, int]]", self._forward("sizes"))
-        return [*map(self.transform.out_size, inner)]
+        return [self.transform.out_size(size) for size in inner]
 
     def __len__(self) -> int:
         return len(self.dataset)

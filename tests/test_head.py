@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +28,7 @@ INDEX = torch.tensor([1, 0])
 class Returns(nn.Module):
     """A convolution whose logits come back in some wrapping."""
 
-    def __init__(self, wrap: Callable[[Tensor], object] = lambda logits: logits, stride: int = 1, labels: int = 3) -> None:
+    def __init__(self, wrap: Callable[[Tensor], object] = torch.positive, stride: int = 1, labels: int = 3) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.wrap, self.body = wrap, nn.Conv2d(1, labels, 3, padding=1, stride=stride)
@@ -85,6 +88,18 @@ def test_logits_are_found_in_what_a_network_returns(
     whole = head(Returns(wrap), logits=pick)
     assert torch.equal(whole(image), Returns()(image))
     assert torch.equal(whole(image, target, INDEX), head()(image, target, INDEX))
+
+
+@pytest.mark.parametrize("keys", [dict, lambda given: SimpleNamespace(**given), lambda given: tuple(given.values())])
+def test_gates_beside_the_logits_get_their_gradient(keys: Callable[[dict[str, Tensor]], object]) -> None:
+    near = tc.Neighborhood.nearest(4)
+    gates = torch.full((2, 1, 2, *SHAPE), 0.5, requires_grad=True)
+    crf = tc.GridCRF(3, near, torch.randn(2, 3, 3), gates=1, gated=torch.randn(1, 2, 3, 3))
+    image, target = data()
+    whole = tc.CRFHead(Returns(lambda x: keys({"logits": x, "gates": gates})), crf)
+    whole(image, target).backward()
+    assert gates.grad is not None
+    assert gates.grad.any()
 
 
 def test_low_resolution_logits_come_to_the_targets_size() -> None:
@@ -330,3 +345,39 @@ def test_padding_is_no_change_of_a_target() -> None:
         warnings.simplefilter("error")
         watch.look(target, torch.tensor([0]), None)
         watch.look(padded, torch.tensor([0]), torch.tensor([[3, 4]]))
+
+
+def test_wrapped_for_data_parallel_learning_it_is_the_same(tmp_path: Path) -> None:
+    image, target = data()
+    expected = head()
+    expected(image, target, INDEX).backward()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(head())
+        wrapped(image, target, INDEX).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for (name, mine), theirs in zip(wrapped.named_parameters(), expected.parameters(), strict=True):
+        assert mine.grad is not None, name
+        assert theirs.grad is not None
+        assert torch.equal(mine.grad, theirs.grad)
+
+
+def test_a_copy_is_a_head_of_its_own() -> None:
+    image, target = data()
+    whole = head()
+    other = pickle.loads(pickle.dumps(copy.deepcopy(whole)))
+    assert torch.equal(other(image, target, INDEX), whole(image, target, INDEX))
+    assert other.loss.chains is not whole.loss.chains
+    assert other.loss.chains.sweeps.tolist() == [10, 10]
+
+
+def test_half_precision_learns_and_answers() -> None:
+    image, target = data()
+    whole = head()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = whole(image, target, INDEX)
+        labels = whole.predict(image, sweeps=2, burn_in=1)
+    value.backward()
+    assert (value.dtype, labels.dtype) == (torch.float32, torch.uint8)
+    assert next(whole.network.parameters()).grad is not None

@@ -36,7 +36,7 @@ def outputs(given: object) -> tuple[Tensor, Tensor | None]:
     """What a network returned: logits, or a pair of logits and gates.
 
     Logits may be in a mapping under one of the keys "out" (torchvision's) and "logits" (transformers'), or an object's
-    ``.logits``. Raises TypeError for anything else.
+    ``.logits``; gates beside them under "gates" or as ``.gates``. Raises TypeError for anything else.
     """
     if isinstance(given, Tensor):
         return given, None
@@ -44,12 +44,12 @@ def outputs(given: object) -> tuple[Tensor, Tensor | None]:
         return given[0], given[1]
     got = type(given).__name__
     if isinstance(given, Mapping):
-        found = [given[key] for key in ("out", "logits") if key in given]
+        found, gates = [given[key] for key in ("out", "logits") if key in given], given.get("gates")
         got = f"keys {sorted(map(str, given))}"
     else:
-        found = [getattr(given, "logits", None)]
+        found, gates = [getattr(given, "logits", None)], getattr(given, "gates", None)
     if len(found) == 1 and isinstance(found[0], Tensor):
-        return found[0], None
+        return found[0], gates if isinstance(gates, Tensor) else None
     raise TypeError(f"network: expected logits, logits and gates, or one of 'out' and 'logits' in what it returns, got {got}")
 
 

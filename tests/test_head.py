@@ -284,6 +284,19 @@ def test_tiled_labels_are_the_whole_images_where_tables_are_zero_and_nearly_wher
     assert torch.equal(volume.predict_tiled(cube, 6, 1, sweeps=1, burn_in=0), volume(cube).argmax(1).to(torch.uint8))
 
 
+def test_tiles_keep_known_labels_and_leave_out_missing_pixels() -> None:
+    image, target = data((12, 14))
+    whole = tc.CRFHead(Returns(), tables())
+    clamp, mask = torch.zeros(2, 12, 14, dtype=torch.bool), torch.ones(2, 12, 14, dtype=torch.bool)
+    clamp[:, 2:9, 3:8] = True
+    mask[:, 6:, 8:] = False
+    given = whole.predict_tiled(image, 6, 1, sweeps=3, burn_in=1, labels=target, mask=mask, clamp=clamp)
+    assert torch.equal(given[clamp & mask], target[clamp & mask].to(torch.uint8))
+    assert torch.equal(given == 255, ~mask)
+    with pytest.raises(ValueError, match=re.escape("mask: expected shape [2, 12, 14], got [2, 12, 13]")):
+        whole.predict_tiled(image, 6, 1, mask=mask[..., 1:])
+
+
 def test_faults_are_one_sentence() -> None:
     image, target = data()
     crf = tables()

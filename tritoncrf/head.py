@@ -159,7 +159,8 @@ class CRFHead(nn.Module):
 
     def predict_tiled(
         self, image: Tensor, tile: int | Sequence[int], overlap: int | Sequence[int], *, sweeps: int = 40, burn_in: int = 20,
-        replicas: int = 1, beta: float = 1.0, seed: int | None = 0,
+        labels: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None, replicas: int = 1,
+        beta: float = 1.0, seed: int | None = 0,
     ) -> Tensor:  # fmt: skip
         """Labels of images past memory, uint8 ``[N, *shape]`` where the image lies; only a window at a time is on the device.
 
@@ -167,24 +168,30 @@ class CRFHead(nn.Module):
         ``overlap`` away from its inner sides; the rest of its labels are dropped, and no window sees another's. So logits are
         those of the whole image where the network sees no further than ``overlap`` (and where it strides, if the windows begin
         at multiples of its stride: tile, overlap and image all such); labels near a seam may differ from `predict`'s, the less
-        the further ``overlap`` goes beyond the neighbourhood. An image within one tile is answered as by `predict`. Raises
-        ValueError or TypeError naming the argument.
+        the further ``overlap`` goes beyond the neighbourhood. An image within one tile is answered as by `predict`, whose the
+        other options are. Raises ValueError or TypeError naming the argument.
         """
         validation.tensor("image", image)
         axes = self.crf.neighborhood.ndim
         if image.dim() != axes + 2:
             raise ValueError(f"image: expected [N, C] and {axes} axes as the neighbourhood, got {list(image.shape)}")
         seed = contract.fresh_seed() if seed is None else seed
-        found = torch.empty((len(image), *image.shape[2:]), dtype=torch.uint8, device=image.device)
+        shape = (len(image), *image.shape[2:])
+        for name, given in (("labels", labels), ("mask", mask), ("clamp", clamp)):
+            if given is not None and tuple(validation.tensor(name, given).shape) != shape:
+                raise ValueError(f"{name}: expected shape {list(shape)}, got {list(given.shape)}")
+        found = torch.empty(shape, dtype=torch.uint8, device=image.device)
         order = torch.arange(len(image), device=self.crf.device)
-        for place, window in enumerate(windows(image.shape[2:], tile, overlap)):
-            part = image[(slice(None), slice(None), *window.seen)].to(self.crf.device)
+        for place, window in enumerate(windows(shape[1:], tile, overlap)):
+            seen = (slice(None), *window.seen)
+            part = image[(slice(None), *seen)].to(self.crf.device)
+            own, exists, held = (None if given is None else given[seen].to(self.crf.device) for given in (labels, mask, clamp))
             # Numbers of its own, or all windows would draw alike.
-            index = order + place * len(image)
-            labels = self.predict(
-                part, sweeps=sweeps, burn_in=burn_in, index=index, replicas=replicas, beta=beta, seed=seed
-            )
-            found[(slice(None), *window.answered)] = labels[(slice(None), *window.core)].to(image.device)
+            answer = self.predict(
+                part, sweeps=sweeps, burn_in=burn_in, labels=own, index=order + place * len(image), mask=exists, clamp=held,
+                replicas=replicas, beta=beta, seed=seed,
+            )  # fmt: skip
+            found[(slice(None), *window.answered)] = answer[(slice(None), *window.core)].to(image.device)
         return found
 
     def _logits(self, given: object, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:

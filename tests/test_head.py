@@ -200,6 +200,7 @@ def test_edges_are_told_at_every_call() -> None:
     recipe = parse("steps:0.2", near)
     crf = tc.GridCRF(3, near, torch.randn(2, 3, 3, 3), kinds=recipe.kinds)
     whole = tc.CRFHead(Returns(), crf, edges=recipe)
+    assert whole.crf is crf
     image, target = data()
     assert whole(image, target).isfinite()
     expected = tc.max_marginal(crf, whole(image), sweeps=3, burn_in=1, kinds=recipe(image).kinds)

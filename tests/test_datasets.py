@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset, WeightedRandomSampler, random_split
 
 from tritoncrf.datasets import (
     VOID,
@@ -29,6 +29,7 @@ from tritoncrf.datasets import (
     Sample,
     Transformed,
     collate,
+    concat,
     left_right_pairs,
 )
 
@@ -79,8 +80,8 @@ def test_indexed_puts_the_number_beside_the_item_and_forwards() -> None:
 def test_indexed_refuses_what_it_cannot_use() -> None:
     with pytest.raises(IndexError, match=says("i: expected an index below 1, got 1")):
         Indexed(Plain((2, 2)))[1]
-    with pytest.raises(AttributeError, match=says("dataset: Plain has no attribute 'sizes' to forward")):
-        _ = Indexed(Plain((2, 2))).sizes
+    with pytest.raises(AttributeError, match=says("dataset: Plain has no attribute 'background' to forward")):
+        _ = Indexed(Plain((2, 2))).background
     assert not hasattr(Indexed(Plain((2, 2))), "num_labels")
     with pytest.raises(TypeError, match=says("dataset: expected an object with a length and items by number, got int")):
         Indexed(3)  # type: ignore[arg-type]
@@ -95,10 +96,10 @@ def test_indexed_refuses_items_of_another_form() -> None:
 
     bad = Bad((2, 2))
     bad.item = (torch.zeros(1, 2, 2),)
-    with pytest.raises(ValueError, match=says("or (image, target, extras), got a tuple of 1")):
+    with pytest.raises(ValueError, match=says("(image, target, extras) or a mapping, got a tuple of 1")):
         Indexed(bad)[0]
     bad.item = torch.zeros(1, 2, 2)
-    with pytest.raises(ValueError, match=says("or (image, target, extras), got Tensor")):
+    with pytest.raises(ValueError, match=says("(image, target, extras) or a mapping, got Tensor")):
         Indexed(bad)[0]
     bad.item = (torch.zeros(1, 2, 2), torch.zeros(2, 2), 7)
     with pytest.raises(ValueError, match=says("expected a dict of extras in third place, got int")):
@@ -106,7 +107,8 @@ def test_indexed_refuses_items_of_another_form() -> None:
 
 
 def test_collate_of_equal_sizes_without_extras_has_three_parts() -> None:
-    batch = collate([Indexed(Plain((2, 3), (2, 3)))[i] for i in (1, 0)])
+    data = Indexed(Plain((2, 3), (2, 3)))
+    batch = collate([data[i] for i in (1, 0)])
     assert len(batch) == 3
     assert batch[0].shape == (2, 1, 2, 3)
     assert batch[1].shape == (2, 2, 3)
@@ -136,8 +138,8 @@ def test_collate_pads_extras_and_fills_those_that_an_item_lacks() -> None:
         (2, 2),
         extras=lambda h, w: {"known": torch.full((h, w), 3, dtype=torch.uint8), "mask": torch.eye(h).bool()},
     )
-    items: list[IndexedSample] = [Indexed(with_both)[0], Indexed(Plain((1, 3)))[0]]
-    batch = collate(items)
+    both = concat(Indexed(with_both), Indexed(Plain((1, 3))))
+    batch = collate([both[0], both[1]])
     assert len(batch) == 4
     extras = batch[3]
     assert extras["known"].tolist() == [[[3, 3, 255], [3, 3, 255]], [[255, 255, 255], [255, 255, 255]]]
@@ -160,7 +162,7 @@ def test_collate_serves_a_data_loader() -> None:
     [
         ([], "items: expected at least one item, got none"),
         ([(torch.zeros(1, 2, 2), torch.zeros(2, 2))], "items: expected (image, target, index) or"),
-        ([(torch.zeros(2, 2), torch.zeros(2, 2), 0)], "a target [H, W] at place 0, got [2, 2] and [2, 2]"),
+        ([(torch.zeros(2, 2), torch.zeros(2, 2), 0)], "a target [W] at place 0, got [2, 2] and [2, 2]"),
         ([(torch.zeros(1, 2, 2), torch.zeros(2, 3), 0)], "at place 0, got [1, 2, 2] and [2, 3]"),
         (
             [(torch.zeros(1, 2, 2), torch.zeros(2, 2), 0), (torch.zeros(3, 2, 2), torch.zeros(2, 2), 1)],
@@ -179,6 +181,107 @@ def test_collate_serves_a_data_loader() -> None:
 def test_collate_says_what_is_wrong(items: list[IndexedSample], sentence: str) -> None:
     with pytest.raises(ValueError, match=says(sentence)):
         collate(items)
+
+
+# --- foreign data sets
+
+
+class Given:
+    """A data set of given items and attributes."""
+
+    def __init__(self, *items: object, **attributes: object) -> None:
+        self.items = items
+        self.looks = 0
+        vars(self).update(attributes)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> object:
+        self.looks += 1
+        return self.items[i]
+
+
+def test_indexed_takes_mappings_by_their_keys() -> None:
+    image, label = torch.rand(3, 4, 5), torch.ones(4, 5).long()
+    known = torch.zeros(4, 5, dtype=torch.uint8)
+    item = Indexed(Given({"image": image, "label": label, "mask": 7, "known": known}), target="label")[0]
+    assert len(item) == 4
+    assert torch.equal(item[0], image)
+    assert torch.equal(item[1], label)
+    assert set(item[3]) == {"known"}
+    assert len(Indexed(Given({"image": image, "target": label}))[0]) == 3
+    with pytest.raises(ValueError, match=says("item: expected keys 'image' and 'target', got ['image', 'mask']")):
+        Indexed(Given({"image": image, "mask": label}))[0]
+
+
+def test_indexed_takes_arrays_and_volumes() -> None:
+    image = np.random.default_rng(0).random((1, 2, 3, 4), dtype=np.float32)
+    item = Indexed(Given((image[:, ::-1], np.ones((1, 2, 3, 4), dtype=np.uint16))))[0]
+    assert torch.equal(item[0], torch.from_numpy(image[:, ::-1].copy()))
+    assert (item[1].shape, item[1].dtype) == ((2, 3, 4), torch.int64)
+    flags = Indexed(Given((torch.zeros(1, 4), torch.ones(4).bool())))[0]
+    assert flags[1].dtype == torch.uint8
+    with pytest.raises(TypeError, match=says("target: expected a tensor or an array of numbers, got an array of <U1")):
+        Indexed(Given((image, np.array(["a"]))))[0]
+    with pytest.raises(TypeError, match=says("image: expected a tensor or an array of numbers, got list")):
+        Indexed(Given(([1], torch.zeros(1))))[0]
+
+
+def test_collate_pads_volumes() -> None:
+    data = Indexed(Given(*((torch.ones(2, *s), torch.zeros(s).bool()) for s in ((2, 3, 4), (3, 2, 5)))))
+    batch = collate([data[0], data[1]])
+    assert len(batch) == 4
+    assert (batch[0].shape, batch[1].shape) == ((2, 2, 3, 3, 5), (2, 3, 3, 5))
+    assert batch[3]["sizes"].tolist() == [[2, 3, 4], [3, 2, 5]]
+    assert (batch[1] == VOID).sum() == 2 * 45 - 24 - 30
+
+
+def test_sizes_are_found_by_one_look() -> None:
+    inner = Given(*((torch.zeros(1, n, 2, 3), torch.zeros(1, n, 2, 3).long()) for n in (4, 5)))
+    data = Indexed(inner)
+    assert inner.looks == 0
+    assert data.sizes == [(4, 2, 3), (5, 2, 3)]
+    assert data.sizes == [(4, 2, 3), (5, 2, 3)]
+    assert inner.looks == 2
+    part = Indexed(Subset(inner, [1]))  # type: ignore[arg-type]
+    assert part.sizes == [(5, 2, 3)]
+
+
+def test_parts_within_and_around_are_numbered_right() -> None:
+    ragged = Figures(6, size=(32, 24), ragged=True)
+    around = Subset(Indexed(ragged), [4, 1])
+    assert [around[i][2] for i in range(2)] == [4, 1]
+    within = Indexed(Subset(ragged, np.array([4, 1])))  # type: ignore[arg-type]
+    assert [within[i][2] for i in range(2)] == [0, 1]
+    assert within.sizes == [ragged.sizes[4], ragged.sizes[1]]
+    assert (within.background, within.num_labels, within.channels) == (19, 20, 1)
+    first, second = random_split(Indexed(ragged), [2, 4], torch.Generator().manual_seed(0))
+    assert sorted(split[i][2] for split in (first, second) for i in range(len(split))) == list(range(6))
+    sampler = WeightedRandomSampler([0, 0, 1, 0, 0, 0], 5)
+    (batch,) = DataLoader(Indexed(ragged), batch_size=5, sampler=sampler, collate_fn=collate)
+    assert batch[2].tolist() == [2] * 5
+
+
+def test_joined_data_sets_are_numbered_once_or_refused() -> None:
+    one, two = Figures(2, size=(24, 16)), Figures(3, seed=1, size=(32, 16))
+    for both in (concat(Indexed(one), Indexed(two)), concat(one, two), Indexed(one) + Indexed(two),
+                 Indexed(ConcatDataset([Indexed(one), Subset(Indexed(two), [0, 1, 2])]))):  # fmt: skip
+        assert [both[i][2] for i in range(5)] == list(range(5))
+        assert both.sizes == [(24, 16)] * 2 + [(32, 16)] * 3
+        assert both.background == 19
+        assert torch.equal(both[3][0], two[1][0])
+    wrong: ConcatDataset[object] = ConcatDataset([Indexed(one), Indexed(two)])
+    with pytest.raises(ValueError, match=says("images numbered by one Indexed, got those of 2, each of which counts from 0")):
+        next(iter(DataLoader(wrong, batch_size=5, collate_fn=collate)))
+    for workers in (0, 2):
+        loader = DataLoader(Indexed(two), batch_size=1, num_workers=workers, collate_fn=collate)
+        assert [int(batch[2]) for batch in loader] == [0, 1, 2]
+    parts = [Given(1, background=0), Given(1, background=3)]
+    with pytest.raises(ValueError, match=says("datasets: expected the same background in all parts, got [0, 3]")):
+        _ = concat(*parts).background  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="datasets: expected one at least, got none"):
+        concat()
 
 
 # --- depth

@@ -293,12 +293,12 @@ def test_edges_and_networks_that_return_something_else() -> None:
     faults: list[tuple[tc.Trainer, type[Exception], str]] = [
         (trainer(2, kinds), TypeError, "edges: expected a function from images to Edges(kinds, gates), got one to Tensor"),
         (trainer(2, lambda image: (kinds(image), None)), TypeError, "got one to tuple"),
-        (trainer(3, None, "gates"), TypeError, "network: expected logits, or logits and gates, got list"),
-        (trainer(0, None, "gates"), TypeError, "network: expected logits, or logits and gates, got dict"),
+        (trainer(3, None, "gates"), TypeError, "network: expected logits, logits and gates, or one of 'out'"),
+        (trainer(0, None, "gates"), ValueError, "gates: expected a tensor for a model of 2 gates on 2 classes, got None"),
         (trainer(2, lambda image: Edges(kinds(image), torch.zeros(len(image), 2, 2, *image.shape[2:]))), ValueError,
          "edges: expected gates of the network or of `edges`, got both"),
         (trainer(2, None), ValueError, "kinds: expected a tensor for a model of 4 kinds on 2 classes"),
-        (trainer(1, lambda image: Edges(kinds(image))), TypeError, "network: expected logits, or logits and gates, got list"),
+        (trainer(1, lambda image: Edges(kinds(image))), TypeError, "network: expected logits, logits and gates, or one of"),
     ]  # fmt: skip
     for made, kind, message in faults:
         before = [parameter.detach().clone() for parameter in made.crf.parameters()]

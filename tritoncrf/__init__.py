@@ -1,7 +1,8 @@
 """tritoncrf: CRFs on pixel grids over a network's logits, learned and answered by exact Gibbs sampling."""
 
 from tritoncrf._version import VERSION
-from tritoncrf.datasets import Indexed
+from tritoncrf.datasets import Indexed, concat
+from tritoncrf.head import CRFHead
 from tritoncrf.inference import anneal, estimate, marginals, max_marginal
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
@@ -13,6 +14,7 @@ from tritoncrf.training import Trainer
 
 __version__ = VERSION
 __all__ = [
+    "CRFHead",
     "CRFLoss",
     "ChainStore",
     "DistributedIndexSampler",
@@ -22,6 +24,7 @@ __all__ = [
     "Sampler",
     "Trainer",
     "anneal",
+    "concat",
     "estimate",
     "marginals",
     "max_marginal",

@@ -6,7 +6,8 @@ network, also for a jointly trained model, whose own logits are more ambiguous b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,12 +33,37 @@ class Evaluation:
 
 
 def outputs(given: object) -> tuple[Tensor, Tensor | None]:
-    """What a network returned: logits, or a pair of logits and gates. Raises TypeError for anything else."""
+    """What a network returned: logits, or a pair of logits and gates.
+
+    Logits may be in a mapping under one of the keys "out" (torchvision's) and "logits" (transformers'), or an object's
+    ``.logits``; gates beside them under "gates" or as ``.gates``. Raises TypeError for anything else.
+    """
     if isinstance(given, Tensor):
         return given, None
     if isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(part, Tensor) for part in given):
         return given[0], given[1]
-    raise TypeError(f"network: expected logits, or logits and gates, got {type(given).__name__}")
+    got = type(given).__name__
+    if isinstance(given, Mapping):
+        found, gates = [given[key] for key in ("out", "logits") if key in given], given.get("gates")
+        got = f"keys {sorted(map(str, given))}"
+    else:
+        found, gates = [getattr(given, "logits", None)], getattr(given, "gates", None)
+    if len(found) == 1 and isinstance(found[0], Tensor):
+        return found[0], gates if isinstance(gates, Tensor) else None
+    raise TypeError(f"network: expected logits, logits and gates, or one of 'out' and 'logits' in what it returns, got {got}")
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Puts a network in eval mode, and its modules back to what they were."""
+    # Module by module: a frozen part of a network that learns is in eval mode already, and stays in it.
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def edges_of(maker: Callable[[Tensor], Edges] | None, image: Tensor, gates: Tensor | None) -> Edges:
@@ -67,15 +93,9 @@ def run(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Logits ``[N, L, *shape]`` and gates (None if it has none) of the network in eval mode, and the logits of its pre-trained
     weights if there are any."""
-    # Module by module: a frozen part of a network that learns is in eval mode already, and stays in it.
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    with evaluating(network):
         logits, gates = outputs(network(image))
         first = None if pretrained is None else outputs(torch.func.functional_call(network, dict(pretrained), (image,)))[0]
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return logits.float(), None if gates is None else gates.float(), None if first is None else first.float()
 
 

@@ -4,12 +4,14 @@ from tritoncrf.datasets.base import (
     VOID,
     Batch,
     Extras,
+    Foreign,
     Indexed,
     IndexedSample,
     LabeledSamples,
     Sample,
     Samples,
     collate,
+    concat,
 )
 from tritoncrf.datasets.depth import DepthScale
 from tritoncrf.datasets.figures import Figures
@@ -33,6 +35,7 @@ __all__ = [
     "Figures",
     "Flipped",
     "FolderDataset",
+    "Foreign",
     "HorizontalFlip",
     "Indexed",
     "IndexedSample",
@@ -45,5 +48,6 @@ __all__ = [
     "Transformed",
     "VolumeDataset",
     "collate",
+    "concat",
     "left_right_pairs",
 ]

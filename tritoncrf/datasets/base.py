@@ -2,17 +2,22 @@
 
 A data set's item is `(image, target)` or `(image, target, extras)`: image float32 [C, H, W], target int64 [H, W] with
 255 where there is no label. Extras may hold `"known"` (uint8 [H, W]: the label that is known at test time too, 255
-where it is not) and `"mask"` (bool [H, W]: False where no pixel exists).
+where it is not) and `"mask"` (bool [H, W]: False where no pixel exists). `Indexed` and `collate` take other numbers of
+axes too, [C, *shape] and [*shape], and `Indexed` takes mappings and arrays (`items`).
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from tritoncrf.datasets.items import Number, parts_of
+from tritoncrf.datasets.joined import flat, forwarded
 
 VOID = 255
 
@@ -33,6 +38,14 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int, /) -> Sample: ...
+
+
+class Foreign(Protocol):
+    """Anything with a length whose items `Indexed` may make samples of."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> object: ...
 
 
 class LabeledSamples(Samples, Protocol):
@@ -95,9 +108,7 @@ class Forwarding(Dataset[object]):
         self.dataset = dataset
 
     def _forward(self, name: str) -> object:
-        if not hasattr(self.dataset, name):
-            raise AttributeError(f"dataset: {type(self.dataset).__name__} has no attribute {name!r} to forward")
-        return getattr(self.dataset, name)
+        return forwarded(self.dataset, name)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -123,25 +134,78 @@ class Forwarding(Dataset[object]):
 class Indexed(Forwarding):
     """Puts every item's own number beside it, which is what finds an image's chain again.
 
-    Items are `(image, target, index)` or `(image, target, index, extras)`, index a Python int in 0 .. len - 1.
-    `sizes`, `num_labels`, `class_names`, `channels` and `background` are the inner data set's; asking for one that
-    it lacks raises AttributeError.
+    Items are `(image, target, index)` or `(image, target, index, extras)`, index an int in 0 .. len - 1, also where a
+    `Subset`, `random_split` or a sampler picks among them. The inner data set's may be tuples or mappings, of tensors or
+    arrays: an image [C, *shape], a target [*shape] or [1, *shape]. Of a mapping the keys `image` and `target` are read, and
+    "known", which is an extra; no other key is guessed at, for a "mask" may be either.
+    `num_labels`, `class_names`, `channels` and `background` are the inner data set's, also through a `Subset` or
+    `ConcatDataset` (ValueError where joined parts differ); asking for one that it lacks raises AttributeError. `sizes` too,
+    or else one look at all items finds them, once.
+    Two of them joined would number two images alike: `concat` and `+` number the whole once, and `collate` raises where a
+    batch has images of two.
+
+    Args:
+        image, target: the keys of items that are mappings.
 
     Raises:
-        TypeError: if `dataset` has no length or no items by number.
+        TypeError: if `dataset` has no length or no items by number, or an item's parts are not arrays of numbers.
+        ValueError: if an item has another form.
     """
+
+    def __init__(self, dataset: Foreign, image: str = "image", target: str = "target") -> None:
+        super().__init__(cast(Samples, dataset))
+        self.keys = (image, target)
+        # A name and no number of objects: copies in a loader's processes are the same data set.
+        self._owner = uuid.uuid4().hex
+        self._sizes: list[tuple[int, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, i: int) -> IndexedSample:
         i = check_index(i, len(self))
-        image, target, extras = unpack(self.dataset[i])
-        return (image, target, i, extras) if extras else (image, target, i)
+        image, target, extras = parts_of(self.dataset[i], *self.keys)
+        number = Number.of(i, self._owner)
+        return (image, target, number, extras) if extras else (image, target, number)
+
+    def __add__(self, other: Dataset[object]) -> Indexed:  # type: ignore[override]
+        return concat(self, other)
+
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:  # type: ignore[override]
+        if self._sizes is None:
+            try:
+                self._sizes = list(super().sizes)
+            except AttributeError:
+                self._sizes = [tuple(parts_of(self.dataset[i], *self.keys)[1].shape) for i in range(len(self))]
+        return self._sizes
+
+
+def concat(*datasets: Dataset[object]) -> Indexed:
+    """One data set after the other, numbered once: the parts' images get numbers from 0 to the sum of their lengths - 1.
+
+    Parts may be `Indexed` or not, and `Subset`s of either. Raises ValueError if there is none, or if they are `Indexed` by
+    different keys.
+
+    >>> from tritoncrf.datasets import Figures, concat
+    >>> both = concat(Indexed(Figures(2)), Indexed(Figures(3)))
+    >>> [int(both[i][2]) for i in range(len(both))], both.background
+    ([0, 1, 2, 3, 4], 19)
+    """
+    keys = {part.keys for part in datasets if isinstance(part, Indexed)} or {("image", "target")}
+    if len(keys) > 1:
+        raise ValueError(f"datasets: expected parts indexed by the same keys, got {sorted(keys)}")
+    return Indexed(cast(Foreign, flat(datasets, Indexed)), *keys.pop())
 
 
 def _split(items: Sequence[IndexedSample]) -> tuple[list[Tensor], list[Tensor], list[int], list[Extras]]:
     images, targets, index, extras = [], [], [], []
+    owners = {item[2].owner for item in items if isinstance(item, tuple) and len(item) > 2 and isinstance(item[2], Number)}
+    if len(owners) > 1:
+        raise ValueError(
+            f"items: expected images numbered by one Indexed, got those of {len(owners)}, each of which counts from 0 "
+            "(number them once: concat(a, b))"
+        )
     for n, item in enumerate(items):
         if not isinstance(item, tuple) or len(item) not in (3, 4) or isinstance(item[2], dict):
             raise ValueError(
@@ -151,9 +215,10 @@ def _split(items: Sequence[IndexedSample]) -> tuple[list[Tensor], list[Tensor], 
         own: Extras = item[3] if len(item) == 4 else {}
         image, target = item[0], item[1]
         size = tuple(image.shape[1:])
-        if image.dim() != 3 or tuple(target.shape) != size:
+        if image.dim() < 2 or tuple(target.shape) != size or image.dim() != items[0][0].dim():
+            axes = {1: "W", 2: "H, W", 3: "D, H, W"}.get(items[0][0].dim() - 1, "H, W")
             raise ValueError(
-                f"items: expected an image [C, H, W] and a target [H, W] at place {n}, "
+                f"items: expected an image [C, {axes}] and a target [{axes}] at place {n}, "
                 f"got {list(image.shape)} and {list(target.shape)}"
             )
         if image.shape[0] != items[0][0].shape[0]:
@@ -175,11 +240,11 @@ def _split(items: Sequence[IndexedSample]) -> tuple[list[Tensor], list[Tensor], 
     return images, targets, index, extras
 
 
-def _stack(parts: Sequence[Tensor], height: int, width: int, value: int) -> Tensor:
-    first = parts[0]
-    out = first.new_full((len(parts), *first.shape[:-2], height, width), value)
+def _stack(parts: Sequence[Tensor], shape: tuple[int, ...], value: int) -> Tensor:
+    first, axes = parts[0], len(shape)
+    out = first.new_full((len(parts), *first.shape[: first.dim() - axes], *shape), value)
     for slot, part in zip(out, parts, strict=True):
-        slot[..., : part.shape[-2], : part.shape[-1]] = part
+        slot[(..., *(slice(length) for length in part.shape[part.dim() - axes :]))] = part
     return out
 
 
@@ -189,20 +254,21 @@ def collate(items: Sequence[IndexedSample]) -> Batch:
     Images are padded with 0 and targets with 255 at the bottom and the right, to the largest in the batch.
 
     Returns:
-        `(image [N, C, H, W], target [N, H, W], index int64 [N])` if all sizes are equal and no item has extras, else
-        these and a dict with `"sizes"` (int64 [N, 2] as (H, W), if sizes differ), `"known"` (uint8 [N, H, W], padded
-        with 255) and `"mask"` (bool [N, H, W], padded with False), each if some item has it; an item that lacks it
-        counts as nothing known, or as all its own pixels.
+        `(image [N, C, *shape], target [N, *shape], index int64 [N])` if all sizes are equal and no item has extras, else
+        these and a dict with `"sizes"` (int64 [N, d], if sizes differ), `"known"` (uint8 [N, *shape], padded with 255) and
+        `"mask"` (bool [N, *shape], padded with False), each if some item has it; an item that lacks it counts as nothing
+        known, or as all its own pixels.
 
     Raises:
-        ValueError: if there is no item, or one has the wrong form, shape, channels or extras.
+        ValueError: if there is no item, one has the wrong form, shape, channels or extras, or they were numbered by more
+            than one `Indexed`.
     """
     if len(items) == 0:
         raise ValueError("items: expected at least one item, got none")
     images, targets, index, extras = _split(items)
-    sizes = [(image.shape[1], image.shape[2]) for image in images]
-    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    image, target = _stack(images, height, width, 0), _stack(targets, height, width, VOID)
+    sizes = [tuple(image.shape[1:]) for image in images]
+    shape = tuple(map(max, zip(*sizes, strict=True)))
+    image, target = _stack(images, shape, 0), _stack(targets, shape, VOID)
     out: Extras = {}
     if len(set(sizes)) > 1:
         out["sizes"] = torch.tensor(sizes, dtype=torch.int64)
@@ -210,6 +276,6 @@ def collate(items: Sequence[IndexedSample]) -> Batch:
         if any(key in own for own in extras):
             absent = [torch.full(size, _ABSENT[key], dtype=_DTYPE[key]) for size in sizes]
             parts = [own.get(key, default) for own, default in zip(extras, absent, strict=True)]
-            out[key] = _stack(parts, height, width, pad)
+            out[key] = _stack(parts, shape, pad)
     number = torch.tensor(index, dtype=torch.int64)
     return (image, target, number, out) if out else (image, target, number)

@@ -1,0 +1,44 @@
+"""Does every recipe run as it stands? Some steps of each, in a process of its own; without its package a recipe is skipped."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# What each recipe prints last, and the packages that it needs.
+RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "plain_loop": (r"a new image: [\d.]+% of the pixels right", ()),
+    "frozen_network": (r"network alone: .*\nwith the CRF: [\d.]+% of the body pixels right", ()),
+    "sampler_backend": (r"chain: marginals within 0\.\d+ of forward-backward", ()),
+    "torchvision_reference": (r"4 steps, [\d.]+% of an image's pixels right", ("torchvision",)),
+    "lightning_module": (r"4 steps, 160 sweeps, accuracy [\d.]+%", ("lightning",)),
+    "accelerate_segformer": (r"4 steps, labels of \[1, 64, 64\], 160 sweeps", ("accelerate", "transformers")),
+    "smp_unet": (r"4 steps, micro IoU [\d.]+%", ("segmentation_models_pytorch",)),
+    "monai_volumes": (r"tiles: [\d.]+% of the voxels right", ("monai",)),
+}
+
+
+def test_every_recipe_is_run() -> None:
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs(name: str) -> None:
+    last, packages = RECIPES[name]
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install '.[examples]'")
+    # From the sources, wherever the package is installed from.
+    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--steps", "4"]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert found.returncode == 0, found.stderr
+    assert re.search(last + r"\n\Z", found.stdout), found.stdout

@@ -58,12 +58,14 @@ def main(steps: int, devices: int) -> None:
         first = Segmenter(data.sizes)
         fitter = trainer(half, folder, devices)
         fitter.fit(first, loader, held_out)
-        fitter.save_checkpoint(folder / "half.ckpt")
+        # Every process has a folder of its own; the first one's is taken.
+        path = fitter.strategy.broadcast(str(folder / "half.ckpt"))
+        fitter.save_checkpoint(path)
 
         # Another process would begin here: weights, optimizer and chains come back.
         second = Segmenter(data.sizes)
         fitter = trainer(steps, folder, devices)
-        fitter.fit(second, loader, held_out, ckpt_path=folder / "half.ckpt", weights_only=True)
+        fitter.fit(second, loader, held_out, ckpt_path=path, weights_only=True)
         (result,) = fitter.validate(second, held_out, verbose=False)
     chains = second.head.loss.chains
     assert chains is not None

@@ -32,13 +32,24 @@ def test_every_recipe_is_run() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs(name: str) -> None:
     last, packages = RECIPES[name]
+    run(name, last, packages)
+
+
+def test_lightning_runs_on_two_processes() -> None:
+    """DDP: eight images a step, whose chains are in the checkpoint that the second half goes on from."""
+    last, packages = RECIPES["lightning_module"]
+    run("lightning_module", last.replace("160", "320"), packages, "--devices", "2")
+
+
+def run(name: str, last: str, packages: tuple[str, ...], *more: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install '.[examples]'")
     # From the sources, wherever the package is installed from.
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--steps", "4"]
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--steps", "4", *more]
     found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert found.returncode == 0, found.stderr
+    # Each of several processes may print.
     assert re.search(last + r"\n\Z", found.stdout), found.stdout

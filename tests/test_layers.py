@@ -13,7 +13,7 @@ ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "evaluation", "loop", "generators", "saved", "batches",
     "networks", "loss", "visit", "monitor", "gradient", "inference", "diagnostics", "metrics", "plots", "edge_trees",
     "edges", "edge_ends", "datasets", "sampler", "intake", "chains", "checkpoint", "model", "edge_inputs", "layout",
-    "coloring", "lattice", "validation", "engines", "eager", "contract", "kernels", "_version",
+    "coloring", "rings", "lattice", "validation", "engines", "eager", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -47,7 +47,7 @@ def listed(crf: GridCRF, logits: Tensor, kinds: Tensor | None = None, gates: Ten
     energy = sum(unary[every[:, site], site] for site in range(every.shape[1]))
     assert isinstance(energy, Tensor)
     for c, i, j in ring_edges(shape, wrap, crf.neighborhood):
-        table = crf.pairwise[c] if kinds is None else crf.pairwise[c, kinds[0, c].flatten()[i]]
+        table = crf.pairwise[c] if kinds is None else crf.pairwise[c, int(kinds[0, c].flatten()[i])]
         energy = energy + table.double()[every[:, i], every[:, j]]
         if gates is not None and crf.gated is not None:
             energy = energy + gates[0, 0, c].flatten()[i].double() * crf.gated[0, c].double()[every[:, i], every[:, j]]
@@ -70,7 +70,7 @@ def test_energies_of_many_labelings(shape: tuple[int, int], wrap: tuple[bool, bo
     for site in range(sites):
         flip = number ^ (1 << (sites - 1 - site))
         assert int((every[flip] != base).sum()) == 1
-        total -= math.log1p(math.exp(float(energy[number] - energy[flip])))
+        total -= math.log1p(math.exp(float((energy[number] - energy[flip]).detach())))
     assert float(likely[0, 3]) == pytest.approx(total, abs=1e-4)
 
 
@@ -110,7 +110,8 @@ def test_samples_have_the_law(engine: str, way: str, shape: tuple[int, int], wra
 
 def _dropped(layout: Layout) -> Layout:
     keep = [k for k, c in enumerate(layout.classes) if c not in layout.classes[:k]]
-    return replace(layout, displacements=tuple(layout.displacements[k] for k in keep), classes=tuple(layout.classes[k] for k in keep))
+    steps, classes = (tuple(of[k] for k in keep) for of in (layout.displacements, layout.classes))
+    return replace(layout, displacements=steps, classes=classes)
 
 
 def _turned(layout: Layout) -> Layout:
@@ -158,32 +159,36 @@ def test_ising_on_a_torus(length: int) -> None:
     crf = GridCRF(2, Neighborhood.nearest(4), table.repeat(2, 1, 1), wrap=True)
     logits, sampler = torch.zeros(1, 2, length, 4), Sampler(crf, "numba", seed=0)
     chains = sampler.run(sampler.init(logits, replicas=4000), 40)
-    energies = crf.energy(logits, chains.labels)[0].double()
+    energies = crf.energy(logits, chains.labels)[0].detach().double()
     assert abs(float(energies.mean()) - exact) < 4.5 * float(energies.std()) / math.sqrt(4000)
-    assert len(chains.plan.phases) - 1 == (2 if length % 2 == 0 else len(chains.plan.phases) - 1)
+    # An even ring is a checkerboard; an odd one is not.
+    assert (len(chains.plan.phases) - 1 == 2) == (length % 2 == 0)
 
 
 @pytest.mark.parametrize("engine", ["torch", "numba"])
 def test_gradients(engine: str) -> None:
-    crf, logits = GridCRF(2, HOOD, grid(9, 3, 2, 2), wrap=True), grid(10, 1, 2, 3, 3).requires_grad_()
+    crf, logits = GridCRF(2, HOOD, grid(9, 3, 2, 2), wrap=True), grid(10, 1, 2, 3, 3)
     truth = torch.tensor([[[0, 1, 1], [0, 0, 1], [1, 0, 1]]])
-    loss = CRFLoss(crf, method="cd", sweeps=30, replicas=4000, engine=engine)
-    loss(logits, truth, torch.tensor([0])).backward()
-    found = crf.pairwise.grad, logits.grad
-    crf.pairwise.grad = logits.grad = None
+    many, images = logits.repeat(4000, 1, 1, 1).requires_grad_(), torch.arange(4000)
+    loss = CRFLoss(crf, method="cd", sweeps=30, reduction="sum", engine=engine, seed=0)
+    loss(many, truth.expand(4000, 3, 3), images).backward()
+    assert crf.pairwise.grad is not None and many.grad is not None
+    found = crf.pairwise.grad / 4000, many.grad.mean(0, keepdim=True)
+    crf.pairwise.grad = None
+    logits.requires_grad_()
     every, energy = listed(crf, logits)
     own = energy[(every == truth.flatten()).all(1)].sum()
     (own + (-energy).logsumexp(0)).backward()
     for mine, exact in zip(found, (crf.pairwise.grad, logits.grad), strict=True):
         assert mine is not None and exact is not None
-        assert torch.allclose(mine.double(), exact.double(), atol=0.15)
+        assert torch.allclose(mine.double(), exact.double(), atol=0.08)
 
 
 def test_marginals() -> None:
     crf, logits = GridCRF(2, HOOD, grid(11, 3, 2, 2), wrap=True), grid(12, 1, 2, 3, 3)
     every, energy = listed(crf, logits)
     exact = ((-energy).softmax(0)[:, None] * every).sum(0).view(3, 3)
-    found = marginals(crf, logits, sweeps=300, burn_in=20, replicas=40, engine="numba")[0, 1]
+    found = marginals(crf, logits, sweeps=200, burn_in=20, replicas=40, engine="numba")[0, 1]
     assert torch.allclose(found.double(), exact, atol=0.02)
 
 

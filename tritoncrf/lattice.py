@@ -56,7 +56,9 @@ def refuse_graph(name: str, given: object) -> None:
     """Raises TypeError where a graph is given for a neighbourhood: a scipy or torch sparse matrix, a networkx graph."""
     found = _graph(given)
     if found is not None:
-        raise TypeError(f"{name}: expected offsets of a lattice (tritoncrf has lattices only; graphs are not supported yet), got {found}")
+        raise TypeError(
+            f"{name}: expected offsets of a lattice (tritoncrf has lattices only; graphs are not supported yet), got {found}"
+        )
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,8 @@ class GridCRF(nn.Module):
         labels = validation.tensor("labels", labels)
         ndim = self.neighborhood.ndim
         if labels.dim() not in (ndim + 1, ndim + 2) or 0 in labels.shape:
-            raise ValueError(f"labels: expected shape [N, {ndim} sizes] or [N, M, {ndim} sizes], none 0, got {list(labels.shape)}")
+            raise ValueError(f"labels: expected shape [N, {ndim} sizes] or [N, M, {ndim} sizes], none 0, "
+                             f"got {list(labels.shape)}")  # fmt: skip
         labels = labels if self._many(labels) else labels[:, None]
         shape = tuple(labels.shape[2:])
         validation.shaped("labels", labels, [labels.shape], validation.INTEGERS, self.device)

@@ -1,8 +1,8 @@
 """What is a neighbour on a ring? The edges across the seam of an axis that wraps, as edges of an open lattice.
 
 On an axis of n sites that wraps, class c joins i and ``(i + d_c) mod n``. Those that cross the seam are the edges of an open
-lattice with offset ``d_c - n`` (``d_c + n`` where d_c is negative) under the same table, still from i to j. So a periodic lattice
-is an open one with up to ``2^w`` offsets a class, w the axes that wrap along which it steps. An axis needs ``2 * reach + 1``
+lattice with offset ``d_c - n`` (``d_c + n`` where d_c is negative) under the same table, still from i to j. So a periodic
+lattice is an open one with up to ``2^w`` offsets a class, w the axes that wrap along which it steps. An axis needs ``2 * reach + 1``
 sites: then no pair is joined twice and no site to itself.
 """
 
@@ -43,7 +43,7 @@ def unroll(neighborhood: Neighborhood, wrap: Wrap, shape: Sequence[int]) -> tupl
 
 
 def check(guard: Guard, neighborhood: Neighborhood, wrap: Wrap, shape: Sequence[int], sizes: Tensor | None) -> None:
-    """Raises ValueError unless images of padded ``shape``, of own ``sizes`` ``[N, d]``, can be rings along the axes that wrap."""
+    """Raises ValueError unless images of padded ``shape``, of own ``sizes`` ``[N, d]``, can be rings where axes wrap."""
     for axis, ring in enumerate(wrap):
         least = 2 * neighborhood.reach[axis] + 1
         if ring and shape[axis] < least:

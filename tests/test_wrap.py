@@ -41,7 +41,7 @@ def ring_edges(shape: tuple[int, int], wrap: tuple[bool, bool], hood: Neighborho
 def listed(crf: GridCRF, logits: Tensor, kinds: Tensor | None = None, gates: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """All labellings of an image and their energies, float64, differentiable."""
     shape = (logits.shape[2], logits.shape[3])
-    wrap = crf.form.wrap or (False, False)
+    wrap = (crf.form.wrap[0], crf.form.wrap[1]) if crf.form.wrap else (False, False)
     every = torch.from_numpy(labellings(shape[0] * shape[1], crf.num_labels))
     unary = -logits[0].double().flatten(1)
     energy = sum(unary[every[:, site], site] for site in range(every.shape[1]))
@@ -141,7 +141,8 @@ def test_engines_agree() -> None:
         chains = sampler.run(sampler.init(logits, mask=mask, replicas=2), 6)
         found.append((chains.labels, sampler.pair_counts(chains)))
     for labels, counts in found[1:]:
-        assert torch.equal(labels, found[0][0]) and torch.equal(counts, found[0][1])
+        assert torch.equal(labels, found[0][0])
+        assert torch.equal(counts, found[0][1])
 
 
 @pytest.mark.parametrize("length", [4, 5, 6])
@@ -172,15 +173,16 @@ def test_gradients(engine: str) -> None:
     many, images = logits.repeat(4000, 1, 1, 1).requires_grad_(), torch.arange(4000)
     loss = CRFLoss(crf, method="cd", sweeps=30, reduction="sum", engine=engine, seed=0)
     loss(many, truth.expand(4000, 3, 3), images).backward()
-    assert crf.pairwise.grad is not None and many.grad is not None
+    assert crf.pairwise.grad is not None
+    assert many.grad is not None
     found = crf.pairwise.grad / 4000, many.grad.mean(0, keepdim=True)
     crf.pairwise.grad = None
     logits.requires_grad_()
     every, energy = listed(crf, logits)
     own = energy[(every == truth.flatten()).all(1)].sum()
-    (own + (-energy).logsumexp(0)).backward()
+    (own + (-energy).logsumexp(0)).backward()  # type: ignore[no-untyped-call]
     for mine, exact in zip(found, (crf.pairwise.grad, logits.grad), strict=True):
-        assert mine is not None and exact is not None
+        assert exact is not None
         assert torch.allclose(mine.double(), exact.double(), atol=0.08)
 
 
@@ -201,7 +203,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="sizes: expected the batch's full length along axis 0, which wraps, got 4 of 6"):
         Sampler(crf, "torch").init(torch.zeros(1, 2, 6, 5), sizes=torch.tensor([[4, 5]]))
     Sampler(crf, "torch").init(torch.zeros(1, 2, 6, 5), sizes=torch.tensor([[6, 3]]))
-    with pytest.raises(ValueError, match="wrap: expected a bool, or 2 of them"):
+    with pytest.raises(ValueError, match=r"wrap: expected a bool, or 2 of them"):
         GridCRF(2, HOOD, wrap=(True,))
 
 
@@ -209,7 +211,7 @@ def test_state_knows_its_rings() -> None:
     ring, line = GridCRF(2, HOOD, grid(13, 3, 2, 2), wrap=(True, False)), GridCRF(2, HOOD)
     with pytest.raises(ValueError, match=r"wrap \(True, False\)"):
         line.load_state_dict(ring.state_dict())
-    with pytest.raises(ValueError, match="state: expected tables of .* wrap"):
+    with pytest.raises(ValueError, match=r"state: expected tables of .* wrap"):
         ring.load_state_dict(line.state_dict())
     other = GridCRF(2, HOOD, wrap=(True, False))
     other.load_state_dict(ring.state_dict())
@@ -220,8 +222,8 @@ def test_state_knows_its_rings() -> None:
 
 @pytest.mark.parametrize("graph", [torch.zeros(5, 2, dtype=torch.long), sparse.eye(4, format="csr")])
 def test_graphs_are_refused(graph: object) -> None:
-    with pytest.raises(TypeError, match="neighborhood: expected .*tritoncrf has lattices only"):
+    with pytest.raises(TypeError, match=r"neighborhood: expected .*tritoncrf has lattices only"):
         GridCRF(2, graph)  # type: ignore[arg-type]
     if not isinstance(graph, Tensor):
-        with pytest.raises(TypeError, match="offsets: expected .*tritoncrf has lattices only"):
+        with pytest.raises(TypeError, match=r"offsets: expected .*tritoncrf has lattices only"):
             Neighborhood.from_offsets(graph)  # type: ignore[arg-type]

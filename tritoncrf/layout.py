@@ -29,7 +29,8 @@ Shape = tuple[int, ...]
 
 def bucket(shape: Shape, wrap: Wrap = ()) -> Shape:
     """The padded shape whose layout serves ``shape``: each axis that is no ring up to the next of eight steps per doubling."""
-    steps = (1 if ring else 1 << max(0, n.bit_length() - 4) for n, ring in zip(shape, wrap or (False,) * len(shape), strict=True))
+    rings = wrap or (False,) * len(shape)
+    steps = (1 if ring else 1 << max(0, n.bit_length() - 4) for n, ring in zip(shape, rings, strict=True))
     return tuple(-(-n // step) * step for n, step in zip(shape, steps, strict=True))
 
 

@@ -140,7 +140,8 @@ class GridCRF(nn.Module):
         self, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None, kinds: Tensor | None = None
     ) -> Tensor:
         """How often each pair of labels stands on an edge of each class (and kind): labels ``[N, *shape]`` -> int64
-        ``[N, C, L, L]``, with kinds ``[N, C, R, L, L]``; of labelings ``[N, M, *shape]`` likewise ``[N, M, ...]``.
+        ``[N, C, L, L]``, with kinds ``[N, C, R, L, L]``; of labelings ``[N, M, *shape]`` 
+        likewise ``[N, M, ...]``.
 
         ``sizes`` int64 ``[N, d]`` where images are padded, ``mask`` bool ``[N, *shape]`` False where no pixel exists, ``kinds``
         uint8 ``[N, Ck, *shape]``. Raises ValueError or TypeError naming the argument.
@@ -239,7 +240,8 @@ class GridCRF(nn.Module):
         if labels.dim() not in (ndim + 1, ndim + 2) or 0 in labels.shape:
             raise ValueError(f"labels: expected shape [N, {ndim} sizes] or [N, M, {ndim} sizes], none 0, "
                              f"got {list(labels.shape)}")  # fmt: skip
-        labels = labels if self._many(labels) else labels[:, None]
+        many = self._many(labels)
+        labels = labels if many else labels[:, None]
         shape = tuple(labels.shape[2:])
         validation.shaped("labels", labels, [labels.shape], validation.INTEGERS, self.device)
         # The answer goes to the caller, so a fault on a GPU has to be waited for.
@@ -251,8 +253,8 @@ class GridCRF(nn.Module):
         plan = layout.plan(self.num_labels, shape, index, labels.shape[1], sizes, mask, None)
         present = validation.inside(shape, len(labels), sizes, mask, self.device)
         plan = look(guard, self.form if gates else self.form.without_gates(), plan, layout, present, given)
-        held = present[:, None].expand(labels.shape)
-        validation.label_values(guard, "labels", labels, self.num_labels, held)
+        held = present[:, None] if many else present
+        validation.label_values(guard, "labels", labels if many else labels[:, 0], self.num_labels, held)
         # A label that a deferred check will report must not index out of the tables meanwhile.
         safe = labels.long().clamp(0, self.num_labels - 1).to(torch.uint8)
         return plan, pack(plan, layout, safe, present)

@@ -1,7 +1,8 @@
 """What comes in of the edges? Kinds and gates of a batch, each at its edge's first end, looked at once.
 
 Class c joins pixel i and i + d_c (mod n along an axis that wraps); what is given of that edge stands at i. Entries of edges
-that do not exist, because an end lies beyond the image, is padding or is masked out, are not looked at: whatever they hold is made harmless.
+that do not exist, because an end lies beyond the image, is padding or is masked out, are not looked at: whatever they
+hold is made harmless.
 """
 
 from __future__ import annotations

@@ -156,8 +156,9 @@ class GridCRF(nn.Module):
     ) -> Tensor:  # fmt: skip
         """E(y) in nats, float32 ``[N]``, differentiable in logits ``[N, L, *shape]``, tables and gates.
 
-        labels: integers ``[N, *shape]``, or M labelings an image ``[N, M, *shape]``, whose energies are ``[N, M]``; ``sizes``, ``mask`` and ``kinds`` as in `pair_counts`; ``gates`` float
-        ``[N, G, Cg, *shape]``, taken as the multiples of 1 / 128 that samplers use (straight through). Raises as `pair_counts`.
+        labels: integers ``[N, *shape]``, or M labelings an image ``[N, M, *shape]``, whose energies are ``[N, M]``; ``sizes``,
+        ``mask`` and ``kinds`` as in `pair_counts`; ``gates`` float ``[N, G, Cg, *shape]``, taken as the multiples of 1 / 128 that
+        samplers use (straight through). Raises as `pair_counts`.
         """
         plan, rows = self._match(logits, labels, sizes, mask, Edges(kinds, gates))
         slots = plan.pixels

@@ -2,8 +2,8 @@
 
 On an axis of n sites that wraps, class c joins i and ``(i + d_c) mod n``. Those that cross the seam are the edges of an open
 lattice with offset ``d_c - n`` (``d_c + n`` where d_c is negative) under the same table, still from i to j. So a periodic
-lattice is an open one with up to ``2^w`` offsets a class, w the axes that wrap along which it steps. An axis needs ``2 * reach + 1``
-sites: then no pair is joined twice and no site to itself.
+lattice is an open one with up to ``2^w`` offsets a class, w the axes that wrap along which it steps. An axis needs
+``2 * reach + 1`` sites: then no pair is joined twice and no site to itself.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from tritoncrf import CRFLoss, GridCRF, Neighborhood
 from tritoncrf.inference import marginals
 from tritoncrf.layout import Layout
 from tritoncrf.sampler import Sampler
+from tritoncrf.saved import form_of, model_tree
 
 HOOD = Neighborhood(((0, 1), (1, 0), (1, -1)))
 CASES = [((3, 3), (True, True)), ((3, 4), (True, False)), ((4, 3), (False, True))]
@@ -216,6 +217,8 @@ def test_state_knows_its_rings() -> None:
     other = GridCRF(2, HOOD, wrap=(True, False))
     other.load_state_dict(ring.state_dict())
     assert torch.equal(other.pairwise, ring.pairwise)
+    assert form_of(model_tree(ring)) == ring.form
+    assert form_of(model_tree(line)) == line.form
     with pytest.raises(ValueError, match="chains: expected chains of"):
         Sampler(line, "torch").run(Sampler(ring, "torch").init(torch.zeros(1, 2, 4, 4)), 1)
 

@@ -157,7 +157,8 @@ class GridCRF(nn.Module):
         """E(y) in nats, float32 ``[N]``, differentiable in logits ``[N, L, *shape]``, tables and gates.
 
         labels: integers ``[N, *shape]``, or M labelings an image ``[N, M, *shape]``, whose energies are ``[N, M]``; ``sizes``,
-        ``mask`` and ``kinds`` as in `pair_counts`; ``gates`` float ``[N, G, Cg, *shape]``, taken as the multiples of 1 / 128 that
+        ``mask`` and ``kinds`` as in `pair_counts`; ``gates`` float ``[N, G, Cg, *shape]``, taken as the multiples of 1 / 128
+        that
         samplers use (straight through). Raises as `pair_counts`.
         """
         plan, rows = self._match(logits, labels, sizes, mask, Edges(kinds, gates))
@@ -169,8 +170,8 @@ class GridCRF(nn.Module):
         for k, weight, table in self._gated(plan, gates):
             there = rows[:, :, plan.positions + plan.displacements[k]].long()
             pair = pair + (weight[:, None, :, slots] * table[:, here, there].movedim(0, 2)).double().flatten(2).sum(2)
-        found = (unary.masked_fill(~plan.exists[:, None], 0.0).sum(2, dtype=torch.float64) + pair).float()
-        return found if self._many(labels) else found[:, 0]
+        found = unary.masked_fill(~plan.exists[:, None], 0.0).sum(2, dtype=torch.float64) + pair
+        return (found if self._many(labels) else found[:, 0]).float()
 
     def log_pseudolikelihood(
         self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None,

@@ -13,8 +13,8 @@ ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "together", "head", "evaluation", "loop", "generators", "saved",
     "batches", "networks", "loss", "held_out", "visit", "monitor", "outcome", "gradient", "inference", "diagnostics",
     "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order", "sampler", "intake", "chains", "store",
-    "shares", "ranks", "checkpoint", "model", "edge_inputs", "layout", "coloring", "lattice", "targets", "tiles",
-    "validation", "engines", "eager", "contract", "kernels", "_version",
+    "shares", "ranks", "checkpoint", "model", "edge_inputs", "layout", "coloring", "rings", "lattice", "targets",
+    "tiles", "validation", "engines", "eager", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

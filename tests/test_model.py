@@ -261,8 +261,10 @@ FAULTS: list[tuple[Any, type[Exception], str]] = [
     (lambda: GridCRF(3, HOOD).energy(LOGITS, ZEROS + 3), ValueError, "labels from 0 to 2, got 3 at index [0, 0, 0]"),
     (lambda: GridCRF(3, HOOD).pair_counts(ZEROS - 1), ValueError, "labels: expected labels from 0 to 2, got -1"),
     (lambda: GridCRF(3, HOOD).pair_counts(ZEROS + 255), ValueError, "labels: expected labels from 0 to 2, got 255"),
-    (lambda: GridCRF(3, HOOD).pair_counts(ZEROS[0]), ValueError, "labels: expected shape [N, 2 sizes], none 0, got [4, 5]"),
-    (lambda: GridCRF(3, HOOD).pair_counts(ZEROS[:0]), ValueError, "labels: expected shape [N, 2 sizes], none 0, got [0, 4, 5]"),
+    (lambda: GridCRF(3, HOOD).pair_counts(ZEROS[0]), ValueError,
+     "labels: expected shape [N, 2 sizes] or [N, M, 2 sizes], none 0, got [4, 5]"),
+    (lambda: GridCRF(3, HOOD).pair_counts(ZEROS[:0]), ValueError,
+     "labels: expected shape [N, 2 sizes] or [N, M, 2 sizes], none 0, got [0, 4, 5]"),
     (lambda: GridCRF(3, HOOD).pair_counts(ZEROS, sizes=ZEROS[0]), ValueError, "sizes: expected shape [2, 2], got [4, 5]"),
     (lambda: GridCRF(3, HOOD).pair_counts(ZEROS, mask=ZEROS), TypeError, "mask: expected torch.bool, got torch.int64"),
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """What comes in of the edges? Kinds and gates of a batch, each at its edge's first end, looked at once.
 
-Class c joins pixel i and i + d_c; what is given of that edge stands at i. Entries of edges that do not exist, because an end
-lies beyond the image, is padding or is masked out, are not looked at: whatever they hold is made harmless.
+Class c joins pixel i and i + d_c (mod n along an axis that wraps); what is given of that edge stands at i. Entries of edges
+that do not exist, because an end lies beyond the image, is padding or is masked out, are not looked at: whatever they
+hold is made harmless.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tritoncrf import contract, validation
 from tritoncrf.engines import EdgeData, Plan
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.layout import Layout
+from tritoncrf.rings import Wrap
 from tritoncrf.validation import Guard
 
 
@@ -42,11 +44,13 @@ class EdgeForm:
     gates: int
     """G; 0: none."""
     gates_on: Neighborhood
+    wrap: Wrap = ()
+    """Which axes are rings; () for none."""
 
     @classmethod
     def of(
         cls, neighborhood: Neighborhood, kinds: int | None, kinds_on: Neighborhood | None, gates: int,
-        gates_on: Neighborhood | None,
+        gates_on: Neighborhood | None, wrap: Wrap = (),
     ) -> EdgeForm:  # fmt: skip
         """Arguments as of `GridCRF`. Raises ValueError or TypeError naming them."""
         if kinds is not None:
@@ -57,7 +61,7 @@ class EdgeForm:
                 raise ValueError(f"{name}: expected None for a model without {name[:5]}, got {given!r}")
             if given is not None:
                 neighborhood.places(name, given)
-        return cls(neighborhood, kinds, kinds_on or neighborhood, gates, gates_on or neighborhood)
+        return cls(neighborhood, kinds, kinds_on or neighborhood, gates, gates_on or neighborhood, wrap)
 
     @cached_property
     def kinded(self) -> tuple[int, ...]:
@@ -75,11 +79,12 @@ class EdgeForm:
         return self.kinds, self.gates, kinded if self.kinds else (), gating if self.gates else ()
 
     def numbers(self, num_labels: int) -> Tensor:
-        """int64: number of labels, kinds (0: none), gates, axes, and each neighbourhood's number of offsets and offsets."""
+        """int64: number of labels, kinds (0: none), gates, axes, and each neighbourhood's number of offsets and offsets;
+        then, where an axis wraps, 1 for each that does."""
         found = [num_labels, self.kinds or 0, self.gates, self.neighborhood.ndim]
         for part in (self.neighborhood, self.kinds_on, self.gates_on):
             found += [len(part), *(step for offset in part.offsets for step in offset)]
-        return torch.tensor(found, dtype=torch.int64)
+        return torch.tensor(found + [int(ring) for ring in self.wrap], dtype=torch.int64)
 
     def without_gates(self) -> EdgeForm:
         """The form of the same model where gates do not matter."""
@@ -91,6 +96,8 @@ class EdgeForm:
             parts.append(f", {self.kinds} {'kind' if self.kinds == 1 else 'kinds'}{self._on(self.kinds_on)}")
         if self.gates:
             parts.append(f", {self.gates} {'gate' if self.gates == 1 else 'gates'}{self._on(self.gates_on)}")
+        if self.wrap:
+            parts.append(f", wrap {self.wrap}")
         return "".join(parts)
 
     def _on(self, part: Neighborhood) -> str:
@@ -108,11 +115,11 @@ def told(numbers: object) -> str:
 def _told(numbers: list[int]) -> str:
     labels, kinds, gates, axes, *rest = numbers
     hoods = []
-    while rest:
+    for _ in range(3):
         count, rest = rest[0] * axes, rest[1:]
         hoods.append(Neighborhood.from_offsets([rest[k : k + axes] for k in range(0, count, axes)]))
         rest = rest[count:]
-    form = EdgeForm(hoods[0], kinds or None, hoods[1], gates, hoods[2])
+    form = EdgeForm(hoods[0], kinds or None, hoods[1], gates, hoods[2], tuple(map(bool, rest)))
     return f"{labels} labels, {hoods[0]!r} {hoods[0].offsets[:2]}...{form}"
 
 
@@ -167,10 +174,12 @@ def _joined(layout: Layout, present: Tensor, classes: Neighborhood) -> Iterator[
     shape = tuple(present.shape[1:])
     rows = torch.zeros((len(present), layout.volume), dtype=torch.bool, device=present.device)
     layout.crop(rows, shape).copy_(present)
-    steps = dict(zip(layout.classes, layout.displacements, strict=True))
     for offset in classes.offsets:
-        step = steps.get(layout.neighborhood.offsets.index(offset))
-        yield torch.zeros_like(present) if step is None else present & layout.ahead(rows, shape, step)
+        own, joined = layout.neighborhood.offsets.index(offset), torch.zeros_like(present)
+        for c, step in zip(layout.classes, layout.displacements, strict=True):
+            if c == own:
+                joined |= present & layout.ahead(rows, shape, step)
+        yield joined
 
 
 def _require(guard: Guard, bad: tuple[Tensor, ...], sentence: str, values: Tensor, classes: Neighborhood) -> None:

@@ -16,6 +16,7 @@ from tritoncrf.edge_inputs import look as look_at_edges
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.layout import Layout
 from tritoncrf.model import GridCRF
+from tritoncrf.rings import check
 from tritoncrf.validation import Guard
 
 
@@ -52,6 +53,7 @@ def look(
     validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
     images, shape = len(logits), tuple(logits.shape[2:])
     sizes, mask = validation.extents(guard, images, shape, sizes, mask, device)
+    check(guard, crf.neighborhood, crf.form.wrap, shape, sizes)
     index = counter(guard, "index", index, 1 << contract.INDEX_BITS, torch.arange(images, device=device))
     count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, torch.zeros_like(index))
     present = validation.inside(shape, images, sizes, mask, device)

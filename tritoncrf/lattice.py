@@ -40,6 +40,27 @@ def _integer(name: str, value: int, least: int) -> int:
     return operator.index(value)
 
 
+def _graph(given: object) -> str | None:
+    """What a graph calls itself, where one is given for offsets; None for anything else."""
+    kind = type(given)
+    if kind.__module__.split(".")[0] == "scipy" and hasattr(given, "tocoo"):
+        return f"a scipy {kind.__name__}"
+    if hasattr(given, "adjacency") and hasattr(given, "edges"):
+        return f"a graph ({kind.__name__})"
+    if getattr(given, "layout", None) is not None and str(getattr(given, "layout")) != "torch.strided":  # noqa: B009
+        return f"a sparse {kind.__name__}"
+    return None
+
+
+def refuse_graph(name: str, given: object) -> None:
+    """Raises TypeError where a graph is given for a neighbourhood: a scipy or torch sparse matrix, a networkx graph."""
+    found = _graph(given)
+    if found is not None:
+        raise TypeError(
+            f"{name}: expected offsets of a lattice (tritoncrf has lattices only; graphs are not supported yet), got {found}"
+        )
+
+
 @dataclass(frozen=True)
 class Neighborhood:
     """Offsets of the edge classes, one of each antipodal pair, in the order given.
@@ -116,6 +137,7 @@ class Neighborhood:
     def from_offsets(cls, offsets: Iterable[Sequence[int]]) -> Neighborhood:
         """Offsets as given; anything with integer steps (lists, numpy rows). Zero, duplicate and antipodal ones: ValueError."""
         rows: list[Offset] = []
+        refuse_graph("offsets", offsets)
         if not isinstance(offsets, Iterable):
             raise TypeError(f"offsets: expected a sequence of offsets, got {type(offsets).__name__}")
         for place, offset in enumerate(offsets):

@@ -4,7 +4,8 @@ A chain's labels are one flat row. Site ``y`` of a padded bucket sits at positio
 axis but the first is followed by a border as wide as the neighbourhood reaches and the whole is preceded and followed by
 one: a step off the image always lands on void, never on another row, so the neighbour at offset d is always
 ``position + sum_j d_j * stride_j`` and no bounds are tested. Missing neighbours, padding, ragged images and holes are one
-mechanism: void. A bucket rounds each axis up by at most an eighth, so few layouts serve all image sizes.
+mechanism: void. A bucket rounds each axis up by at most an eighth, so few layouts serve all image sizes; an axis that wraps is
+kept as it is, for the offsets across its seam know its length (`rings`).
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from tritoncrf import contract
 from tritoncrf.coloring import sublattice_coloring
 from tritoncrf.engines import Plan
 from tritoncrf.lattice import Neighborhood
+from tritoncrf.rings import Wrap, unroll
 
 Shape = tuple[int, ...]
 
 
-def bucket(shape: Shape) -> Shape:
-    """The padded shape whose layout serves ``shape``: each axis up to the next of eight steps per doubling."""
-    return tuple(-(-n // step) * step for n in shape for step in (1 << max(0, n.bit_length() - 4),))
+def bucket(shape: Shape, wrap: Wrap = ()) -> Shape:
+    """The padded shape whose layout serves ``shape``: each axis that is no ring up to the next of eight steps per doubling."""
+    rings = wrap or (False,) * len(shape)
+    steps = (1 if ring else 1 << max(0, n.bit_length() - 4) for n, ring in zip(shape, rings, strict=True))
+    return tuple(-(-n // step) * step for n, step in zip(shape, steps, strict=True))
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,21 @@ class Layout:
     """int64 [S, d] of each slot."""
     positions: Tensor
     """int64 [S]."""
+    wrap: Wrap = ()
+    """Which axes are rings; () for none."""
 
     @classmethod
-    def build(cls, neighborhood: Neighborhood, shape: Shape, device: torch.device) -> Layout:
+    def build(cls, neighborhood: Neighborhood, shape: Shape, device: torch.device, wrap: Wrap = ()) -> Layout:
         """The layout of bucket ``shape`` for a neighbourhood."""
-        offsets = neighborhood.offsets
-        classes = tuple(c for c, d in enumerate(offsets) if all(abs(s) < n for s, n in zip(d, shape, strict=True)))
-        reach = [max((abs(offsets[c][axis]) for c in classes), default=0) for axis in range(len(shape))]
+        unrolled, owners = unroll(neighborhood, wrap, shape)
+        pairs = zip(unrolled.offsets, owners, strict=True)
+        inside = [(d, c) for d, c in pairs if all(abs(s) < n for s, n in zip(d, shape, strict=True))]
+        reach = [max((abs(d[axis]) for d, _ in inside), default=0) for axis in range(len(shape))]
         padded = (shape[0], *(n + r for n, r in zip(shape[1:], reach[1:], strict=True)))
         strides = [math.prod(padded[axis + 1 :]) for axis in range(len(shape))]
         start = sum(r * stride for r, stride in zip(reach, strides, strict=True))
         coordinates = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, len(shape))
-        coloring = sublattice_coloring(neighborhood)
+        coloring = sublattice_coloring(unrolled)
         color = coloring.color(coordinates)
         order = np.argsort(color, kind="stable")
         bounds = np.searchsorted(color[order], np.arange(coloring.colors + 1))
@@ -71,12 +78,13 @@ class Layout:
             padded=padded,
             start=start,
             volume=2 * start + math.prod(padded),
-            displacements=tuple(sum(s * t for s, t in zip(offsets[c], strides, strict=True)) for c in classes),
-            classes=classes,
-            num_classes=len(offsets),
+            displacements=tuple(sum(s * t for s, t in zip(d, strides, strict=True)) for d, _ in inside),
+            classes=tuple(c for _, c in inside),
+            num_classes=len(neighborhood),
             phases=tuple(bounds.tolist()),
             coordinates=torch.from_numpy(coordinates).to(device),
             positions=torch.from_numpy(coordinates @ np.array(strides) + start).to(device),
+            wrap=wrap,
         )
 
     @property
@@ -159,16 +167,20 @@ def unpack(plan: Plan, layout: Layout, rows: Tensor, shape: Shape) -> Tensor:
 class LayoutCache:
     """The layouts last used with a neighbourhood: at most ``limit`` of them and, beyond one, ``most`` bytes."""
 
-    def __init__(self, neighborhood: Neighborhood, limit: int = 64, most: int = 1 << 28) -> None:
+    # Caches pickled before axes could wrap have none.
+    wrap: Wrap = ()
+
+    def __init__(self, neighborhood: Neighborhood, limit: int = 64, most: int = 1 << 28, wrap: Wrap = ()) -> None:
         self.neighborhood = neighborhood
+        self.wrap = wrap
         self.limit = limit
         self.most = most
         self._layouts: OrderedDict[tuple[Shape, torch.device], Layout] = OrderedDict()
 
     def get(self, shape: Shape, device: torch.device) -> Layout:
         """The layout of the bucket of ``shape``."""
-        key = bucket(shape), device
-        layout = self._layouts.pop(key, None) or Layout.build(self.neighborhood, key[0], device)
+        key = bucket(shape, self.wrap), device
+        layout = self._layouts.pop(key, None) or Layout.build(self.neighborhood, key[0], device, self.wrap)
         self._layouts[key] = layout
         while len(self._layouts) > self.limit or (len(self._layouts) > 1 and self.nbytes > self.most):
             self._layouts.popitem(last=False)

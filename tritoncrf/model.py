@@ -10,7 +10,7 @@ weighs a table of its own. Both are optional. Tables are linear in the energy: `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -21,8 +21,9 @@ from tritoncrf import contract, validation
 from tritoncrf.edge_inputs import EdgeForm, Edges, look, told
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.engines.torch import pair_counts
-from tritoncrf.lattice import Neighborhood
+from tritoncrf.lattice import Neighborhood, refuse_graph
 from tritoncrf.layout import LayoutCache, pack
+from tritoncrf.rings import axes, check
 from tritoncrf.validation import Guard
 
 
@@ -35,6 +36,9 @@ class GridCRF(nn.Module):
     them, in which order the argument has them; the others read table 0.
     gates: G >= 1: ``gated`` is a parameter ``[G, Cg, L, L]``, entries of at most 16 in size, and every call takes ``gates``
     float ``[N, G, Cg, *shape]`` in [0, 1]. gates_on: the Cg classes that have gates (all if None). gated: to start from.
+    wrap: which axes are rings, a bool for each or one for all: class c then joins i and ``(i + d_c) mod n``, under the same
+    table. Such an axis needs twice the reach and one more sites, and images of a batch all have its full length (``mask`` may
+    have holes). A class costs a sweep up to two look-ups an axis, and a chain's row a border as long as the axis.
     ``crf.pairwise`` and ``crf.gated`` (None without gates) are the parameters; `torch.nn.utils.parametrize` may stand before
     either. Raises ValueError or TypeError for anything else.
 
@@ -53,15 +57,18 @@ class GridCRF(nn.Module):
     def __init__(
         self, num_labels: int, neighborhood: Neighborhood, pairwise: Tensor | None = None, *, kinds: int | None = None,
         kinds_on: Neighborhood | None = None, gates: int = 0, gates_on: Neighborhood | None = None,
-        gated: Tensor | None = None,
+        gated: Tensor | None = None, wrap: Sequence[bool] | bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         validation.whole("num_labels", num_labels, 2, contract.MAX_LABELS)
         if not isinstance(neighborhood, Neighborhood):
-            raise TypeError(f"neighborhood: expected a Neighborhood, got {type(neighborhood).__name__}")
+            refuse_graph("neighborhood", neighborhood)
+            graph = isinstance(neighborhood, Tensor) and neighborhood.dim() == 2
+            hint = " (tritoncrf has lattices only; an edge list of a graph is not supported yet)" if graph else ""
+            raise TypeError(f"neighborhood: expected a Neighborhood, got {type(neighborhood).__name__}{hint}")
         self.num_labels = num_labels
         self.neighborhood = neighborhood
-        self.form = EdgeForm.of(neighborhood, kinds, kinds_on, gates, gates_on)
+        self.form = EdgeForm.of(neighborhood, kinds, kinds_on, gates, gates_on, axes(wrap, neighborhood.ndim))
         if gated is not None and not gates:
             raise ValueError(f"gated: expected None for a model without gates, got {type(gated).__name__}")
         square = (num_labels, num_labels)
@@ -70,7 +77,7 @@ class GridCRF(nn.Module):
         self.pairwise = nn.Parameter(tables)
         self.register_parameter("gated", None if weighed is None else nn.Parameter(weighed))
         self.rounded(Guard(immediate=True), self.tables)
-        self.layouts = LayoutCache(neighborhood)
+        self.layouts = LayoutCache(neighborhood, wrap=self.form.wrap)
 
     def get_extra_state(self) -> Tensor:
         """int64: what the tables are tables of, so that those of other labels, offsets, kinds or gates are not taken for it."""
@@ -138,13 +145,15 @@ class GridCRF(nn.Module):
         self, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None, kinds: Tensor | None = None
     ) -> Tensor:
         """How often each pair of labels stands on an edge of each class (and kind): labels ``[N, *shape]`` -> int64
-        ``[N, C, L, L]``, with kinds ``[N, C, R, L, L]``.
+        ``[N, C, L, L]``, with kinds ``[N, C, R, L, L]``; of labelings ``[N, M, *shape]`` 
+        likewise ``[N, M, ...]``.
 
         ``sizes`` int64 ``[N, d]`` where images are padded, ``mask`` bool ``[N, *shape]`` False where no pixel exists, ``kinds``
         uint8 ``[N, Ck, *shape]``. Raises ValueError or TypeError naming the argument.
         """
         plan, rows = self._lay_out(labels, sizes, mask, Edges(kinds), gates=False)
-        return pair_counts(plan, rows)[:, 0]
+        counts = pair_counts(plan, rows)
+        return counts if self._many(labels) else counts[:, 0]
 
     def energy(
         self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None,
@@ -152,27 +161,35 @@ class GridCRF(nn.Module):
     ) -> Tensor:  # fmt: skip
         """E(y) in nats, float32 ``[N]``, differentiable in logits ``[N, L, *shape]``, tables and gates.
 
-        labels: integers ``[N, *shape]``; ``sizes``, ``mask`` and ``kinds`` as in `pair_counts`; ``gates`` float
-        ``[N, G, Cg, *shape]``, taken as the multiples of 1 / 128 that samplers use (straight through). Raises as `pair_counts`.
+        labels: integers ``[N, *shape]``, or M labelings an image ``[N, M, *shape]``, whose energies are ``[N, M]``; ``sizes``,
+        ``mask`` and ``kinds`` as in `pair_counts`; ``gates`` float ``[N, G, Cg, *shape]``, taken as the multiples of 1 / 128
+        that
+        samplers use (straight through). Raises as `pair_counts`.
         """
         plan, rows = self._match(logits, labels, sizes, mask, Edges(kinds, gates))
         slots = plan.pixels
-        chosen = rows[:, 0, plan.positions].long().clamp(max=self.num_labels - 1)[:, None]
-        unary = -logits.float().flatten(2)[:, :, slots].gather(1, chosen)[:, 0]
+        here = rows[:, :, plan.positions].long()
+        unary = -logits.float().flatten(2)[:, :, slots].gather(1, here.clamp(max=self.num_labels - 1))
         # Counts go into the hundred thousands, past what half precision holds.
-        pair = (pair_counts(plan, rows)[:, 0] * self.pairwise.double()).flatten(1).sum(1)
+        pair = (pair_counts(plan, rows) * self.pairwise.double()).flatten(2).sum(2)
         for k, weight, table in self._gated(plan, gates):
-            here = rows[:, 0, plan.positions].long()
-            there = rows[:, 0, plan.positions + plan.displacements[k]].long()
-            pair = pair + (weight[:, :, slots] * table[:, here, there].movedim(0, 1)).double().flatten(1).sum(1)
-        return (unary.masked_fill(~plan.exists, 0.0).sum(1, dtype=torch.float64) + pair).float()
+            there = rows[:, :, plan.positions + plan.displacements[k]].long()
+            pair = pair + (weight[:, None, :, slots] * table[:, here, there].movedim(0, 2)).double().flatten(2).sum(2)
+        found = unary.masked_fill(~plan.exists[:, None], 0.0).sum(2, dtype=torch.float64) + pair
+        return (found if self._many(labels) else found[:, 0]).float()
 
     def log_pseudolikelihood(
         self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None,
         kinds: Tensor | None = None, gates: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """``sum_i log p(y_i | all others)`` (Besag 1975) by eq. (16), float32 ``[N]``, differentiable as `energy`."""
+        """``sum_i log p(y_i | all others)`` (Besag 1975) by eq. (16), float32 ``[N]`` (``[N, M]`` of M labelings an
+        image), differentiable as `energy`."""
         plan, rows = self._match(logits, labels, sizes, mask, Edges(kinds, gates))
+        found = torch.stack([self._pseudolikelihood(plan, logits, part, gates) for part in rows.unbind(1)], 1)
+        return found if self._many(labels) else found[:, 0]
+
+    def _pseudolikelihood(self, plan: Plan, logits: Tensor, rows: Tensor, gates: Tensor | None) -> Tensor:
+        """`log_pseudolikelihood` of one labeling an image, flat rows ``[N, volume]``."""
         image, slot = plan.exists.nonzero(as_tuple=True)
         size, position = self.num_labels + 1, plan.positions[slot]
         steps = torch.tensor(plan.displacements, dtype=torch.int64, device=self.device)
@@ -194,7 +211,7 @@ class GridCRF(nn.Module):
             before = plan.edges.pixels[position - step]  # type: ignore[union-attr]
             scores = scores - torch.einsum("sg,gsl->sl", weight[image, :, before], behind)
         own = scores.log_softmax(1).gather(1, rows.flatten()[where].long()[:, None])[:, 0]
-        return own.new_zeros(len(labels)).index_add(0, image, own)
+        return own.new_zeros(len(rows)).index_add(0, image, own)
 
     def _gated(self, plan: Plan, gates: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each displacement with gates: its number, they float32 ``[N, G, pixels]``, and its tables ``[G, L + 1, L + 1]``."""
@@ -213,31 +230,41 @@ class GridCRF(nn.Module):
     ) -> tuple[Plan, Tensor]:
         validation.logits(logits, self.num_labels, self.neighborhood.ndim, self.device)
         validation.tensor("labels", labels)
-        expected = (len(logits), *logits.shape[2:])
+        many = [labels.shape[1]] if self._many(labels) else []
+        expected = (len(logits), *many, *logits.shape[2:])
         validation.shaped("labels", labels, [expected], validation.INTEGERS, self.device)
         return self._lay_out(labels, sizes, mask, given)
+
+    def _many(self, labels: Tensor) -> bool:
+        """Whether labels are of several labelings an image."""
+        return labels.dim() == self.neighborhood.ndim + 2
 
     def _lay_out(
         self, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Edges, gates: bool = True
     ) -> tuple[Plan, Tensor]:
         labels = validation.tensor("labels", labels)
         ndim = self.neighborhood.ndim
-        if labels.dim() != ndim + 1 or 0 in labels.shape:
-            raise ValueError(f"labels: expected shape [N, {ndim} sizes], none 0, got {list(labels.shape)}")
-        shape = tuple(labels.shape[1:])
+        if labels.dim() not in (ndim + 1, ndim + 2) or 0 in labels.shape:
+            raise ValueError(f"labels: expected shape [N, {ndim} sizes] or [N, M, {ndim} sizes], none 0, "
+                             f"got {list(labels.shape)}")  # fmt: skip
+        many = self._many(labels)
+        labels = labels if many else labels[:, None]
+        shape = tuple(labels.shape[2:])
         validation.shaped("labels", labels, [labels.shape], validation.INTEGERS, self.device)
         # The answer goes to the caller, so a fault on a GPU has to be waited for.
         guard = Guard(immediate=True)
         sizes, mask = validation.extents(guard, len(labels), shape, sizes, mask, self.device)
+        check(guard, self.neighborhood, self.form.wrap, shape, sizes)
         index = torch.arange(len(labels), device=self.device)
         layout = self.layouts.get(shape, self.device)
-        plan = layout.plan(self.num_labels, shape, index, 1, sizes, mask, None)
+        plan = layout.plan(self.num_labels, shape, index, labels.shape[1], sizes, mask, None)
         present = validation.inside(shape, len(labels), sizes, mask, self.device)
         plan = look(guard, self.form if gates else self.form.without_gates(), plan, layout, present, given)
-        validation.label_values(guard, "labels", labels, self.num_labels, present)
+        held = present[:, None] if many else present
+        validation.label_values(guard, "labels", labels if many else labels[:, 0], self.num_labels, held)
         # A label that a deferred check will report must not index out of the tables meanwhile.
         safe = labels.long().clamp(0, self.num_labels - 1).to(torch.uint8)
-        return plan, pack(plan, layout, safe[:, None], present)
+        return plan, pack(plan, layout, safe, present)
 
 
 def _whole(table: Tensor) -> Tensor:

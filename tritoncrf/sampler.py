@@ -251,9 +251,10 @@ class Sampler:
         if not isinstance(chains, ChainState):
             raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
         plan, crf = chains.plan, self.crf
-        of = chains.layout.neighborhood, plan.labels, plan.form
-        if of != (crf.neighborhood, crf.num_labels, crf.form.asked(chains.layout.classes)):
+        of = chains.layout.neighborhood, plan.labels, plan.form, chains.layout.wrap
+        if of != (crf.neighborhood, crf.num_labels, crf.form.asked(chains.layout.classes), crf.form.wrap):
             seen = "" if plan.edges is None else f", {plan.form[0] or 'no'} kinds, {plan.form[1] or 'no'} gates"
+            seen += f", wrap {of[3]}" if of[3] else ""
             raise ValueError(f"chains: expected chains of {crf.extra_repr()}, got those of {of[1]} labels, {of[0]!r}{seen}")
         validation.writable("chains", chains.count)
 

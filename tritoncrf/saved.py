@@ -32,6 +32,8 @@ def model_tree(crf: GridCRF) -> dict[str, Tree]:
         "kinds_on": torch.tensor(form.kinds_on.offsets),
         "gates": form.gates,
         "gates_on": torch.tensor(form.gates_on.offsets),
+        # Files of models without rings stay as they were.
+        **({"wrap": torch.tensor(form.wrap)} if form.wrap else {}),
     }
 
 
@@ -53,7 +55,8 @@ def form_of(tree: dict[str, Tree]) -> EdgeForm:
     kinds, gates = tree.get("kinds"), tree.get("gates") or 0
     if not (kinds is None or isinstance(kinds, int)) or not isinstance(gates, int):
         raise CheckpointError(f"checkpoint: expected numbers of kinds and gates, got {kinds!r} and {gates!r}")
-    return EdgeForm(hoods["offsets"], kinds, hoods["kinds_on"], gates, hoods["gates_on"])
+    wrap = () if tree.get("wrap") is None else tuple(map(bool, files.tensor(tree, "wrap").tolist()))
+    return EdgeForm(hoods["offsets"], kinds, hoods["kinds_on"], gates, hoods["gates_on"], wrap)
 
 
 def check_model(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCRF) -> None:

@@ -63,7 +63,8 @@ def _counts(plan: Plan, labels: Tensor, rank: int | None) -> Tensor:
                     continue
                 weights = edges.gates[image, rank, edges.gating[k]][:, edges.pixels[i]].flatten().double()
             histogram = torch.bincount(pairs.flatten(), weights, minlength=len(wide) * kinds * size**2)
-            counts[part : part + together, c] = histogram.view(-1, kinds, size, size)[..., :-1, :-1].to(counts.dtype)
+            # Several displacements may read one table: those across a seam.
+            counts[part : part + together, c] += histogram.view(-1, kinds, size, size)[..., :-1, :-1].to(counts.dtype)
     shape = (*labels.shape[:-1], plan.num_classes, *([plan.kinds] if plan.kinded and rank is None else []))
     return counts.view(*shape, plan.labels, plan.labels)
 

@@ -31,7 +31,7 @@ class DistributedIndexSampler(Sampler[int]):
     On one rank, or without `torch.distributed`, it is the whole order. Raises ValueError for more ranks than images.
 
     >>> list(DistributedIndexSampler(range(6), seed=0))
-    [4, 1, 5, 0, 3, 2]
+    [2, 5, 3, 0, 1, 4]
     """
 
     def __init__(

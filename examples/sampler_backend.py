@@ -17,7 +17,7 @@ def ising(sweeps: int, beta: float = 0.3, side: int = 64) -> float:
     logits, sampler = torch.zeros(1, 2, side, side), tc.Sampler(crf, seed=0)
     chains = sampler.init(logits, replicas=16)
     sampler.run(chains, sweeps, beta=beta)
-    return float(crf.energy(logits, chains.labels).mean()) / (2 * side**2)
+    return crf.energy(logits, chains.labels).mean().item() / (2 * side**2)
 
 
 def onsager(beta: float = 0.3) -> float:

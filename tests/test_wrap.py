@@ -94,7 +94,10 @@ def law(
     """The p-value of final labels against the listed law, and their total variation over that of perfect samples."""
     crf, logits = GridCRF(labels, HOOD, grid(5, 3, labels, labels), wrap=wrap), grid(6, 1, labels, *shape)
     sampler = Sampler(crf, engine, seed=3, way=way)
-    found = sampler.run(sampler.init(logits, replicas=replicas), 30).labels[0].flatten(1).long()
+    # At most 65,536 replicas an image.
+    images = -(-replicas // 50_000)
+    chains = sampler.init(logits.repeat(images, 1, 1, 1), replicas=replicas // images)
+    found = sampler.run(chains, 30).labels.flatten(0, 1).flatten(1).long()
     _, energy = listed(crf, logits)
     expected = joint(energy.detach().numpy()) * replicas
     number = (found * (labels ** torch.arange(found.shape[1] - 1, -1, -1))).sum(1)

@@ -170,7 +170,7 @@ def test_collate_serves_a_data_loader() -> None:
         ),
         (
             [(torch.zeros(1, 2, 2), torch.zeros(2, 2), 0, {"depth": torch.zeros(2, 2)})],
-            "items: expected extras among ['known', 'mask'], got 'depth' at place 0",
+            "items: expected extras among ['known', 'mask', 'view'], got 'depth' at place 0",
         ),
         (
             [(torch.zeros(1, 2, 2), torch.zeros(2, 2), 0, {"known": torch.zeros(2, 2)})],

@@ -25,7 +25,6 @@ from tritoncrf.cli import main
 from tritoncrf.commands import meanings, models, options
 from tritoncrf.datasets import VOID, Figures, FolderDataset, Indexed, NpzDataset, VolumeDataset, collate, volumefiles
 from tritoncrf.datasets.base import IndexedSample, Sample, unpack
-from tritoncrf.datasets.volumes import collate_volumes
 
 SHORT = ["--neighborhood", "nearest:2", "--pretrain-epochs", "1", "--epochs", "0", "--sweeps", "1", "--engine", "torch",
          "--device", "cpu", "--network", "tiny_net:make"]  # fmt: skip
@@ -49,7 +48,7 @@ class Named(nn.Module):
         self.layer = nn.Conv2d(channels, labels, 1)
 
     def forward(self, image):
-        return {"out": self.layer(image)}
+        return {"segmentation": self.layer(image)}
 """
 Say = pytest.CaptureFixture[str]
 
@@ -454,7 +453,7 @@ def test_two_predictions_never_share_a_file(capsys: Say) -> None:
     [
         ("more", "expected logits [1, 2, 6, 8] for this batch, got [1, 3, 6, 8]: 2 labels need 2 channels"),
         ("stride", "expected logits [1, 2, 6, 8] for this batch, got [1, 2, 2, 2]: a network with a stride has to"),
-        ("Named", "got dict"),
+        ("Named", "in what it returns, got keys ['segmentation']"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused_before_anything_is_written(name: str, sentence: str, capsys: Say) -> None:
@@ -730,8 +729,9 @@ def test_volumes_of_several_sizes_make_a_batch() -> None:
         image, label = volume(n)
         np.savez(f"images/{n}.npz", image=image, label=label)
     data = VolumeDataset("images", "images", num_labels=2)
-    items = [Indexed(data)[i] for i in range(2)]
-    batch = collate_volumes(items)
+    numbered = Indexed(data)
+    items = [numbered[i] for i in range(2)]
+    batch = collate(items)
     assert len(batch) == 4
     images, target, index, extras = batch
     assert (list(images.shape), list(target.shape), index.tolist()) == ([2, 1, 4, 5, 7], [2, 4, 5, 7], [0, 1])
@@ -740,7 +740,7 @@ def test_volumes_of_several_sizes_make_a_batch() -> None:
     assert torch.equal(images[1], items[1][0])
     assert abs(float(items[0][0].mean())) < 1e-6
     assert abs(float(items[0][0].std(correction=0)) - 1) < 1e-6
-    assert len(collate_volumes(items[:1])) == 3
+    assert len(collate(items[:1])) == 3
     assert volumefiles.affine(data.paths[0]) is None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 
-EXTRAS = ("sizes", "mask", "known")
+EXTRAS = ("sizes", "mask", "known", "view")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Batch:
     """bool [N, *shape]: False where no pixel exists."""
     known: Tensor | None = None
     """integers [N, *shape]: the labels that are known at test time too, 255 elsewhere."""
+    view: Tensor | None = None
+    """integers [N, 2, d]: the corner of what was cut out, and which axes were turned."""
 
     @classmethod
     def of(cls, item: object, device: torch.device) -> Batch:
@@ -45,7 +47,7 @@ class Batch:
         if not isinstance(extras, dict) or not set(extras) <= set(EXTRAS):
             raise ValueError(f"loader: expected extras of {', '.join(map(repr, EXTRAS))}, got {_kind(extras)}")
         moved = {name: validation.tensor(name, part).to(device, non_blocking=True) for name, part in extras.items()}
-        return cls(image, target, index, moved.get("sizes"), moved.get("mask"), moved.get("known"))
+        return cls(image, target, index, *(moved.get(name) for name in EXTRAS))
 
     @property
     def clamp(self) -> Tensor | None:

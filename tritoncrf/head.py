@@ -23,7 +23,6 @@ from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
 from tritoncrf.saved import check_recipe
 from tritoncrf.store import ChainStore
-from tritoncrf.targets import TargetWatch
 from tritoncrf.tiles import windows
 
 RESIZES = ("bilinear", "nearest")
@@ -83,7 +82,6 @@ class CRFHead(nn.Module):
         self.resize = resize
         self.edges = edges
         self.auxiliary = auxiliary
-        self._watch = TargetWatch()
         if self.fixed:
             self.network.eval()
 
@@ -113,8 +111,9 @@ class CRFHead(nn.Module):
         """The loss, a float32 scalar; without a target the logits ``[N, L, *shape]`` at the image's size.
 
         image: ``[N, C, *shape]``; target: integers or bool ``[N, *shape]`` or ``[N, 1, *shape]``; index: integers ``[N]``, the
-        images' positions in the data set (`datasets.Indexed`); extras: "sizes", "mask", "known" as a loader's batches have them
-        (`datasets.collate`), so that ``head(*batch)`` takes any of those. Raises ValueError or TypeError naming the argument.
+        images' positions in the data set (`datasets.Indexed`); extras: "sizes", "mask", "known", "view" as a loader's batches
+        have them (`datasets.collate`), so that ``head(*batch)`` takes any of those. Raises ValueError or TypeError naming the
+        argument.
         """
         validation.tensor("image", image)
         if target is None:
@@ -128,14 +127,12 @@ class CRFHead(nn.Module):
         batch = Batch.of((image, target, number, {} if extras is None else dict(extras)), target.device)
         kinds, gates = edges_of(self.edges, image, gates)
         learning = self.loss.training and (self.network.training or self.fixed)
-        if learning and index is not None and self.loss.method == "pcd":
-            self._watch.look(target, batch.index, batch.sizes)
         mode = self.loss.training
         self.loss.training = learning
         try:
             value: Tensor = self.loss(
                 logits, batch.labels, None if index is None else batch.index, sizes=batch.sizes, mask=batch.mask,
-                clamp=batch.clamp, kinds=kinds, gates=gates,
+                clamp=batch.clamp, kinds=kinds, gates=gates, view=batch.view,
             )  # fmt: skip
         finally:
             self.loss.training = mode

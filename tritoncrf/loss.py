@@ -184,6 +184,7 @@ class CRFLoss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, *, sizes: Tensor | None = None,
         mask: Tensor | None = None, clamp: Tensor | None = None, kinds: Tensor | None = None, gates: Tensor | None = None,
+        view: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """``E(y) - E(y')`` reduced to a float32 scalar: noisy and often negative, its gradient is what counts.
 
@@ -196,6 +197,8 @@ class CRFLoss(nn.Module):
         sizes: integers ``[N, d]``, the images' own sizes where the batch is padded; mask: bool ``[N, *shape]``, False where no
         pixel exists; clamp: bool ``[N, *shape]``, True where the label is known at test time too.
         kinds: uint8 ``[N, Ck, *shape]``, gates: float ``[N, G, Cg, *shape]`` in [0, 1], for a model that has them (`GridCRF`).
+        view: integers ``[N, 2, d]``, for images that are cut or turned parts of what their chains are chains of: the corner of
+        the cut, and 1 for axes that run backwards; the chain is cut and turned alike (`datasets.RandomView` makes them).
         A gate that wants a gradient, as a network's own do, gets ``G[y_i, y_j] - G[y'_i, y'_j]``, straight through rounding.
         """
         if not (self.training and torch.is_grad_enabled()):
@@ -214,7 +217,7 @@ class CRFLoss(nn.Module):
             validation.tensor("gates", gates)
         flow = gates is not None and gates.requires_grad
         told_gates = None if gates is None else gates.detach()
-        given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, flow, self._each, *state)
+        given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, view, flow, self._each, *state)
         if OPERATOR and torch.compiler.is_compiling():
             tables = pairwise.detach(), None if gated is None else gated.detach()
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)

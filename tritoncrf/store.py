@@ -193,9 +193,13 @@ class ChainStore(nn.Module):
         """Counts ``sweeps`` more for images ``index`` where ``keep``."""
         self.sweeps.index_add_(0, index, torch.where(keep, sweeps, 0))
 
-    def places(self, index: Tensor, shape: Shape) -> Tensor:
+    def places(self, index: Tensor, shape: Shape, view: Tensor | None = None, cut: Tensor | None = None) -> Tensor:
         """int64 ``[N, R, *shape]``: where each pixel of a padded batch of images ``index`` (int64 ``[N]``, valid) is kept;
-        beyond an image's size, the spare byte."""
+        beyond an image's size, the spare byte.
+
+        view: int64 ``[N, 2, d]``, of images cut or turned: the corner, and where not 0, which axes run backwards; cut: int64
+        ``[N, d]``, their own sizes, None: ``shape``.
+        """
         sizes = self.sizes[index]
         axes = len(shape)
         expand = (-1, 1, *[1] * axes)
@@ -204,8 +208,12 @@ class ChainStore(nn.Module):
         for axis, length in enumerate(shape):
             steps = torch.arange(length, device=self.device).view(*[1] * (2 + axis), -1, *[1] * (axes - 1 - axis))
             own = sizes[:, axis].view(expand)
+            seen = own if view is None else length if cut is None else cut[:, axis].view(expand)
+            present = present & (steps < seen)
+            if view is not None:
+                corner, turned = view[:, :, axis, None].unbind(1)
+                steps = corner.view(expand) + torch.where(turned.view(expand) != 0, seen - 1 - steps, steps)
             pixel = pixel * own + steps
-            present = present & (steps < own)
         replica = torch.arange(self.replicas, device=self.device).view(1, -1, *[1] * axes)
         places = self.offsets[index].view(expand) + replica * sizes.prod(1).view(expand) + pixel
         return torch.where(present, places, self.labels.shape[1] - 1)

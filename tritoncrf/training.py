@@ -21,6 +21,7 @@ from tritoncrf import checkpoint as files
 from tritoncrf import contract
 from tritoncrf.batches import Batch
 from tritoncrf.checkpoint import Tree
+from tritoncrf.datasets.joined import known_of, numbering
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.evaluation import Evaluation, answer, check_edges, edges_of, evaluate, outputs, run
 from tritoncrf.loop import Loop
@@ -153,12 +154,11 @@ class Trainer:
             with torch.set_grad_enabled(mode == "joint"):
                 logits, gates = self._outputs(batch)
             kinds, gates = edges_of(self.edges, batch.image, gates)
-            more = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp, "kinds": kinds, "gates": gates}
-            return cast(Tensor, loss(logits, batch.labels, batch.index, **more))
+            more = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp, "view": batch.view}
+            return cast(Tensor, loss(logits, batch.labels, batch.index, kinds=kinds, gates=gates, **more))
 
         finished = lambda epoch: {} if held_out is None else self._validate(mode, held_out)  # noqa: E731
-        done = self.loop.progress.finished
-        inherits = self.optimizer is not None and bool(done) and done[-1] in MODES
+        inherits = self.optimizer is not None and self.loop.progress.finished[-1:] in ([mode] for mode in MODES)
         self._run(mode, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: loss.invalid, inherits)
 
     def evaluate(
@@ -170,7 +170,7 @@ class Trainer:
         background: a label whose true pixels do not count in the accuracy; None asks ``loader.dataset.background``.
         """
         if background is None:
-            background = getattr(loader.dataset, "background", None)
+            background = known_of(loader.dataset, "background")
         items = self.loop.bar(loader, "evaluate", len(loader))
         batches = (Batch.of(item, self.device) for item in part_of(self.ranks, items))
         found = evaluate(self.answer, batches, self.crf.num_labels, background, sweeps, burn_in, replicas, seed)
@@ -232,7 +232,7 @@ class Trainer:
         if self.loss is None:
             chains = self.chains
             if chains is None:
-                sizes = getattr(loader.dataset, "sizes", None)
+                sizes = known_of(numbering(loader.dataset), "sizes")
                 if sizes is None:
                     raise ValueError("chains: expected a ChainStore, or a loader whose dataset has .sizes, got neither")
                 # A seed that a saved run brings must not be drawn again: what is drawn after it would shift.

@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
+from tritoncrf.agreement import agree
 from tritoncrf.chains import ChainState
 from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
 from tritoncrf.intake import Batch
 from tritoncrf.layout import pack
+from tritoncrf.lookup import find, looked_at
 from tritoncrf.monitor import TableWatch
 from tritoncrf.outcome import Found, Terms, outcome
 from tritoncrf.ranks import Ranks, fingerprint
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
+from tritoncrf.targets import TargetWatch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -48,19 +51,21 @@ class Visit(metaclass=Unopened):
         self.sampler, self.chains, self.method, self.sweeps = sampler, chains, method, sweeps
         self.ignore_index, self.reduction, self.follows, self.drawn, self.group = ignore_index, reduction, follows, drawn, group
         self._watches: dict[str, TableWatch] = {}
+        self._targets = TargetWatch()
         self._met = 1
 
     @uncompiled
     def __call__(
         self, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        weight: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+        weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
+        sweeps: Tensor | None,
     ) -> Found:  # fmt: skip
         """Value, the fields of `Errors`, whether the call was bad, then the fields of `Statistics`.
 
-        pairwise, gated: the tables; weight: of labels, float ``[L]``; flow: whether the gates want an error; each: a value for
-        each image; visits, labels, sweeps: the loss's running number and the store's tensors, written in place. The rest as in
-        `CRFLoss.forward`.
+        pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
+        gates want an error; each: a value for each image; visits, labels, sweeps: the loss's running number and the store's
+        tensors, written in place. The rest as in `CRFLoss.forward`.
         """
         if self.chains is None and self.method == "pcd":
             raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
@@ -69,18 +74,19 @@ class Visit(metaclass=Unopened):
         if each and ranks.size > 1:
             raise ValueError(f"reduction: expected 'mean' or 'sum' on {ranks.size} ranks, got 'none'")
         if ranks.size != self._met:
-            self._greet(ranks, pairwise, gated)
+            self._meet(ranks, pairwise, gated)
         store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
         if self.follows and store is not None:
             self.sampler.seed = store.seed
         with self.sampler.guard.call(self.sampler.crf.device):
             tables, edges = Tables(pairwise, gated), Edges(kinds, gates)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow)
-            return self._sample(terms, logits, tables, target, index, sizes, mask, clamp, edges, visits, store, ranks)
+            return self._sample(terms, logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks)
 
     def _sample(
         self, terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, edges: Edges, visits: Tensor, store: ChainStore | None, ranks: Ranks,
+        mask: Tensor | None, clamp: Tensor | None, edges: Edges, view: Tensor | None, visits: Tensor, store: ChainStore | None,
+        ranks: Ranks,
     ) -> Found:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
         batch = sampler.lay_out(
@@ -92,11 +98,11 @@ class Visit(metaclass=Unopened):
         labelled, known = self.targets(batch, target, clamp)
         index, count, places = self._positions(index, batch), None, None
         if store is not None:
-            index = self._chains_of(store, index, shape, sizes)
+            index, view = find(sampler.guard, store, sampler.crf.device, index, shape, sizes, view)
             meeting = ranks.meet(index)
             kept, store = store, store.stage(meeting)
             count = store.sweeps[index]
-            places = store.places(index, shape) if self.method == "pcd" or store.latent else None
+            places = store.places(index, shape, view, sizes) if self.method == "pcd" or store.latent else None
         else:
             meeting = ranks.meet(batch.plan.index)
             index = visits + meeting.places
@@ -105,12 +111,12 @@ class Visit(metaclass=Unopened):
         known = known[:, None].expand_as(drawn)
         start = drawn
         if places is not None and store is not None and self.method == "pcd":
-            start = self._kept(store.fetch(places), present)
+            start = looked_at(sampler.guard, store.fetch(places), present, sampler.crf.num_labels)
         if clamp is not None:
             start = torch.where(clamp[:, None], known, start)
         first = drawn
         if places is not None and store is not None and store.latent:
-            first = self._kept(store.fetch(places, data=True), present)
+            first = looked_at(sampler.guard, store.fetch(places, data=True), present, sampler.crf.num_labels)
         first = torch.where(labelled[:, None], known, first)
         held = labelled if clamp is None else labelled | (clamp & present)
         free = None
@@ -140,33 +146,29 @@ class Visit(metaclass=Unopened):
             elif places is not None:
                 kept.settle(store, meeting, parcels, good)
             kept.advance(meeting.index, self.sweeps, keep)
+            if self.method == "pcd" and view is None:
+                self._targets.look(target, index, sizes)
         for name, parameter in sampler.crf.named_parameters():
             told = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
         return found
 
-    def _greet(self, ranks: Ranks, pairwise: Tensor, gated: Tensor | None) -> None:
-        """At the first visit: all ranks' losses, stores and tables must be alike; a seed that was drawn becomes the first's."""
+    def _meet(self, ranks: Ranks, pairwise: Tensor, gated: Tensor | None) -> None:
+        """Looks once whether all ranks' losses, stores and tables are alike; a seed that was drawn becomes the first's."""
         chains = self.chains
         seed = chains.seed if self.follows and chains is not None else self.sampler.seed
-        sizes = torch.zeros(1, dtype=torch.int64) if chains is None else chains.sizes
         tables = pairwise if gated is None else torch.cat([pairwise.flatten(), gated.flatten()])
         told = {
             "sweeps": self.sweeps, "method and reduction": METHODS.index(self.method) + 2 * REDUCTIONS.index(self.reduction),
-            "chains' sizes": fingerprint(sizes), "tables": fingerprint(tables.detach().float().view(torch.int32)),
+            "chains' sizes": 0 if chains is None else fingerprint(chains.sizes),
+            "tables": fingerprint(tables.detach().float().view(torch.int32)),
             "seed": 0 if self.drawn else seed - (seed >> 63 << 64),
         }  # fmt: skip
-        first, low = contract.key_of(seed)
-        numbers = torch.tensor([*told.values(), first, low], dtype=torch.int64, device=pairwise.device)
-        everyone = [part.tolist() for part in ranks.gather(numbers)]
-        for place, name in enumerate(told):
-            odd = next((rank for rank, part in enumerate(everyone) if part[place] != everyone[0][place]), None)
-            if odd is not None:
-                raise ValueError(f"{name}: expected the same on every rank, got other ones on rank {odd} than on rank 0")
+        first = agree(ranks, told, seed, pairwise.device)
         if self.drawn:
-            self.sampler.seed = int(everyone[0][-2]) | int(everyone[0][-1]) << 32
+            self.sampler.seed = first
             if self.follows and chains is not None:
-                chains.seed = self.sampler.seed
+                chains.seed = first
         self._met = ranks.size
 
     def _look_fresh(self) -> None:
@@ -209,39 +211,6 @@ class Visit(metaclass=Unopened):
         index = validation.tensor("index", index).to(batch.count.device, non_blocking=True)
         return validation.shaped("index", index, [tuple(batch.count.shape)], validation.INTEGERS, index.device).long()
 
-    def _chains_of(self, store: ChainStore, index: Tensor | None, shape: tuple[int, ...], sizes: Tensor | None) -> Tensor:
-        """The positions in the store of a batch's images, int64 ``[N]``."""
-        guard, device = self.sampler.guard, self.sampler.crf.device
-        if store.device != device:
-            raise ValueError(f"chains: expected a ChainStore on {device} (that of the CRF's tables), got {store.device}")
-        validation.writable("chains", store.labels)
-        if index is None:
-            raise ValueError("index: expected integers [N], each image's position in the data set, got None")
-        given = index
-        unknown = (given < 0) | (given >= len(store))
-        guard.require(~unknown, f"index: expected positions from 0 to {len(store) - 1}", lambda: f"{int(given[unknown][0])}")
-        index = given.clamp(0, len(store) - 1)
-        kept = store.sizes[index]
-        now: tuple[int | Tensor, ...] = shape if sizes is None else sizes.unbind(1)
-        moved = torch.stack([own.ne(n) for own, n in zip(kept.unbind(1), now, strict=True)]).any(0)
-        guard.require(
-            ~moved,
-            "sizes: expected each image at the size its chain has",
-            lambda: f"{list(shape) if sizes is None else sizes[moved][0].tolist()} for image {int(given[moved][0])} "
-            f"of {kept[moved][0].tolist()}",
-        )
-        return index
-
-    def _kept(self, labels: Tensor, present: Tensor) -> Tensor:
-        """Labels that a store held, looked at."""
-        most = self.sampler.crf.num_labels
-        foreign = (labels >= most) & (labels != contract.VOID)
-        self.sampler.guard.require(
-            ~(foreign & present[:, None]), f"chains: expected a store of chains of {most} labels",
-            lambda: f"label {int(labels[foreign][0])} in it at {validation.first(foreign)} of the batch",
-        )  # fmt: skip
-        return labels.masked_fill(foreign, contract.VOID)
-
     def _put(self, store: ChainStore, places: Tensor, samples: tuple[Tensor, Tensor], keep: Tensor) -> None:
         if self.method == "pcd":
             store.put(places, samples[1], keep)
@@ -258,10 +227,11 @@ if OPERATOR:
     def visit(
         loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        weight: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+        weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
+        sweeps: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """A visit of a compiled step."""
-        given = (target, index, sizes, mask, clamp, kinds, gates, weight, flow, each, visits, labels, sweeps)
+        given = (target, index, sizes, mask, clamp, kinds, gates, weight, view, flow, each, visits, labels, sweeps)
         # An operator may not return what shares memory with another of its results.
         value, unary, tables, weighed, flowing, *told = loss(logits, pairwise, gated, *given)
         return value, unary, tables, weighed, flowing.clone(), *told  # type: ignore[return-value]
@@ -270,7 +240,8 @@ if OPERATOR:
     def _(
         loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        weight: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None, sweeps: Tensor | None,
+        weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
+        sweeps: Tensor | None,
     ) -> Found:  # fmt: skip
         dtypes = (torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
         bad, *told = (logits.new_empty((), dtype=dtype) for dtype in dtypes)

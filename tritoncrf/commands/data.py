@@ -21,7 +21,7 @@ from tritoncrf.commands.options import Settings
 from tritoncrf.datasets import VOID, DepthScale, Figures, FolderDataset, Indexed, LabeledSamples, NpzDataset, Sample, collate
 from tritoncrf.datasets.base import Forwarding
 from tritoncrf.datasets.headers import is_deep
-from tritoncrf.datasets.volumes import VolumeDataset, collate_volumes, has_volumes
+from tritoncrf.datasets.volumes import VolumeDataset, has_volumes
 from tritoncrf.order import DistributedIndexSampler
 
 
@@ -213,5 +213,5 @@ def loader(
     return DataLoader(
         Indexed(dataset), batch_size, shuffle=shuffle_seed is not None and order is None, sampler=order,
         generator=generator if order is None else order.generator,
-        collate_fn=collate_volumes if axes(dataset) == 3 else collate,
+        collate_fn=collate,
     )  # fmt: skip

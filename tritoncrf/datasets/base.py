@@ -226,8 +226,15 @@ def _split(items: Sequence[IndexedSample]) -> tuple[list[Tensor], list[Tensor], 
                 f"items: expected {items[0][0].shape[0]} channels as in the first item, got {image.shape[0]} at place {n}"
             )
         for key, value in own.items():
+            if key == "view":
+                if tuple(value.shape) != (2, len(size)) or value.dtype != torch.int64:
+                    raise ValueError(
+                        f"items: expected extras['view'] of torch.int64 {[2, len(size)]} at place {n}, "
+                        f"got {value.dtype} {list(value.shape)}"
+                    )
+                continue
             if key not in _PAD:
-                raise ValueError(f"items: expected extras among {sorted(_PAD)}, got {key!r} at place {n}")
+                raise ValueError(f"items: expected extras among {sorted([*_PAD, 'view'])}, got {key!r} at place {n}")
             if tuple(value.shape) != size or value.dtype != _DTYPE[key]:
                 raise ValueError(
                     f"items: expected extras[{key!r}] of {_DTYPE[key]} {list(size)} at place {n}, "
@@ -257,7 +264,7 @@ def collate(items: Sequence[IndexedSample]) -> Batch:
         `(image [N, C, *shape], target [N, *shape], index int64 [N])` if all sizes are equal and no item has extras, else
         these and a dict with `"sizes"` (int64 [N, d], if sizes differ), `"known"` (uint8 [N, *shape], padded with 255) and
         `"mask"` (bool [N, *shape], padded with False), each if some item has it; an item that lacks it counts as nothing
-        known, or as all its own pixels.
+        known, or as all its own pixels; and `"view"` (int64 [N, 2, d], as of `RandomView`) if all have it.
 
     Raises:
         ValueError: if there is no item, one has the wrong form, shape, channels or extras, or they were numbered by more
@@ -277,5 +284,10 @@ def collate(items: Sequence[IndexedSample]) -> Batch:
             absent = [torch.full(size, _ABSENT[key], dtype=_DTYPE[key]) for size in sizes]
             parts = [own.get(key, default) for own, default in zip(extras, absent, strict=True)]
             out[key] = _stack(parts, shape, pad)
+    views = [own["view"] for own in extras if "view" in own]
+    if views:
+        if len(views) < len(extras):
+            raise ValueError(f"items: expected extras['view'] in all of {len(extras)} or in none, got it in {len(views)}")
+        out["view"] = torch.stack(views)
     number = torch.tensor(index, dtype=torch.int64)
     return (image, target, number, out) if out else (image, target, number)

@@ -6,6 +6,7 @@ An image's chain is found by its number, so parts that are joined must be number
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
@@ -29,6 +30,29 @@ def forwarded(dataset: object, name: str) -> object:
             raise ValueError(f"datasets: expected the same {name} in all parts, got {parts}")
         return parts[0]
     raise AttributeError(f"dataset: {type(dataset).__name__} has no attribute {name!r} to forward")
+
+
+def known_of(dataset: object, name: str) -> Any:
+    """As `forwarded`; None where there is none."""
+    try:
+        return forwarded(dataset, name)
+    except AttributeError:
+        return None
+
+
+def numbering(dataset: object) -> object:
+    """The data set whose numbers a loader's batches carry: what a `Subset` is a part of.
+
+    Raises ValueError for data sets that were joined after they were numbered, each from 0.
+    """
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if isinstance(dataset, ConcatDataset) and len(dataset.datasets) > 1:
+        raise ValueError(
+            f"dataset: expected images that are numbered once, got {len(dataset.datasets)} data sets joined by "
+            "ConcatDataset (join them by tritoncrf.concat)"
+        )
+    return dataset
 
 
 def flat(datasets: tuple[Dataset[object], ...], kind: type) -> ConcatDataset[object]:

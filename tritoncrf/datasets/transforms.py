@@ -2,7 +2,8 @@
 
 To a persistent chain an augmented image is another image: p(y | flipped x) is not the flip of p(y | x) where the tables
 are directional. So flips for chains get an index of their own (`Flipped`), while `RandomCrop` and a random
-`HorizontalFlip` belong to contrastive divergence, whose chains start at the target.
+`HorizontalFlip` belong to contrastive divergence, whose chains start at the target. `RandomView` says what it cut and turned,
+so that the loss finds the chain's own part.
 """
 
 from __future__ import annotations
@@ -112,6 +113,52 @@ class HorizontalFlip:
 
     def _swapped(self, labels: Tensor) -> Tensor:
         return self._table.to(labels.dtype)[labels.long()]
+
+
+class RandomView(Forwarding):
+    """Random cuts and turns of a data set's images whose chains are cut and turned alike.
+
+    Items are those of the inner data set, cut to `size` (an axis shorter than that is kept whole) and run backwards along
+    each axis of `flip` with probability 1/2; extras hold a `"view"` (int64 [2, d]: corner, and 1 for turned axes), by which
+    `CRFLoss` finds each pixel's place in the chain. `sizes` stay those of the whole images: so long are the chains.
+
+    What lies beyond a cut neither speaks nor is moved at that visit, and tables are those of the cut as it is seen: with
+    directional tables, or labels of left and right, a turned image is another one, which `Flipped` numbers on its own.
+
+    Args:
+        size: pixels per axis. flip: the axes that may be turned.
+
+    Raises:
+        ValueError: if a side is below 1, or an axis is not one of the image's.
+    """
+
+    def __init__(
+        self, dataset: Samples, size: Sequence[int], flip: Sequence[int] = (), generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(dataset)
+        if not size or min(size) < 1:
+            raise ValueError(f"size: expected at least 1 pixel an axis, got {tuple(size)}")
+        if not set(flip) <= set(range(len(size))):
+            raise ValueError(f"flip: expected axes from 0 to {len(size) - 1}, got {tuple(flip)}")
+        self.size, self.flip, self.generator = tuple(size), tuple(flip), generator
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Sample:
+        image, target, extras = unpack(self.dataset[check_index(i, len(self))])
+        if target.dim() != len(self.size):
+            raise ValueError(f"size: expected {target.dim()} numbers as the images have axes, got {self.size}")
+        view = torch.zeros((2, len(self.size)), dtype=torch.int64)
+        for axis, (length, most) in enumerate(zip(target.shape, self.size, strict=True)):
+            view[0, axis] = torch.randint(max(length - most, 0) + 1, (), generator=self.generator)
+            if axis in self.flip:
+                view[1, axis] = torch.randint(2, (), generator=self.generator)
+        corner, turned = view.tolist()
+        window = [slice(start, start + most) for start, most in zip(corner, self.size, strict=True)]
+        axes = [axis - len(self.size) for axis, turn in enumerate(turned) if turn]
+        cut = [part[(..., *window)].flip(axes) for part in (image, target, *extras.values())]
+        return cut[0], cut[1], {**dict(zip(extras, cut[2:], strict=True)), "view": view}
 
 
 class Flipped(Forwarding):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from tritoncrf.datasets import volumefiles
-from tritoncrf.datasets.base import VOID, Batch, Extras, IndexedSample, Sample, check_index
+from tritoncrf.datasets.base import VOID, Sample, check_index
 from tritoncrf.datasets.depth import scale_volume
 from tritoncrf.datasets.folders import check_labels
 from tritoncrf.datasets.listing import IMAGE_ENDINGS, VOLUME_ENDINGS, Files, Folder, pairs
@@ -109,21 +109,6 @@ def has_volumes(images: str | os.PathLike[str], recursive: bool = False) -> bool
     root = Path(images)
     pictures = Folder("images", root, IMAGE_ENDINGS, recursive=recursive).files()
     return not pictures and bool(Folder("images", root, VOLUME_ENDINGS, recursive=recursive).files())
-
-
-def collate_volumes(items: Sequence[IndexedSample]) -> Batch:
-    """Makes a batch of indexed volumes as `collate` does of pictures: padded at the end of every axis, with their "sizes"."""
-    images, targets = [item[0] for item in items], [item[1] for item in items]
-    sizes = torch.tensor([list(target.shape) for target in targets], dtype=torch.int64)
-    largest = [int(n) for n in sizes.amax(0)]
-    image = images[0].new_zeros((len(items), images[0].shape[0], *largest))
-    target = targets[0].new_full((len(items), *largest), VOID)
-    for n, (own, label) in enumerate(zip(images, targets, strict=True)):
-        d, h, w = label.shape
-        image[n, :, :d, :h, :w], target[n, :d, :h, :w] = own, label
-    index = torch.tensor([int(item[2]) for item in items], dtype=torch.int64)
-    extras: Extras = {"sizes": sizes}
-    return (image, target, index) if bool((sizes == sizes[0]).all()) else (image, target, index, extras)
 
 
 def _shape(path: Path) -> tuple[int, ...]:

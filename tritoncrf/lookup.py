@@ -1,0 +1,57 @@
+"""Which chains does a batch continue? Its images' positions in a store, and what was kept there, looked at."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritoncrf import contract, validation
+from tritoncrf.store import ChainStore
+from tritoncrf.validation import Guard
+
+
+def find(
+    guard: Guard, store: ChainStore, device: torch.device, index: Tensor | None, shape: tuple[int, ...],
+    sizes: Tensor | None, view: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The positions in the store of a batch's images, int64 ``[N]``, and the view of their chains."""
+    if store.device != device:
+        raise ValueError(f"chains: expected a ChainStore on {device} (that of the CRF's tables), got {store.device}")
+    validation.writable("chains", store.labels)
+    if index is None:
+        raise ValueError("index: expected integers [N], each image's position in the data set, got None")
+    given = index
+    unknown = (given < 0) | (given >= len(store))
+    guard.require(~unknown, f"index: expected positions from 0 to {len(store) - 1}", lambda: f"{int(given[unknown][0])}")
+    index = given.clamp(0, len(store) - 1)
+    kept = store.sizes[index]
+    now = kept.new_tensor(shape).expand_as(kept) if sizes is None and view is not None else sizes
+    if view is not None and now is not None:
+        view = validation.tensor("view", view).to(device, non_blocking=True)
+        view = validation.shaped("view", view, [(len(index), 2, len(shape))], validation.INTEGERS, device).long()
+        corner = view[:, 0]
+        out = ((corner < 0) | (corner + now > kept)).any(1)
+        guard.require(~out, "view: expected corners whose cut lies within the image of the chain",
+                      lambda: f"{corner[out][0].tolist()} and a cut of {now[out][0].tolist()} for image "
+                      f"{int(given[out][0])} of {kept[out][0].tolist()}")  # fmt: skip
+        # What a deferred check will report must not reach another image's chain.
+        return index, torch.stack([corner.clamp(min=0).minimum((kept - now).clamp(min=0)), view[:, 1]], 1)
+    own: tuple[int | Tensor, ...] = shape if sizes is None else sizes.unbind(1)
+    moved = torch.stack([side.ne(n) for side, n in zip(kept.unbind(1), own, strict=True)]).any(0)
+    guard.require(
+        ~moved,
+        "sizes: expected each image at the size its chain has, or a view that says what was cut",
+        lambda: f"{list(shape) if sizes is None else sizes[moved][0].tolist()} for image {int(given[moved][0])} "
+        f"of {kept[moved][0].tolist()}",
+    )
+    return index, None
+
+
+def looked_at(guard: Guard, labels: Tensor, present: Tensor, most: int) -> Tensor:
+    """Labels that a store held, below ``most`` or 255."""
+    foreign = (labels >= most) & (labels != contract.VOID)
+    guard.require(
+        ~(foreign & present[:, None]), f"chains: expected a store of chains of {most} labels",
+        lambda: f"label {int(labels[foreign][0])} in it at {validation.first(foreign)} of the batch",
+    )  # fmt: skip
+    return labels.masked_fill(foreign, contract.VOID)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from tritoncrf.datasets import Figures, RandomView, collate
+from tritoncrf.datasets.base import unpack
 from tritoncrf.store import ChainStore
 
 SIZE = (5, 7)
@@ -104,12 +105,12 @@ def test_a_random_view_cuts_all_parts_alike() -> None:
     whole = Figures(2, size=(20, 16))
     cut = RandomView(whole, (9, 30), flip=(0, 1), generator=torch.Generator().manual_seed(0))
     for n in (0, 1):
-        image, target, extras = cut[n]
+        image, target, extras = unpack(cut[n])
         (top, left), turned = extras["view"].tolist()
         assert (tuple(target.shape), left) == ((9, 16), 0)
         axes = [axis - 2 for axis in (0, 1) if turned[axis]]
-        own = whole[n]
-        for part, given in ((image, own[0]), (target, own[1]), (extras["known"], own[2]["known"])):
+        own, labels, more = unpack(whole[n])
+        for part, given in ((image, own), (target, labels), (extras["known"], more["known"])):
             assert torch.equal(part.flip(axes), given[..., top : top + 9, :])
 
 

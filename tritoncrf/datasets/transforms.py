@@ -9,6 +9,7 @@ so that the loss finds the chain's own part.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import EllipsisType
 from typing import Protocol, cast
 
 import torch
@@ -155,9 +156,10 @@ class RandomView(Forwarding):
             if axis in self.flip:
                 view[1, axis] = torch.randint(2, (), generator=self.generator)
         corner, turned = view.tolist()
-        window = [slice(start, start + most) for start, most in zip(corner, self.size, strict=True)]
+        cuts = tuple(slice(start, start + most) for start, most in zip(corner, self.size, strict=True))
+        window: tuple[EllipsisType | slice, ...] = (..., *cuts)
         axes = [axis - len(self.size) for axis, turn in enumerate(turned) if turn]
-        cut = [part[(..., *window)].flip(axes) for part in (image, target, *extras.values())]
+        cut = [part[window].flip(axes) for part in (image, target, *extras.values())]
         return cut[0], cut[1], {**dict(zip(extras, cut[2:], strict=True)), "view": view}
 
 

@@ -182,8 +182,10 @@ def torch_engine() -> Engine:
 def relaid(monkeypatch: pytest.MonkeyPatch, change: Callable[[Layout], Layout]) -> None:
     build = Layout.build
 
-    def changed(neighborhood: Neighborhood, shape: tuple[int, ...], device: torch.device) -> Layout:
-        return change(build(neighborhood, shape, device))
+    def changed(
+        neighborhood: Neighborhood, shape: tuple[int, ...], device: torch.device, wrap: tuple[bool, ...] = ()
+    ) -> Layout:
+        return change(build(neighborhood, shape, device, wrap))
 
     monkeypatch.setattr(Layout, "build", changed)
 

@@ -95,6 +95,8 @@ class Parts:
     pretrained: dict[str, Tensor] | None
     loop: dict[str, Tree]
     history: list[dict[str, Tree]]
+    told: dict[str, Tree]
+    """What the loss told of its last call."""
     extra: dict[str, Tree]
 
 
@@ -131,7 +133,9 @@ def parts(
     lines = tree.get("history") or []
     if not isinstance(lines, list):
         raise CheckpointError(f"{path}: expected a list of lines as history, got {type(lines).__name__}")
-    return Parts(weights, pretrained, loop, [files.group({"line": line}, "line") for line in lines], files.group(tree, "extra"))
+    history = [files.group({"line": line}, "line") for line in lines]
+    told = files.group(tree, "told") if "told" in tree else {}
+    return Parts(weights, pretrained, loop, history, told, files.group(tree, "extra"))
 
 
 def take_over(found: Parts, tree: dict[str, Tree], crf: GridCRF, network: nn.Module) -> dict[str, Tensor] | None:

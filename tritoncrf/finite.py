@@ -64,6 +64,8 @@ class GradientWatch:
             where = f"at step {step} of {self._stage!r}"
             raise FloatingPointError(f"{name}: expected a finite gradient, got NaN or infinity {where}")
         for name, part in self._parameters.items():
+            if not part.requires_grad:
+                continue
             _look(name, part.detach(), f" after step {self._step} of {self._stage!r}")
 
 
@@ -89,7 +91,8 @@ def check_tree(path: object, tree: Tree, name: str, named: Mapping[str, Tensor])
     named: what learns. What else a network keeps may be infinite, a mask for instance, but not NaN.
     """
     for at, part in _tensors(tree, name):
-        loose = name == "network" and not (at in named and named[at].requires_grad)
+        own = named.get("network" + at.removeprefix(name))
+        loose = name in ("network", "pretrained") and not (own is not None and own.requires_grad)
         _look(at, part.nan_to_num(torch.nan, 0.0, 0.0) if loose else part, f"; {path} was not written")
 
 

@@ -76,7 +76,10 @@ def test_a_weight_that_a_step_itself_spoils_never_reaches_the_file(tmp_path: Pat
     path = tmp_path / "run.safetensors"
     trainer.pretrain(loader, 1, checkpoint=path)
     before = path.read_bytes()
-    trainer.optimizer = torch.optim.SGD([trainer.crf.pairwise, *network.parameters()], lr=float("inf"))
+    # Its third step is one of infinite length.
+    rates = iter([0.1, 0.1, torch.inf] * 2)
+    trainer.optimizer = torch.optim.SGD([trainer.crf.pairwise, *network.parameters()], lr=0.1)
+    trainer.optimizer.register_step_pre_hook(lambda known, *_: known.param_groups[0].update(lr=next(rates)))
     for save in (None, path):
         with pytest.raises(FloatingPointError, match=r"(crf|network).*: expected finite numbers, got .* after step 3 of"):
             trainer.fit(loader, "joint", epochs=1, checkpoint=save)
@@ -94,7 +97,7 @@ def test_a_moment_that_is_none_is_refused_and_a_mask_is_not(tmp_path: Path) -> N
     before = path.read_bytes()
     trainer.save(path)
     trainer.optimizer.state[network.convolution.bias]["exp_avg_sq"][0] = torch.inf
-    with pytest.raises(FloatingPointError, match=r"state of network.convolution.bias.exp_avg_sq: expected finite .* infinity; "):
+    with pytest.raises(FloatingPointError, match=r"state of network.convolution.bias.exp_avg_sq: .* infinity; "):
         trainer.save(path)
     trainer.optimizer.state[network.convolution.bias]["exp_avg_sq"][0] = 0
     network.mask[0] = torch.nan  # type: ignore[index, operator]

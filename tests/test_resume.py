@@ -1,4 +1,4 @@
-"""A run with the user's own optimizers over several stages, stopped at any save, resumes bit for bit: weights, moments, lines."""
+"""A run with the user's own optimizers over several stages, stopped at any save, resumes bit for bit, its lines too."""
 
 from __future__ import annotations
 

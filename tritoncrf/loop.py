@@ -8,10 +8,10 @@ epoch, persistent ones too: what they would carry over cannot be saved.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -22,10 +22,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tritoncrf import generators, validation
-from tritoncrf.checkpoint import CheckpointError, Tree, group, tensor
+from tritoncrf.checkpoint import CheckpointError, Tree, believed, group, tensor
 from tritoncrf.finite import GradientWatch
-from tritoncrf.optimizers import Optimizers, rates_of, set_rates
+from tritoncrf.optimizers import Optimizers, alike, rates_of, set_rates
 from tritoncrf.ranks import Ranks
+
+_SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 
 
 @dataclass
@@ -60,6 +62,8 @@ class Loop:
         self._summed = torch.zeros((), device=device)
         self._saved: dict[str, Tree] | None = None
         self._replayed = 0
+        self._taken = False
+        """Whether no step has been taken since `load`."""
 
     def run(
         self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, *,
@@ -152,6 +156,7 @@ class Loop:
             # On as many ranks each draws on from its own generators, else all from the first one's.
             state = {**state, **group({"own": drawn[self.ranks.rank]}, "own")}
         self._replayed, self._saved = 0, state
+        self._taken = True
         self.optimizers.load(state)
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(group(state, "scaler"))
@@ -189,7 +194,12 @@ class Loop:
             if saved is not None and "now" in saved and self._loader is not None:
                 generators.restore_loader(group(saved, "now"), self._loader)
             return False
-        self._schedule.load_state_dict(group(saved, "schedule"))
+        # A schedule takes whatever a file calls its attributes: these alone are its state.
+        kept, schedule = group(saved, "schedule"), self._schedule
+        rates, steps = kept.get("base_lrs"), progress.epoch * (total // epochs) + progress.position
+        if not alike(schedule.base_lrs, rates) or kept.get("last_epoch") != steps:
+            raise CheckpointError(f"schedule: expected that of {steps} steps, got {kept!r:.200}")
+        schedule.load_state_dict({"lr_lambdas": [], **{name: kept[name] for name in _SCHEDULE if name in kept}})
         self.optimizers.put_back()
         self._epoch_state = group(saved, "epoch_state") if progress.position else None
         self._summed = tensor(saved, "summed").to(self.device)
@@ -225,13 +235,16 @@ class Loop:
         if flag is not None and not self.scaler.is_enabled() and getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer leaves parameters and moments alone on this flag, without the host looking at it.
             optimizer.found_inf, optimizer.grad_scale = flag.float(), None  # type: ignore[attr-defined]
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        self._schedule.step()
+        # What a foreign file calls an optimizer's state its first step tells.
+        with believed("optimizer", "training") if self._taken else contextlib.nullcontext():
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            self._schedule.step()
+        self._taken = False
         return loss.detach()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Lets a first Ctrl-C finish the step, so that what is saved lies between two steps; a second one breaks off."""
     pressed: list[int] = []

@@ -46,7 +46,7 @@ class Optimizers:
             state = group({"kept": saved[place]}, "kept")
             if "state" not in state:
                 # It was the one under way.
-                state = {**group(self._saved or {}, "optimizer"), "moved": state["moved"]}
+                state = {**group(self._saved or {}, "optimizer"), "moved": state.get("moved")}
             self._moved[place] = [str(name) for name in _parts(state, "moved")]
             _load(optimizer, state, self._moved[place])
 
@@ -136,13 +136,31 @@ def _same(one: object, other: object) -> bool:
     return type(one) is type(other) and one == other
 
 
+def alike(one: object, other: object) -> bool:
+    """Whether an option of a file may stand where the optimizer has ``one``."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, bool) or one is None:
+        return isinstance(other, bool) or other is None or (one is None and isinstance(other, str | int | float))
+    if isinstance(one, int | float):
+        return isinstance(other, int | float) and not isinstance(other, bool)
+    return type(one) is type(other)
+
+
 def _load(optimizer: Optimizer, state: Mapping[str, Tree], moved: Sequence[str] | None) -> None:
     """Puts moments back and the options named; None: all options. Raises CheckpointError if they are another's."""
     live = [dict(part) for part in optimizer.param_groups]
     try:
         optimizer.load_state_dict({name: part for name, part in state.items() if name != "moved"})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"optimizer: expected the one that was saved, got another ({error})") from None
+    for part, own in zip(optimizer.param_groups, live, strict=True):
+        names = [name for name in own if name not in ("params", "initial_lr")]
+        odd = next((name for name in names if not alike(own[name], part.get(name))), None)
+        if odd is not None:
+            raise CheckpointError(f"optimizer: expected {odd!r} such as {own[odd]!r}, got {part.get(odd)!r:.80}")
     if moved is None:
         return
     for part, own in zip(optimizer.param_groups, live, strict=True):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
-from tritoncrf.checkpoint import CheckpointError, read, write
+from tritoncrf.checkpoint import CheckpointError, believed, read, write
 from tritoncrf.layout import Shape
 from tritoncrf.ranks import Meeting, Ranks
 from tritoncrf.shares import Share, spread
@@ -236,18 +236,25 @@ class ChainStore(nn.Module):
         self.seed, self.fresh = int(low) | int(high) << 32, False
 
     def check(self, state: Mapping[str, Tensor]) -> None:
-        """Raises CheckpointError unless ``state`` is of these images and this contract."""
+        """Raises CheckpointError unless ``state`` is of these images and this contract, and holds what chains can hold."""
         whole = [len(self.labels), sum(self.areas) + 1]
         for name, like in (("labels", self.labels), ("sweeps", self.sweeps), ("sizes", self.sizes), ("meta", self.meta)):
             shape = whole if name == "labels" else list(like.shape)
             if name not in state or list(state[name].shape) != shape or state[name].dtype != like.dtype:
                 got = f"{list(state[name].shape)} {state[name].dtype}" if name in state else "none"
                 raise CheckpointError(f"chains: expected {name!r} of shape {shape} {like.dtype}, got {got}")
-        version, replicas, latent = state["meta"].tolist()[:3]
+        version, replicas, latent, *halves = state["meta"].tolist()
         if version != contract.VERSION:
             raise CheckpointError(f"chains: expected bit contract version {contract.VERSION}, got {version}")
         if (replicas, latent) != (self.replicas, int(self.latent)) or not torch.equal(state["sizes"].cpu(), self.sizes.cpu()):
             raise CheckpointError("chains: expected the images this store was made for, got other sizes, replicas or latent")
+        if not all(0 <= half < 1 << 32 for half in halves):
+            raise CheckpointError(f"chains: expected a seed's halves of 32 bits, got {halves}")
+        least, most = (int(bound) for bound in state["sweeps"].aminmax())
+        if least < 0 or most > 1 << contract.SWEEP_BITS:
+            raise CheckpointError(
+                f"chains: expected from 0 to 2^{contract.SWEEP_BITS} sweeps over an image's life, got {least} to {most}"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the store as safetensors, whole or not at all. Raises OSError if the disk will not take it."""
@@ -257,9 +264,14 @@ class ChainStore(nn.Module):
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> ChainStore:
         """The store that `save` wrote. Raises CheckpointError for a truncated, foreign or newer file."""
         state = {name: value for name, value in read(path, kind="chains").items() if isinstance(value, Tensor)}
-        if "sizes" not in state or "meta" not in state:
-            raise CheckpointError(f"{path}: expected a tritoncrf chain store, got a file without sizes")
-        meta = state["meta"].tolist()
-        store = cls(state["sizes"], replicas=meta[1], device=device, seed=0, latent=bool(meta[2]))
-        store.load_state_dict(state)
+        if not {"sizes", "meta", "labels"} <= state.keys():
+            raise CheckpointError(f"{path}: expected a tritoncrf chain store, got a file without sizes, labels or meta")
+        with believed(path, "chains"):
+            sizes, (_, replicas, latent, _, _) = state["sizes"].tolist(), state["meta"].tolist()
+            # Sizes may claim any number of bytes: those of the labels are there.
+            claimed, held = sum(math.prod(size) for size in sizes) * replicas + 1, list(state["labels"].shape)
+            if held != [1 + latent, claimed]:
+                raise CheckpointError(f"{path}: expected labels of shape {[1 + latent, claimed]} for its sizes, got {held}")
+            store = cls(sizes, replicas=replicas, device=device, seed=0, latent=bool(latent))
+            store.load_state_dict(state)
         return store

@@ -135,7 +135,6 @@ class Trainer:
         checkpoint: written after each epoch, after every ``every``-th step, and on Ctrl-C, which then ends the run.
         Raises FloatingPointError, naming parameter and step, where a gradient is no number: on a CPU before it is used.
         """
-        held_out = validation
         if mode not in MODES:
             raise ValueError(f"mode: expected 'separate' or 'joint', got {mode!r}")
         loss = self._loss_for(loader)
@@ -158,7 +157,7 @@ class Trainer:
             more = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp, "kinds": kinds, "gates": gates}
             return cast(Tensor, loss(logits, batch.labels, batch.index, **more))
 
-        finished = lambda epoch: {} if held_out is None else self._validate(mode, held_out)  # noqa: E731
+        finished = lambda epoch: {} if validation is None else self._validate(mode, validation)  # noqa: E731
         keeps = self.optimizer is not None
         self._run(mode, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: loss.invalid, keeps)
 
@@ -220,10 +219,10 @@ class Trainer:
         Raises CheckpointError if the file is truncated, foreign, newer, or of another network, neighbourhood or data set.
         """
         tree = files.read(path, kind="training")
-        found = parts(path, tree, self.crf, self.network, self.loss, recipe_of(self.edges))
-        if self.chains is not None and tree.get("chains") is not None:
-            self.chains.check(files.tensors(tree, "chains"))
-        # All is looked at: from here on nothing of it is refused.
+        with files.believed(path, "training"):
+            found = parts(path, tree, self.crf, self.network, self.loss, recipe_of(self.edges))
+            if self.chains is not None and tree.get("chains") is not None:
+                self.chains.check(files.tensors(tree, "chains"))
         if resume:
             self.loop.load(found.loop)
         self.pretrained = take_over(found, tree, self.crf, self.network)
@@ -252,11 +251,12 @@ class Trainer:
         return self.loss
 
     def _restore(self, loss: CRFLoss) -> None:
-        if self._saved is None or self._saved["loss"] is None:
+        if self._saved is None or self._saved.get("loss") is None:
             return
-        loss.load_state_dict(files.tensors(self._saved, "loss"))
-        if loss.chains is not None and self._saved["chains"] is not None:
-            loss.chains.load_state_dict(files.tensors(self._saved, "chains"))
+        with files.believed("checkpoint", "training"):
+            loss.load_state_dict(files.tensors(self._saved, "loss"))
+            if loss.chains is not None and self._saved.get("chains") is not None:
+                loss.chains.load_state_dict(files.tensors(self._saved, "chains"))
 
     def _run(
         self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, value: Callable[[object], Tensor],

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import config
 from torch import Tensor
 
 from tritoncrf import contract
@@ -57,6 +58,8 @@ def missing(device: torch.device, labels: int = FEWEST) -> str | None:
     """Runs on CPU tensors with any number of labels; the package itself is imported with this module."""
     if device.type != "cpu":
         return "it runs on CPU tensors only: use engine='torch' or 'triton'"
+    if config.DISABLE_JIT:
+        return "numba is told to compile nothing: unset NUMBA_DISABLE_JIT"
     return None
 
 

@@ -79,7 +79,7 @@ class EdgeForm:
         found = [num_labels, self.kinds or 0, self.gates, self.neighborhood.ndim]
         for part in (self.neighborhood, self.kinds_on, self.gates_on):
             found += [len(part), *(step for offset in part.offsets for step in offset)]
-        return torch.tensor(found, dtype=torch.int64)
+        return torch.tensor(found, dtype=torch.int64, device="cpu")
 
     def without_gates(self) -> EdgeForm:
         """The form of the same model where gates do not matter."""

@@ -59,7 +59,7 @@ class Loop:
         self._loader: DataLoader[object] | None = None
         self._epoch_state: dict[str, Tree] | None = None
         # Of the epoch's losses: on the device, so that no step waits for it.
-        self._summed = torch.zeros((), device=device)
+        self._summed = torch.zeros((), dtype=torch.float32, device=device)
         self._saved: dict[str, Tree] | None = None
         self._replayed = 0
         self._taken = False
@@ -214,7 +214,7 @@ class Loop:
         if position and self._epoch_state is not None:
             generators.restore(self._epoch_state, loader)
         else:
-            self._epoch_state, self._summed = now, torch.zeros((), device=self.device)
+            self._epoch_state, self._summed = now, torch.zeros((), dtype=torch.float32, device=self.device)
         batches = iter(loader)
         for _ in range(position):
             next(batches)

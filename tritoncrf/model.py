@@ -203,7 +203,7 @@ class GridCRF(nn.Module):
         tables = F.pad(self.gated.float(), (0, 1, 0, 1))
         for k in plan.edges.gated:
             place = plan.edges.gating[k]
-            used = plan.edges.gates[:, :, place] / float(contract.GATE_STEPS)
+            used = plan.edges.gates[:, :, place].float() / float(contract.GATE_STEPS)
             # What does not count, beyond an image or an edge, may be NaN, and must not spoil the gradient.
             given = gates[:, :, place].flatten(2).float()
             yield k, used + (given - given.detach()).nan_to_num(0.0, 0.0, 0.0), tables[:, place]
@@ -248,7 +248,8 @@ def _whole(table: Tensor) -> Tensor:
 def _tables(name: str, given: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """Tables to start from, zeros if None."""
     if given is None:
-        return torch.zeros(shape)
+        # On torch's default device, as any module's; a default dtype of fewer bits could not hold what they learn.
+        return torch.zeros(shape, dtype=torch.float32)
     tables = validation.tensor(name, given).detach().clone()
     if tables.shape != shape:
         axes = {3: "classes, labels, labels", 4: "classes, kinds, labels, labels"}[len(shape)]

@@ -27,12 +27,12 @@ def model_tree(crf: GridCRF) -> dict[str, Tree]:
     return {
         "pairwise": crf.pairwise.detach(),
         "crf": dict(crf.state_dict()),
-        "offsets": torch.tensor(crf.neighborhood.offsets),
+        "offsets": torch.tensor(crf.neighborhood.offsets, device="cpu"),
         "num_labels": crf.num_labels,
         "kinds": form.kinds,
-        "kinds_on": torch.tensor(form.kinds_on.offsets),
+        "kinds_on": torch.tensor(form.kinds_on.offsets, device="cpu"),
         "gates": form.gates,
-        "gates_on": torch.tensor(form.gates_on.offsets),
+        "gates_on": torch.tensor(form.gates_on.offsets, device="cpu"),
     }
 
 

@@ -206,7 +206,7 @@ class ChainStore(nn.Module):
     def meta(self) -> Tensor:
         """int64 [5], on the CPU: contract version, replicas, latent and the seed's two halves."""
         low, high = contract.key_of(self.seed)
-        return torch.tensor([contract.VERSION, self.replicas, int(self.latent), low, high], dtype=torch.int64)
+        return torch.tensor([contract.VERSION, self.replicas, int(self.latent), low, high], dtype=torch.int64, device="cpu")
 
     @property
     def saved(self) -> dict[str, Tensor]:

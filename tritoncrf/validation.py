@@ -106,7 +106,7 @@ class Verdict:
         self.sentences = sentences
         self._bad, self._event = bad, None
         if bad.is_cuda:
-            self._bad = torch.empty(bad.shape, dtype=torch.bool, pin_memory=True)
+            self._bad = torch.empty(bad.shape, dtype=torch.bool, device="cpu", pin_memory=True)
             self._bad.copy_(bad, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()

@@ -141,7 +141,7 @@ class Visit(metaclass=Unopened):
         """At the first visit: all ranks' losses, stores and tables must be alike; a seed that was drawn becomes the first's."""
         chains = self.chains
         seed = chains.seed if self.follows and chains is not None else self.sampler.seed
-        sizes = torch.zeros(1, dtype=torch.int64) if chains is None else chains.sizes
+        sizes = torch.zeros(1, dtype=torch.int64, device="cpu") if chains is None else chains.sizes
         tables = pairwise if gated is None else torch.cat([pairwise.flatten(), gated.flatten()])
         told = {
             "sweeps": self.sweeps, "method and reduction": METHODS.index(self.method) + 2 * REDUCTIONS.index(self.reduction),

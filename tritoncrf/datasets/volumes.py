@@ -114,14 +114,14 @@ def has_volumes(images: str | os.PathLike[str], recursive: bool = False) -> bool
 def collate_volumes(items: Sequence[IndexedSample]) -> Batch:
     """Makes a batch of indexed volumes as `collate` does of pictures: padded at the end of every axis, with their "sizes"."""
     images, targets = [item[0] for item in items], [item[1] for item in items]
-    sizes = torch.tensor([list(target.shape) for target in targets], dtype=torch.int64)
+    sizes = torch.tensor([list(target.shape) for target in targets], dtype=torch.int64, device="cpu")
     largest = [int(n) for n in sizes.amax(0)]
     image = images[0].new_zeros((len(items), images[0].shape[0], *largest))
     target = targets[0].new_full((len(items), *largest), VOID)
     for n, (own, label) in enumerate(zip(images, targets, strict=True)):
         d, h, w = label.shape
         image[n, :, :d, :h, :w], target[n, :d, :h, :w] = own, label
-    index = torch.tensor([int(item[2]) for item in items], dtype=torch.int64)
+    index = torch.tensor([int(item[2]) for item in items], dtype=torch.int64, device="cpu")
     extras: Extras = {"sizes": sizes}
     return (image, target, index) if bool((sizes == sizes[0]).all()) else (image, target, index, extras)
 

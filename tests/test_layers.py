@@ -14,7 +14,7 @@ ROOMS = [
     "saved", "batches", "networks", "loss", "held_out", "visit", "monitor", "outcome", "gradient", "inference",
     "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order", "sampler", "intake",
     "chains", "store", "shares", "ranks", "finite", "checkpoint", "model", "edge_inputs", "layout", "coloring", "lattice",
-    "validation", "engines", "eager", "contract", "kernels", "_version",
+    "validation", "engines", "eager", "interrupts", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -55,7 +55,7 @@ def lag(
     """
     if not isinstance(crf, GridCRF) or not isinstance(chains, ChainStore):
         raise TypeError(f"crf, chains: expected a GridCRF and a ChainStore, got {type(crf).__name__}, {type(chains).__name__}")
-    validation.whole("sweeps", sweeps, 1)
+    sweeps = validation.whole("sweeps", sweeps, 1)
     if chains.device != crf.device:
         raise ValueError(f"chains: expected a ChainStore on {crf.device} (that of the CRF's tables), got {chains.device}")
     logits, shape = validation.logits(logits, crf.num_labels, crf.neighborhood.ndim, crf.device), tuple(logits.shape[2:])

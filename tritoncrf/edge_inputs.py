@@ -50,8 +50,8 @@ class EdgeForm:
     ) -> EdgeForm:  # fmt: skip
         """Arguments as of `GridCRF`. Raises ValueError or TypeError naming them."""
         if kinds is not None:
-            validation.whole("kinds", kinds, 1, contract.MAX_LABELS)
-        validation.whole("gates", gates, 0, contract.MAX_LABELS)
+            kinds = validation.whole("kinds", kinds, 1, contract.MAX_LABELS)
+        gates = validation.whole("gates", gates, 0, contract.MAX_LABELS)
         for name, given, among in (("kinds_on", kinds_on, kinds), ("gates_on", gates_on, gates)):
             if given is not None and not among:
                 raise ValueError(f"{name}: expected None for a model without {name[:5]}, got {given!r}")

@@ -49,7 +49,7 @@ def look(
     """Plan, layout, present pixels and counts of a batch given as to `Sampler.init`."""
     device, labels = crf.device, crf.num_labels
     validation.logits(logits, labels, crf.neighborhood.ndim, device)
-    validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
+    replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
     images, shape = len(logits), tuple(logits.shape[2:])
     sizes, mask = validation.extents(guard, images, shape, sizes, mask, device)
     index = counter(guard, "index", index, 1 << contract.INDEX_BITS, torch.arange(images, device=device))

@@ -9,8 +9,6 @@ epoch, persistent ones too: what they would carry over cannot be saved.
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -24,6 +22,7 @@ from tqdm import tqdm
 from tritoncrf import generators, validation
 from tritoncrf.checkpoint import CheckpointError, Tree, believed, group, tensor
 from tritoncrf.finite import GradientWatch
+from tritoncrf.interrupts import interruptible
 from tritoncrf.optimizers import Optimizers, alike, rates_of, set_rates
 from tritoncrf.ranks import Ranks
 
@@ -79,8 +78,7 @@ class Loop:
         named: what learns, by name; keeps: the optimizer is the caller's own, who may bring it to other stages too.
         Raises FloatingPointError, naming parameter and step, where a gradient or a parameter is no number.
         """
-        validation.whole("epochs", epochs, 1)
-        validation.whole("every", every, 0)
+        epochs, every = validation.whole("epochs", epochs, 1), validation.whole("every", every, 0)
         total = epochs * len(loader)
         if total == 0:
             raise ValueError("loader: expected at least one batch, got none")
@@ -94,7 +92,7 @@ class Loop:
         resuming = self._take_over(stage, epochs, total, optimizer)
         self._watch = GradientWatch(stage, optimizer, named or {}, self.progress.epoch * len(loader) + self.progress.position)
         progress = self.progress
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             while progress.epoch < epochs:
                 batches, resuming = self._open(loader, resuming), False
                 for item in self.bar(batches, f"{stage} {progress.epoch + 1}/{epochs}", len(loader), progress.position):
@@ -242,24 +240,3 @@ class Loop:
             self._schedule.step()
         self._taken = False
         return loss.detach()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Lets a first Ctrl-C finish the step, so that what is saved lies between two steps; a second one breaks off."""
-    pressed: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def press(number: int, frame: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

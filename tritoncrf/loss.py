@@ -80,8 +80,7 @@ class CRFLoss(nn.Module):
             raise TypeError(f"crf: expected a GridCRF, got {type(crf).__name__}")
         validation.choice("method", method, METHODS)
         validation.choice("reduction", reduction, REDUCTIONS)
-        validation.whole("sweeps", sweeps, 1)
-        validation.whole("ignore_index", ignore_index, -(1 << 63))
+        sweeps, ignore_index = validation.whole("sweeps", sweeps, 1), validation.whole("ignore_index", ignore_index, -(1 << 63))
         if 0 <= ignore_index < crf.num_labels:
             raise ValueError(f"ignore_index: expected none of the {crf.num_labels} labels, got {ignore_index}")
         # Without a seed of its own the loss draws as its chains say, also after they were loaded from a file.

@@ -56,7 +56,7 @@ class GridCRF(nn.Module):
         gated: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        validation.whole("num_labels", num_labels, 2, contract.MAX_LABELS)
+        num_labels = validation.whole("num_labels", num_labels, 2, contract.MAX_LABELS)
         if not isinstance(neighborhood, Neighborhood):
             raise TypeError(f"neighborhood: expected a Neighborhood, got {type(neighborhood).__name__}")
         self.num_labels = num_labels

@@ -7,6 +7,7 @@ and count of sweeps alone, not on engine, way, batch, padding or threads.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ from tritoncrf.eager import uncompiled
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
 from tritoncrf.intake import Batch, look, starting_labels
+from tritoncrf.interrupts import unbroken
 from tritoncrf.layout import hold, pack
 from tritoncrf.model import GridCRF
 from tritoncrf.validation import Guard
@@ -26,6 +28,8 @@ from tritoncrf.validation import Guard
 WAYS = ("auto", "gather", "incremental")
 # Sweeps between looks at the flip rate, on a CPU where a look costs nothing: first, and once the way has settled.
 STRIDE, LONGEST = 4, 64
+# Seconds that a piece may take, and a Ctrl-C wait.
+PATIENCE = 0.25
 
 
 class Sampler:
@@ -48,11 +52,8 @@ class Sampler:
     ) -> None:
         if not isinstance(crf, GridCRF):
             raise TypeError(f"crf: expected a GridCRF, got {type(crf).__name__}")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed: expected an integer or None, got {seed!r}")
         self.crf = crf
-        self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
-        self.way = validation.choice("way", way, WAYS)
+        self.seed, self.way = contract.seed_of(seed), validation.choice("way", way, WAYS)
         self.requested = engine
         self.device = crf.device
         self.guard = Guard(True if validate else validate)
@@ -149,9 +150,10 @@ class Sampler:
         """
         with self.guard.call(self.crf.device):
             scale = self._ready(chains, sweeps, beta)
-            self._refresh(chains, logits)
-            with self._voidable(chains):
-                self._sweep(chains, sweeps, scale)
+            with chains.alone():
+                self._refresh(chains, logits)
+                with self._voidable(chains):
+                    self._sweep(chains, int(sweeps), scale)
             return chains
 
     def advance(self, chains: ChainState, sweeps: int) -> None:
@@ -195,23 +197,25 @@ class Sampler:
         """Sweeps in pieces, the way chosen before each; with ``out``, conditionals are added to it and energies returned."""
         energies, flips, done = list[Tensor](), torch.zeros_like(chains.flips), 0
         look = self.way == "auto" and chains.sites is not None
-        # Every look costs a call of the engine: few, once the way is settled.
-        stride = STRIDE if chains.rate is None else LONGEST
+        # Every look costs a call of the engine: few, once the way is settled. Nor is a Ctrl-C heard before a piece is done.
+        cpu, stride = chains.rows.device.type == "cpu", STRIDE if chains.rate is None or not look else LONGEST
         while done < sweeps:
-            step = min(sweeps - done, stride) if look else sweeps - done
-            stride = min(2 * stride, LONGEST)
+            step = min(sweeps - done, stride) if cpu else sweeps - done
+            started = time.monotonic()
             self._choose(chains)
             where, key = (chains.work, chains.rows, chains.field), contract.key_of(self.seed)
-            if out is None:
-                moved = self.engine.sweep(*where, step, scale, key, chains.count, chains.purpose)
-            else:
-                moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
-                energies.append(energy)
-            chains.count += step
+            with unbroken():
+                if out is None:
+                    moved = self.engine.sweep(*where, step, scale, key, chains.count, chains.purpose)
+                else:
+                    moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
+                    energies.append(energy)
+                chains.count += step
             flips += moved
             done += step
-            if look and chains.sites is not None:
-                chains.rate = int(moved.sum()) / max(step * chains.sites, 1)
+            stride = min(2 * stride, LONGEST) if time.monotonic() - started < PATIENCE else max(stride // 2, 1)
+            if look and chains.sites:
+                chains.rate = int(moved.sum()) / (step * chains.sites)
         chains.flips = flips
         return energies
 
@@ -223,9 +227,10 @@ class Sampler:
         """
         self._own(chains)
         validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
-        with self.guard.call(self.crf.device):
+        scale = contract.scale_of(validation.beta(beta))
+        with self.guard.call(self.crf.device), chains.alone():
             self._refresh(chains, None)
-        return self.engine.conditionals(chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out)
+            return self.engine.conditionals(chains.work, chains.rows, chains.field, scale, out)
 
     @uncompiled
     def average(self, chains: ChainState, sweeps: int, out: Tensor, *, beta: float = 1.0) -> Tensor:
@@ -233,13 +238,14 @@ class Sampler:
 
         The same numbers to rounding, in less time where few labels change. Raises as both do, before any chain moves.
         """
+        self._own(chains)
+        validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
         with self.guard.call(self.crf.device):
-            self._own(chains)
-            validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
             scale = self._ready(chains, sweeps, beta)
-            self._refresh(chains, None)
-            with self._voidable(chains, out):
-                energies = self._sweep(chains, sweeps, scale, out)
+            with chains.alone():
+                self._refresh(chains, None)
+                with self._voidable(chains, out):
+                    energies = self._sweep(chains, int(sweeps), scale, out)
             return torch.cat(energies, -1) if energies else out.new_zeros((*chains.flips.shape, 0))
 
     def pair_counts(self, chains: ChainState) -> Tensor:

@@ -73,15 +73,13 @@ class ChainStore(nn.Module):
             raise TypeError(f"sizes: expected a sequence of tuples of integers or a tensor [D, d], got {sizes!r:.80}") from None
         if not table or not table[0] or len({len(size) for size in table}) != 1:
             raise ValueError(f"sizes: expected a size of as many axes for every image, at least one image, got {table[:3]}...")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed: expected an integer or None, got {seed!r}")
         for place, size in enumerate(table):
             if not all(n >= 1 for n in size):
                 raise ValueError(f"sizes[{place}]: expected whole numbers of at least 1, got {size}")
             if math.prod(size) >= 1 << contract.SITE_BITS:
                 raise ValueError(f"sizes[{place}]: expected fewer than 2^32 pixels, got {tuple(size)}")
         self.replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
-        self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
+        self.seed = contract.seed_of(seed)
         self.latent, self.persistent, self.fresh, self.drawn = latent, persistent, True, seed is None
         self.sizes = torch.tensor(table, dtype=torch.int64, device=device)
         self.areas = tuple(math.prod(size) * replicas for size in table)

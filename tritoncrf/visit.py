@@ -20,6 +20,7 @@ from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
 from tritoncrf.intake import Batch
+from tritoncrf.interrupts import unbroken
 from tritoncrf.layout import pack
 from tritoncrf.monitor import TableWatch
 from tritoncrf.outcome import Found, Terms, outcome
@@ -126,12 +127,13 @@ class Visit(metaclass=Unopened):
         bad = sampler.guard.flag(present.device)
         found = outcome(terms, batch, tables, known, counted, data, free, bad, ranks)
         good = ~found[5]
-        if store is not None:
-            self._keep(store, meeting, places, (data.labels, free.labels), good)
-            if places is not None:
-                kept.settle(store, meeting)
-        else:
-            visits += torch.where(good, len(meeting.index), 0)
+        with unbroken():
+            if store is not None:
+                self._keep(store, meeting, places, (data.labels, free.labels), good)
+                if places is not None:
+                    kept.settle(store, meeting)
+            else:
+                visits += torch.where(good, len(meeting.index), 0)
         for name, parameter in sampler.crf.named_parameters():
             told = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)

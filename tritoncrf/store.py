@@ -82,7 +82,7 @@ class ChainStore(nn.Module):
         self.seed = contract.seed_of(seed)
         self.latent, self.persistent, self.fresh, self.drawn = latent, persistent, True, seed is None
         self.sizes = torch.tensor(table, dtype=torch.int64, device=device)
-        self.areas = tuple(math.prod(size) * replicas for size in table)
+        self.areas = tuple(math.prod(size) * self.replicas for size in table)
         ranks = Ranks.of(process_group) if shared else Ranks()
         self.share = Share.even(ranks, self.areas) if ranks.size > 1 else None
         self.offsets = torch.tensor(self.starts, dtype=torch.int64, device=device)

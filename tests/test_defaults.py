@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,11 +28,11 @@ def restored() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-class Unnamed(TorchDispatchMode):
+class Unnamed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes where a tensor of the default device or dtype comes up though none went in."""
 
     def __init__(self, odd: Callable[[Tensor], bool]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.odd, self.places = odd, set[str]()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -55,7 +56,7 @@ def work(engine: str, folder: Path) -> list[Tensor]:
     logits = noise(3, 5, 9, 8, seed=2).requires_grad_()
     target = torch.arange(216, device=cpu).view(3, 9, 8) % 5
     sizes = torch.tensor([[9, 8], [7, 8], [9, 5]], device=cpu)
-    more = {"sizes": sizes, "kinds": (target[:, None] % 2).expand(-1, 4, -1, -1).to(torch.uint8)}
+    more: dict[str, Any] = {"sizes": sizes, "kinds": (target[:, None] % 2).expand(-1, 4, -1, -1).to(torch.uint8)}
     more["gates"] = noise(3, 1, 4, 9, 8, seed=3).sigmoid()
     index = torch.tensor([0, 2, 1], device=cpu)
     for reduction in ("mean", "none"):

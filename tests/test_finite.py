@@ -37,7 +37,7 @@ def make(**given: Optimizer) -> tuple[tc.Trainer, DataLoader[object], Masked]:
     return trainer, DataLoader(data, 2, collate_fn=collate), network
 
 
-def spoiled(parameter: Tensor, step: int, value: float) -> None:
+def spoiled(parameter: Tensor | None, step: int, value: float) -> None:
     """One entry of a gradient becomes ``value`` at a step."""
     calls = iter(range(1, 100))
 
@@ -47,7 +47,8 @@ def spoiled(parameter: Tensor, step: int, value: float) -> None:
             grad.flatten()[3] = value
         return grad
 
-    parameter.register_hook(hook)
+    assert parameter is not None
+    parameter.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -96,11 +97,12 @@ def test_a_moment_that_is_none_is_refused_and_a_mask_is_not(tmp_path: Path) -> N
     trainer.fit(loader, "joint", epochs=1, checkpoint=path)
     trainer.save(path)
     before = path.read_bytes()
+    assert network.convolution.bias is not None
     trainer.optimizer.state[network.convolution.bias]["exp_avg_sq"][0] = torch.inf
     with pytest.raises(FloatingPointError, match=r"state of network.convolution.bias.exp_avg_sq: .* infinity; "):
         trainer.save(path)
     trainer.optimizer.state[network.convolution.bias]["exp_avg_sq"][0] = 0
-    network.mask[0] = torch.nan  # type: ignore[index, operator]
+    network.mask[0] = torch.nan  # type: ignore[operator]
     with pytest.raises(FloatingPointError, match=r"network.mask: expected finite numbers, got NaN; .* was not written"):
         trainer.save(path)
     assert path.read_bytes() == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Node:
     trainer.fit(loader, "separate", epochs=1)
     saves = iter(range(9))
     original = trainer.save
-    trainer.save = lambda to, **_: (original(to), 1 / (next(saves) - 0))[0]  # type: ignore[method-assign, assignment]
+    trainer.save = lambda to, **_: (original(to), 1 / (next(saves) - 0))[0]  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         trainer.fit(loader, "joint", epochs=2, checkpoint=path, every=1)
     return dict(files.read(path, kind="training"))
@@ -118,7 +117,7 @@ def places(tree: object, at: tuple[Key, ...] = ()) -> Iterator[tuple[Key, ...]]:
 
 
 ODD = torch.zeros(0), torch.tensor(-(2**62)), torch.full((3, 2), torch.nan)
-VALUES = (None, -1, 1 << 70, "x", [], {}, [None], {"a": 1}, *ODD)
+VALUES: tuple[object, ...] = (None, -1, 1 << 70, "x", [], {}, [None], {"a": 1}, *ODD)
 
 
 @pytest.mark.parametrize("share", [40, pytest.param(1, marks=pytest.mark.slow)])
@@ -169,15 +168,16 @@ def test_keys_that_collide(text: str, sentence: str, tmp_path: Path) -> None:
 
 
 def test_names_that_collide_when_written_stay_apart(tmp_path: Path) -> None:
-    tree = {"a.b": torch.tensor(1), "a": {"b": torch.tensor(2), "b~1": torch.tensor(4)}, "a.b~1": torch.tensor(3)}
+    inner: dict[str, files.Tree] = {"b": torch.tensor(2), "b~1": torch.tensor(4)}
+    tree: dict[str, files.Tree] = {"a.b": torch.tensor(1), "a": inner, "a.b~1": torch.tensor(3)}
     files.write(tmp_path / "file", tree, kind="test")
-    assert json.loads(json.dumps(str(files.read(tmp_path / "file", kind="test")))) == str(tree)
+    assert str(files.read(tmp_path / "file", kind="test")) == str(tree)
 
 
 def test_sizes_are_looked_at_before_memory_is_taken(tmp_path: Path) -> None:
     """A file of some hundred bytes that claims chains of 4.3 GB."""
     store = tc.ChainStore([(4, 4)], seed=0)
-    state = {**store.saved, "sizes": torch.tensor([[65535, 65536]])}
+    state: dict[str, files.Tree] = {**store.saved, "sizes": torch.tensor([[65535, 65536]])}
     path = tmp_path / "chains.safetensors"
     files.write(path, state, kind="chains")
     assert path.stat().st_size < 1500

@@ -136,10 +136,9 @@ def test_chains_that_two_threads_move_are_an_error(monkeypatch: pytest.MonkeyPat
     first.start()
     assert inside.wait(10)
     out = torch.zeros((*chains.plan.free.shape, 5), dtype=torch.float64)
-    run, average, conditionals = (getattr(sampler, name) for name in ("run", "average", "conditionals"))
-    for move in (lambda: run(chains, 1), lambda: average(chains, 1, out), lambda: conditionals(chains, out)):
+    for name, given in (("run", [1]), ("average", [1, out]), ("conditionals", [out])):
         with pytest.raises(RuntimeError, match="chains: expected chains that nobody else moves meanwhile"):
-            move()
+            getattr(sampler, name)(chains, *given)
     go.set()
     first.join()
     assert chains.sweeps.tolist() == [3, 3]
@@ -153,7 +152,11 @@ def test_threads_may_share_a_cache_of_layouts(monkeypatch: pytest.MonkeyPatch) -
     cache, faults = LayoutCache(HOOD, limit=3), list[BaseException]()
     every = sys.getswitchinterval()
     # Another thread comes between any two that are counted.
-    monkeypatch.setattr(Layout, "nbytes", property(lambda self: time.sleep(1e-6) or 1))
+    def slowly(self: Layout) -> int:
+        time.sleep(1e-6)
+        return 1
+
+    monkeypatch.setattr(Layout, "nbytes", property(slowly))
 
     def use(seed: int) -> None:
         rng = np.random.default_rng(seed)

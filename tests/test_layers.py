@@ -13,8 +13,8 @@ ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "together", "evaluation", "loop", "optimizers", "generators",
     "saved", "batches", "networks", "loss", "held_out", "visit", "monitor", "outcome", "gradient", "inference",
     "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order", "sampler", "intake",
-    "chains", "store", "shares", "ranks", "finite", "checkpoint", "model", "edge_inputs", "layout", "coloring", "lattice",
-    "validation", "engines", "eager", "interrupts", "contract", "kernels", "_version",
+    "chains", "store", "shares", "ranks", "finite", "checkpoint", "model", "edge_inputs", "layout", "coloring",
+    "sublattices", "lattice", "validation", "engines", "eager", "interrupts", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -41,6 +41,8 @@ class ChainState:
     """Flips per site update of an earlier run, where the host knows it."""
     moving: dict[str, object] = made(default_factory=dict, repr=False, compare=False)
     """Who moves them, while somebody does; a dict, for setting a default in it cannot be divided among threads."""
+    seen: Tables | None = None
+    """On a CPU, the tables that ``tables`` were rounded from, as they were."""
     version: tuple[int, ...] | None = None
     """Addresses and version counters of the parameters that ``tables`` were rounded from, where they have some."""
 

@@ -35,7 +35,7 @@ class GradientWatch:
         """
         self._step += 1
         grads = [None if part.grad is None else part.grad.detach() for part in self._parameters.values()]
-        there = [part._values() if part.is_sparse else part for part in grads if part is not None]  # type: ignore[no-untyped-call]
+        there = [part._values() if part.is_sparse else part for part in grads if part is not None]
         there = [part for part in there if part.numel()]
         if not there:
             return flag

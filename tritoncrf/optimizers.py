@@ -9,6 +9,7 @@ stage begins with those that the caller set and puts them back at its end.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -118,7 +119,7 @@ def set_rates(optimizer: Optimizer, rates: Sequence[object]) -> None:
     """Puts rates back, in place where they are tensors."""
     for part, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(part["lr"], Tensor):
-            part["lr"].fill_(rate)
+            part["lr"].fill_(cast("Tensor | float", rate))
         else:
             part["lr"] = rate
 

@@ -19,7 +19,7 @@ from tritoncrf.chains import ChainState
 from tritoncrf.eager import uncompiled
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
-from tritoncrf.intake import Batch, look, starting_labels
+from tritoncrf.intake import Batch, look, look_again, starting_labels
 from tritoncrf.interrupts import unbroken
 from tritoncrf.layout import hold, pack
 from tritoncrf.model import GridCRF
@@ -278,13 +278,13 @@ class Sampler:
         same = self.device.type != "cpu" and version is not None and version == chains.version
         if same and logits is None and not validation.capturing(self.device):
             return
-        tables = self.crf.rounded(self.guard, self.crf.tables)
+        given = self.crf.tables
+        if logits is None and chains.seen is not None and given.equal(chains.seen):
+            return
+        tables = self.crf.rounded(self.guard, given)
+        seen = given.copy() if self.device.type == "cpu" and self.guard.waits(self.device) else None
         if logits is not None:
-            validation.logits(logits, self.crf.num_labels, self.crf.neighborhood.ndim, self.crf.device)
-            expected = (len(chains.index), self.crf.num_labels, *chains.shape)
-            if logits.shape != expected:
-                raise ValueError(f"logits: expected the chains' shape {list(expected)}, got {list(logits.shape)}")
-            validation.logit_values(self.guard, logits, chains.exists)
+            look_again(self.guard, self.crf, chains, logits)
         if not self.guard.waits(self.device):
             # A fault that the host has not heard of yet must not get into what the engine prepared.
             bad = self.guard.flag(self.device)
@@ -296,5 +296,6 @@ class Sampler:
             # A GPU is not asked whether the tables changed: that would stall the stream.
             chains.work = self.engine.retable(chains.work, tables)
         else:
-            return
-        chains.tables, chains.field, chains.version = tables, None, version
+            tables = chains.tables
+        chains.field = chains.field if tables is chains.tables and logits is None else None
+        chains.tables, chains.seen, chains.version = tables, seen, version

@@ -81,10 +81,10 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """A whole number in ``least .. most``, Python's or numpy's, as Python's."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < least or (most is not None and value > most):
+    if (value := int(value)) < least or (most is not None and value > most):
         bound = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}: expected an integer {bound}, got {value}")
-    return int(value)
+    return value
 
 
 def choice(name: str, value: object, options: Sequence[str]) -> str:

@@ -49,6 +49,7 @@ class Visit(metaclass=Unopened):
         self.sampler, self.chains, self.method, self.sweeps = sampler, chains, method, sweeps
         self.ignore_index, self.reduction, self.follows, self.drawn, self.group = ignore_index, reduction, follows, drawn, group
         self._watches: dict[str, TableWatch] = {}
+        self._rates: dict[str, float | None] = {}
         self._met = 1
 
     @uncompiled
@@ -177,7 +178,10 @@ class Visit(metaclass=Unopened):
 
     def _phase(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
         chains = self.sampler.begin(batch, start, phase, clamp)
+        # As many labels change as at the last visit, most likely: the way need not be found out anew.
+        chains.rate = self._rates.get(phase)
         self.sampler.advance(chains, self.sweeps)
+        self._rates[phase] = chains.rate
         return chains
 
     def targets(self, batch: Batch, target: Tensor, clamp: Tensor | None) -> tuple[Tensor, Tensor]:

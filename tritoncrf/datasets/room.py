@@ -31,9 +31,9 @@ def check(what: str, claimed: int) -> None:
         raise ValueError(f"{what}: expected at most {_text(there)}, this machine's memory, got {_text(claimed)}")
 
 
-def check_member(archive: zipfile.ZipFile, what: str, key: str) -> None:
+def check_member(archive: zipfile.ZipFile | None, what: str, key: str) -> None:
     """As `check`, of an archive's array ``key``, unpacked."""
-    if f"{key}.npy" in archive.namelist():
+    if archive is not None and f"{key}.npy" in archive.namelist():
         check(what, archive.getinfo(f"{key}.npy").file_size)
 
 

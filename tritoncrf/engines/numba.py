@@ -58,7 +58,7 @@ def missing(device: torch.device, labels: int = FEWEST) -> str | None:
     """Runs on CPU tensors with any number of labels; the package itself is imported with this module."""
     if device.type != "cpu":
         return "it runs on CPU tensors only: use engine='torch' or 'triton'"
-    if config.DISABLE_JIT:
+    if getattr(config, "DISABLE_JIT", 0):
         return "numba is told to compile nothing: unset NUMBA_DISABLE_JIT"
     return None
 

@@ -120,3 +120,22 @@ def test_a_visit_remembers_how_many_labels_change(monkeypatch: pytest.MonkeyPatc
 
 def noise(*shape: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(0, 1, shape)).float()
+
+
+def test_pseudolikelihoods_keep_no_neighbours_for_their_gradient() -> None:
+    crf = tc.GridCRF(9, tc.Neighborhood.nearest(64))
+    logits, labels = noise(2, 9, 150, 140).requires_grad_(), torch.arange(42000).view(2, 150, 140) % 9
+    kept = 0
+
+    def pack(part: Tensor) -> Tensor:
+        nonlocal kept
+        kept += part.nbytes
+        return part
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda part: part):
+        value = crf.log_pseudolikelihood(logits, labels).sum()
+    # All neighbours' labels would be 14 times as many bytes as the logits.
+    assert kept < 8 * logits.nbytes
+    value.backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.any())

@@ -211,8 +211,7 @@ class Sampler:
                     moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
                     energies.append(energy)
                 chains.count += step
-            flips += moved
-            done += step
+            flips, done = flips + moved, done + step
             stride = min(2 * stride, LONGEST) if time.monotonic() - started < PATIENCE else max(stride // 2, 1)
             if look and chains.sites:
                 chains.rate = int(moved.sum()) / (step * chains.sites)

@@ -24,8 +24,9 @@ from tritoncrf import contract
 from tritoncrf.engines import numba as engine
 from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_sweeps as loops
+from tritoncrf.engines.numba_cache import call
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Words
-from tritoncrf.engines.numba_vectors import address, call
+from tritoncrf.engines.numba_vectors import address
 
 PIECES = {
     "passed over": "a site passed over", "gathered": "a site's energies gathered", "drawn": "a site drawn from its energies",

@@ -10,11 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 # Top to bottom; a file may import from files further down, and from its own folder's.
 ROOMS = [
-    "__init__", "__main__", "cli", "commands", "training", "together", "head", "evaluation", "loop", "generators", "saved",
-    "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome", "gradient", "inference",
-    "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order", "sampler", "intake", "chains",
-    "store", "shares", "ranks", "checkpoint", "model", "edge_inputs", "layout", "coloring", "rings", "lattice", "targets",
-    "tiles", "validation", "engines", "eager", "contract", "kernels", "_version",
+    "__init__", "__main__", "cli", "commands", "training", "together", "head", "evaluation", "loop", "optimizers",
+    "generators", "saved", "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome",
+    "gradient", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order",
+    "sampler", "intake", "chains", "store", "shares", "ranks", "finite", "checkpoint", "model", "edge_inputs", "layout",
+    "coloring", "sublattices", "rings", "lattice", "targets", "tiles", "validation", "engines", "eager", "interrupts",
+    "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

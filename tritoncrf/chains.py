@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import field as made
 
 import torch
 from torch import Tensor
@@ -36,8 +39,26 @@ class ChainState:
     """What the engine keeps for the incremental way."""
     rate: float | None = None
     """Flips per site update of an earlier run, where the host knows it."""
+    moving: dict[str, object] = made(default_factory=dict, repr=False, compare=False)
+    """Who moves them, while somebody does; a dict, for setting a default in it cannot be divided among threads."""
+    seen: Tables | None = None
+    """On a CPU, the tables that ``tables`` were rounded from, as they were."""
     version: tuple[int, ...] | None = None
     """Addresses and version counters of the parameters that ``tables`` were rounded from, where they have some."""
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises RuntimeError if somebody else, another thread, is at these chains."""
+        mine = object()
+        if self.moving.setdefault("by", mine) is not mine:
+            raise RuntimeError(
+                "chains: expected chains that nobody else moves meanwhile, got some that another thread is moving: give each "
+                "thread chains of its own"
+            )
+        try:
+            yield
+        finally:
+            self.moving.clear()
 
     @property
     def labels(self) -> Tensor:

@@ -39,6 +39,9 @@ DIGEST = "0" * 64
 CHUNK = 1 << 20
 # How often a file is read anew that somebody replaces meanwhile.
 TRIES = 100
+_FOREIGN = (
+    SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
+)  # fmt: skip
 # Mapping and Sequence, not dict and list, so that a dict of tensors is a tree too.
 Tree = Tensor | str | int | float | bool | None | Sequence["Tree"] | Mapping[str, "Tree"] | Mapping[int, "Tree"]
 
@@ -88,18 +91,26 @@ def read(path: str | os.PathLike[str], *, kind: str) -> dict[str, Tree]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected a tritoncrf {kind} file, got no file")
-    try:
+    with believed(path, kind):
         for _ in range(TRIES):
             found = _read(path, kind)
             if found is not None:
                 return found
+    raise CheckpointError(f"{path}: expected a tritoncrf {kind} file at rest, got one that is written anew all the time")
+
+
+@contextlib.contextmanager
+def believed(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """What a file that somebody else made lets go wrong inside, as one CheckpointError."""
+    try:
+        yield
     except CheckpointError:
         raise
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
+    except _FOREIGN as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(
-            f"{path}: expected a whole tritoncrf {kind} file, got a truncated or foreign one ({error})"
+            f"{path}: expected a whole tritoncrf {kind} file, got a truncated or foreign one ({told:.200})"
         ) from None
-    raise CheckpointError(f"{path}: expected a tritoncrf {kind} file at rest, got one that is written anew all the time")
 
 
 def _read(path: str | os.PathLike[str], kind: str) -> dict[str, Tree] | None:
@@ -119,7 +130,7 @@ def _read(path: str | os.PathLike[str], kind: str) -> dict[str, Tree] | None:
         if metadata.get("contract") != str(contract.VERSION):
             raise CheckpointError(f"{path}: expected contract version {contract.VERSION}, got {metadata.get('contract')}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tree = _unflatten(json.loads(metadata["skeleton"]), tensors)
+    tree = _unflatten(json.loads(metadata["skeleton"], object_pairs_hook=_distinct), tensors)
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: expected a tritoncrf {kind} file, got no state in it")
     return {str(name): value for name, value in tree.items()}
@@ -217,7 +228,7 @@ def _sync_folder(folder: Path) -> None:
 # A node of the skeleton is [tag, content]: "t" tensor name, "v" plain value, "l" list, "u" tuple, "d"/"i" dict by str/int.
 def _flatten(node: Tree, name: str, tensors: dict[str, Tensor]) -> list[object]:
     if isinstance(node, Tensor):
-        if name in tensors:
+        while name in tensors:
             name = f"{name}~{len(tensors)}"
         tensors[name] = node.detach().cpu().contiguous().clone()
         return ["t", name]
@@ -235,19 +246,32 @@ def _flatten(node: Tree, name: str, tensors: dict[str, Tensor]) -> list[object]:
 
 
 def _unflatten(node: object, tensors: dict[str, Tensor]) -> Tree:
+    """The tree of a skeleton. Takes each tensor out of ``tensors``, for none stands in two places."""
     if not isinstance(node, list) or len(node) != 2:
-        raise KeyError("skeleton")
+        raise ValueError(f"a skeleton of pairs, got {node!r:.80}")
     tag, content = node
     if tag == "t":
-        return tensors[content]
-    if tag in ("d", "i"):
+        return tensors.pop(content)
+    if tag in ("d", "i") and isinstance(content, dict):
         pairs = {key: _unflatten(value, tensors) for key, value in content.items()}
-        return {int(key): value for key, value in pairs.items()} if tag == "i" else pairs
-    if tag in ("l", "u"):
+        if tag == "d":
+            return pairs
+        if any(str(int(key)) != key for key in pairs):
+            raise ValueError(f"keys that are integers, got {list(pairs)[:3]}")
+        return {int(key): value for key, value in pairs.items()}
+    if tag in ("l", "u") and isinstance(content, list):
         parts = [_unflatten(value, tensors) for value in content]
         return parts if tag == "l" else tuple(parts)
-    value: str | int | float | bool | None = content
-    return value
+    if tag == "v" and (content is None or isinstance(content, str | int | float)):
+        return content
+    raise ValueError(f"a skeleton of known nodes, got {node!r:.80}")
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"distinct keys, got some twice among {[key for key, _ in pairs][:5]}")
+    return found
 
 
 def tensor(tree: dict[str, Tree], name: str) -> Tensor:

@@ -37,9 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("tritoncrf: stopped", file=sys.stderr)
             return 130
-        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError) as error:
             if "--debug" in words:
                 raise
+            if isinstance(error, MemoryError):
+                error = MemoryError(f"memory: expected enough for this data, got too little ({error or 'none left'})")
             print(f"tritoncrf: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
             return 2
 

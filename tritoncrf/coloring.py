@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritoncrf.lattice import Neighborhood
+from tritoncrf.sublattices import free_bases
 
 Basis = tuple[tuple[int, ...], ...]
 Integers = npt.NDArray[np.int64]
@@ -49,14 +50,13 @@ class Coloring:
 @lru_cache(maxsize=256)
 def sublattice_coloring(neighborhood: Neighborhood) -> Coloring:
     """The contract's colouring of a neighbourhood: the first sublattice of smallest index that contains no offset."""
-    offsets = np.array(neighborhood.offsets)
     for index in itertools.count(1):
         for diagonal in _diagonals(index, neighborhood.ndim):
-            for basis in _bases(diagonal):
-                if _residues(offsets, basis).any(-1).all():
-                    coloring = Coloring(basis)
-                    coloring.validate(neighborhood)
-                    return coloring
+            bases = free_bases(neighborhood.offsets, diagonal)
+            if len(bases):
+                coloring = Coloring(tuple(tuple(map(int, row)) for row in bases[0]))
+                coloring.validate(neighborhood)
+                return coloring
     raise AssertionError("unreachable: the box of reach + 1 along every axis always colours")
 
 
@@ -69,17 +69,6 @@ def _diagonals(index: int, ndim: int) -> Iterator[tuple[int, ...]]:
         if index % last == 0:
             for rest in _diagonals(index // last, ndim - 1):
                 yield (*rest, last)
-
-
-def _bases(diagonal: tuple[int, ...]) -> Iterator[Basis]:
-    """Hermite normal forms with this diagonal, ordered by the entries right of it, row by row."""
-    ndim = len(diagonal)
-    places = [(i, j) for i in range(ndim) for j in range(i + 1, ndim)]
-    for entries in itertools.product(*(range(diagonal[j]) for _, j in places)):
-        rows = [[diagonal[i] if i == j else 0 for j in range(ndim)] for i in range(ndim)]
-        for (i, j), entry in zip(places, entries, strict=True):
-            rows[i][j] = entry
-        yield tuple(map(tuple, rows))
 
 
 def _residues(coordinates: Integers, basis: Basis) -> Integers:

@@ -25,6 +25,7 @@ with neither are those of the rules above.
 
 from __future__ import annotations
 
+import numbers
 import struct
 
 import torch
@@ -95,6 +96,15 @@ def key_of(seed: int) -> tuple[int, int]:
     """Philox key words (low, high) of a seed, taken modulo 2^64."""
     seed %= 1 << 64
     return seed & _MASK, seed >> 32
+
+
+def seed_of(seed: object) -> int:
+    """A seed modulo 2^64, a fresh one for None. Raises TypeError for what is no whole number, Python's or numpy's."""
+    if seed is None:
+        return fresh_seed()
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(f"seed: expected an integer or None, got {seed!r}")
+    return int(seed) % (1 << 64)
 
 
 def fresh_seed() -> int:

@@ -7,6 +7,8 @@ eq. 11.4); the effective sample size sums autocorrelations by Geyer's initial mo
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ DISAGREE = 1.1
 def flip_rate(chains: ChainState, sweeps: int) -> Tensor:
     """Label changes per free site and sweep in the last run of ``sweeps`` sweeps: float32 ``[N]``, 0 .. 1."""
     updates = chains.plan.free.sum(1) * chains.replicas * sweeps
-    return chains.flips.sum(1) / updates.clamp(min=1)
+    return chains.flips.sum(1).float() / updates.clamp(min=1).float()
 
 
 @torch.no_grad()
@@ -53,7 +55,7 @@ def lag(
     """
     if not isinstance(crf, GridCRF) or not isinstance(chains, ChainStore):
         raise TypeError(f"crf, chains: expected a GridCRF and a ChainStore, got {type(crf).__name__}, {type(chains).__name__}")
-    validation.whole("sweeps", sweeps, 1)
+    sweeps = validation.whole("sweeps", sweeps, 1)
     if chains.device != crf.device:
         raise ValueError(f"chains: expected a ChainStore on {crf.device} (that of the CRF's tables), got {chains.device}")
     logits, shape = validation.logits(logits, crf.num_labels, crf.neighborhood.ndim, crf.device), tuple(logits.shape[2:])
@@ -109,7 +111,7 @@ def rhat(traces: Tensor) -> Tensor:
     within = halves.var(-1).mean(-1)
     ratio = ((length - 1) / length * within + between / length) / within
     # A trace that never moves is one in agreement, or, at different heights, in plain disagreement.
-    still = torch.where(between > 0, torch.inf, 1.0)
+    still = torch.full_like(between, torch.inf).where(between > 0, 1.0)
     return torch.where(within > 0, ratio, still.square()).sqrt()
 
 
@@ -132,7 +134,7 @@ def ess(traces: Tensor) -> Tensor:
     correlation[..., 0] = 1
     pairs = correlation[..., : length // 2 * 2].unflatten(-1, (-1, 2)).sum(-1)
     monotone = pairs.cummin(-1).values.clamp(min=0)
-    time = (2 * monotone.sum(-1) - 1).clamp(min=1 / torch.log10(torch.tensor(float(chains * length + 10))))
+    time = (2 * monotone.sum(-1) - 1).clamp(min=1 / math.log10(chains * length + 10))
     size = (chains * length / time).clamp(max=chains * length)
     return torch.where(total > 0, size, torch.full_like(size, chains * length))
 

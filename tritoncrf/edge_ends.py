@@ -73,7 +73,8 @@ def scenes(images: Images, neighborhood: Neighborhood) -> Iterator[Scene]:
         image = check_image("images", parts[0] if parts else item, neighborhood, batch=False).detach().cpu()
         extras = cast(Extras, parts[-1] if isinstance(parts[-1], dict) else {})
         shape = image.shape[1:]
-        known, exists = torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)
+        exists = torch.ones(shape, dtype=torch.bool, device="cpu")
+        known = ~exists
         if "known" in extras:
             known = validation.shaped("known", extras["known"].cpu(), [shape], validation.INTEGERS, image.device) != VOID
         if "mask" in extras:
@@ -100,13 +101,17 @@ def sample(
     All edges where pixels times classes are at most ``most``; else so many draws, each pixel and class as likely, less
     those that are no such edge.
     """
-    pixels, offsets = usable.nonzero(), torch.tensor(neighborhood.offsets)
+    device = usable.device
+    pixels, offsets = usable.nonzero(), torch.tensor(neighborhood.offsets, device=device)
     choices = len(pixels) * len(offsets)
-    picks = torch.arange(choices) if choices <= most else torch.randint(choices, (most,), generator=generator)
+    if choices <= most:
+        picks = torch.arange(choices, device=device)
+    else:
+        picks = torch.randint(choices, (most,), generator=generator, device=device)
     classes, first = picks % len(offsets), pixels[picks // len(offsets)]
     second = first + offsets[classes]
-    shape = torch.tensor(usable.shape)
+    shape = torch.tensor(usable.shape, device=device)
     inside = ((second >= 0) & (second < shape)).all(1)
     inside &= usable[second.clamp(min=0).minimum(shape - 1).unbind(1)]
-    strides = torch.tensor([math.prod(usable.shape[axis + 1 :]) for axis in range(usable.dim())])
+    strides = torch.tensor([math.prod(usable.shape[axis + 1 :]) for axis in range(usable.dim())], device=device)
     return classes[inside], (first[inside] * strides).sum(1), (second[inside] * strides).sum(1)

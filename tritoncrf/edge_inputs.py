@@ -54,8 +54,8 @@ class EdgeForm:
     ) -> EdgeForm:  # fmt: skip
         """Arguments as of `GridCRF`. Raises ValueError or TypeError naming them."""
         if kinds is not None:
-            validation.whole("kinds", kinds, 1, contract.MAX_LABELS)
-        validation.whole("gates", gates, 0, contract.MAX_LABELS)
+            kinds = validation.whole("kinds", kinds, 1, contract.MAX_LABELS)
+        gates = validation.whole("gates", gates, 0, contract.MAX_LABELS)
         for name, given, among in (("kinds_on", kinds_on, kinds), ("gates_on", gates_on, gates)):
             if given is not None and not among:
                 raise ValueError(f"{name}: expected None for a model without {name[:5]}, got {given!r}")
@@ -84,7 +84,7 @@ class EdgeForm:
         found = [num_labels, self.kinds or 0, self.gates, self.neighborhood.ndim]
         for part in (self.neighborhood, self.kinds_on, self.gates_on):
             found += [len(part), *(step for offset in part.offsets for step in offset)]
-        return torch.tensor(found + [int(ring) for ring in self.wrap], dtype=torch.int64)
+        return torch.tensor(found + [int(ring) for ring in self.wrap], dtype=torch.int64, device="cpu")
 
     def without_gates(self) -> EdgeForm:
         """The form of the same model where gates do not matter."""

@@ -62,7 +62,7 @@ class EdgeTree:
         shape = (len(self.neighborhood), validation.tensor("feature", self.feature).shape[-1])
         for name, dtype in zip(_NODES, (torch.int64, torch.float32, torch.int64, torch.int64, torch.uint8), strict=True):
             validation.shaped(name, getattr(self, name), [shape], [dtype], torch.device("cpu"))
-        inner, own = self.feature >= 0, torch.arange(shape[1])
+        inner, own = self.feature >= 0, torch.arange(shape[1], device="cpu")
         # Children after their parents: every way down ends.
         fine = (self.feature < 4 * self.channels) & (self.kind < self.kinds)
         for child in (self.left, self.right):
@@ -135,7 +135,7 @@ class EdgeTree:
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors on the CPU, to be saved with a model."""
         numbers = {"offsets": self.neighborhood.offsets, "channels": self.channels, "kinds": self.kinds}
-        kept = {name: torch.tensor(value, dtype=torch.int64) for name, value in numbers.items()}
+        kept = {name: torch.tensor(value, dtype=torch.int64, device="cpu") for name, value in numbers.items()}
         return kept | {name: getattr(self, name).clone() for name in _NODES}
 
     @classmethod

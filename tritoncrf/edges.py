@@ -223,7 +223,7 @@ def thresholds(
     shares = _increasing("quantiles", quantiles)
     if shares[-1] >= 1:
         raise ValueError(f"quantiles: expected numbers below 1, got {shares}")
-    validation.whole("edges", edges, 1)
+    edges = validation.whole("edges", edges, 1)
     generator = torch.Generator().manual_seed(seed)
     found = []
     for scene in scenes(images, neighborhood):

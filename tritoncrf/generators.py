@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from torch.utils.data import DataLoader
 from tritoncrf.checkpoint import CheckpointError, Tree, group, tensor
 
 
-def capture(loader: DataLoader[object]) -> dict[str, Tree]:
-    """The states as they are now."""
+def capture(loader: DataLoader[object] | None) -> dict[str, Tree]:
+    """The states as they are now, the loader's own too if there is one."""
     legacy = np.random.get_state(legacy=False)  # noqa: NPY002
     version, words, following = random.getstate()
     return {
@@ -29,26 +30,34 @@ def capture(loader: DataLoader[object]) -> dict[str, Tree]:
             "has_gauss": int(legacy["has_gauss"]), "gauss": float(legacy["gauss"]),
         },
         "python": {"version": version, "words": list(words), "following": following},
-        "loader": [generator.get_state() for generator in _owned(loader)],
+        "loader": [] if loader is None else [generator.get_state() for generator in _owned(loader)],
     }  # fmt: skip
 
 
 def restore(state: dict[str, Tree], loader: DataLoader[object] | None) -> None:
     """Puts the states back, the loader's own too if there is one. Raises CheckpointError unless `capture` gave them."""
+    before = capture(loader)
     try:
-        torch.set_rng_state(tensor(state, "torch"))
-        cuda = state["cuda"]
-        if torch.cuda.is_available() and isinstance(cuda, list) and cuda:
-            torch.cuda.set_rng_state_all([part for part in cuda if isinstance(part, torch.Tensor)])
-        legacy = group(state, "numpy")
-        key = tensor(legacy, "key").numpy().astype(np.uint32)
-        np.random.set_state(("MT19937", key, legacy["pos"], legacy["has_gauss"], legacy["gauss"]))  # type: ignore[arg-type]  # noqa: NPY002
-        python = group(state, "python")
-        random.setstate((python["version"], tuple(python["words"]), python["following"]))  # type: ignore[arg-type]
-        if loader is not None:
-            restore_loader(state, loader)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        _restore(state, loader)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        _restore(before, loader)
         raise CheckpointError(f"generators: expected the states of this run's random generators, got {error}") from None
+
+
+def _restore(state: dict[str, Tree], loader: DataLoader[object] | None) -> None:
+    torch.set_rng_state(tensor(state, "torch"))
+    cuda = state["cuda"]
+    if torch.cuda.is_available() and isinstance(cuda, list) and cuda:
+        torch.cuda.set_rng_state_all([part for part in cuda if isinstance(part, torch.Tensor)])
+    legacy = group(state, "numpy")
+    key = tensor(legacy, "key").numpy().astype(np.uint32)
+    if key.shape != (624,) or not 0 <= cast(int, legacy["pos"]) <= 624:
+        raise ValueError(f"a state of numpy's of {len(key)} words at {legacy['pos']!r}")
+    np.random.set_state(("MT19937", key, legacy["pos"], legacy["has_gauss"], legacy["gauss"]))  # type: ignore[arg-type]  # noqa: NPY002
+    python = group(state, "python")
+    random.setstate((python["version"], tuple(python["words"]), python["following"]))  # type: ignore[arg-type]
+    if loader is not None:
+        restore_loader(state, loader)
 
 
 def restore_loader(state: dict[str, Tree], loader: DataLoader[object]) -> None:

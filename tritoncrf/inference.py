@@ -64,8 +64,7 @@ def estimate(
     the rest as in `Sampler.init` and `Sampler.run`. Warns where the replicas of an image disagree (R-hat above 1.1). Raises
     ValueError or TypeError naming the argument.
     """
-    validation.whole("sweeps", sweeps, 1)
-    validation.whole("burn_in", burn_in, 0)
+    sweeps, burn_in = validation.whole("sweeps", sweeps, 1), validation.whole("burn_in", burn_in, 0)
     with torch.no_grad():
         sampler = Sampler(crf, engine, seed)
         chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, Edges(kinds, gates))
@@ -124,7 +123,7 @@ def anneal(
     betas: first and last; ten sweeps at the highest inverse temperature follow, which is descent. Of several replicas
     the one of lowest energy answers. Raises ValueError or TypeError naming the argument.
     """
-    validation.whole("sweeps", sweeps, 1)
+    sweeps = validation.whole("sweeps", sweeps, 1)
     if not isinstance(betas, Sequence) or len(betas) != 2 or not 0 < betas[0] <= betas[1]:
         raise ValueError(f"betas: expected a pair (first, last) with 0 < first <= last, got {betas!r}")
     first, last = (validation.beta(beta) for beta in betas)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
+from tritoncrf.chains import ChainState
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.edge_inputs import look as look_at_edges
 from tritoncrf.engines import Plan, Tables
@@ -50,7 +51,7 @@ def look(
     """Plan, layout, present pixels and counts of a batch given as to `Sampler.init`."""
     device, labels = crf.device, crf.num_labels
     validation.logits(logits, labels, crf.neighborhood.ndim, device)
-    validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
+    replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
     images, shape = len(logits), tuple(logits.shape[2:])
     sizes, mask = validation.extents(guard, images, shape, sizes, mask, device)
     check(guard, crf.neighborhood, crf.form.wrap, shape, sizes)
@@ -61,6 +62,15 @@ def look(
     layout = crf.layouts.get(shape, device)
     plan = layout.plan(labels, shape, index, replicas, sizes, mask, None)
     return look_at_edges(guard, crf.form, plan, layout, present, edges), layout, present, count
+
+
+def look_again(guard: Guard, crf: GridCRF, chains: ChainState, logits: Tensor) -> None:
+    """Looks at new logits of chains that are under way."""
+    validation.logits(logits, crf.num_labels, crf.neighborhood.ndim, crf.device)
+    expected = (len(chains.index), crf.num_labels, *chains.shape)
+    if logits.shape != expected:
+        raise ValueError(f"logits: expected the chains' shape {list(expected)}, got {list(logits.shape)}")
+    validation.logit_values(guard, logits, chains.exists)
 
 
 def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp: Tensor | None, plan: Plan) -> Tensor:

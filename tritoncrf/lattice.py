@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Offset = tuple[int, ...]
+# No image is longer: its sites are numbered with 32 bits.
+FARTHEST = (1 << 32) - 1
 
 
 def _antipode(offset: Offset) -> Offset:
@@ -86,6 +88,8 @@ class Neighborhood:
                 raise ValueError(f"offsets[{place}]: expected a tuple of integers, got {offset!r}")
             if len(offset) != len(self.offsets[0]):
                 raise ValueError(f"offsets[{place}]: expected {len(self.offsets[0])} steps, got {offset}")
+            if any(abs(step) > FARTHEST for step in offset):
+                raise ValueError(f"offsets[{place}]: expected steps of at most {FARTHEST} sites, got {offset}")
             if not any(offset):
                 raise ValueError(f"offsets[{place}]: expected a step away from the site, got zero {offset}")
             if offset in seen:

@@ -11,6 +11,7 @@ kept as it is, for the offsets across its seam know its length (`rings`).
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
@@ -176,19 +177,37 @@ class LayoutCache:
         self.limit = limit
         self.most = most
         self._layouts: OrderedDict[tuple[Shape, torch.device], Layout] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        # What can be built again is not worth its bytes in a copy or a file.
+        return {"neighborhood": self.neighborhood, "limit": self.limit, "most": self.most}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._layouts, self._lock = OrderedDict(), threading.Lock()
 
     def get(self, shape: Shape, device: torch.device) -> Layout:
         """The layout of the bucket of ``shape``."""
         key = bucket(shape, self.wrap), device
-        layout = self._layouts.pop(key, None) or Layout.build(self.neighborhood, key[0], device, self.wrap)
-        self._layouts[key] = layout
-        while len(self._layouts) > self.limit or (len(self._layouts) > 1 and self.nbytes > self.most):
-            self._layouts.popitem(last=False)
+        with self._lock:
+            layout = self._layouts.get(key)
+        if layout is None:
+            layout = Layout.build(self.neighborhood, key[0], device, self.wrap)
+        with self._lock:
+            self._layouts[key] = layout
+            self._layouts.move_to_end(key)
+            while len(self._layouts) > self.limit or (len(self._layouts) > 1 and self._nbytes() > self.most):
+                self._layouts.popitem(last=False)
         return layout
+
+    def _nbytes(self) -> int:
+        return sum(layout.nbytes for layout in self._layouts.values())
 
     @property
     def nbytes(self) -> int:
-        return sum(layout.nbytes for layout in self._layouts.values())
+        with self._lock:
+            return self._nbytes()
 
     def __len__(self) -> int:
         return len(self._layouts)

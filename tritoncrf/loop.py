@@ -8,10 +8,8 @@ epoch, persistent ones too: what they would carry over cannot be saved.
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,8 +20,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tritoncrf import generators, validation
-from tritoncrf.checkpoint import CheckpointError, Tree, group, tensor
+from tritoncrf.checkpoint import CheckpointError, Tree, believed, group, tensor
+from tritoncrf.finite import GradientWatch
+from tritoncrf.interrupts import interruptible
+from tritoncrf.optimizers import Optimizers, alike, rates_of, set_rates
 from tritoncrf.ranks import Ranks
+
+_SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 
 
 @dataclass
@@ -49,48 +52,51 @@ class Loop:
         self.quiet = quiet or self.ranks.rank > 0
         self.progress = Progress()
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        self._optimizer: Optimizer | None = None
+        self.optimizers = Optimizers()
+        self._watch: GradientWatch | None = None
         self._schedule: LambdaLR | None = None
         self._loader: DataLoader[object] | None = None
         self._epoch_state: dict[str, Tree] | None = None
         # Of the epoch's losses: on the device, so that no step waits for it.
-        self._summed = torch.zeros((), device=device)
+        self._summed = torch.zeros((), dtype=torch.float32, device=device)
         self._saved: dict[str, Tree] | None = None
         self._replayed = 0
+        self._taken = False
+        """Whether no step has been taken since `load`."""
 
     def run(
         self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, *,
         value: Callable[[object], Tensor], invalid: Callable[[], Tensor | None], after_step: Callable[[int], None],
         after_epoch: Callable[[int, float], None], save: Callable[[], None] | None, every: int,
-        inherits: bool = False,
+        named: Mapping[str, Tensor] | None = None, keeps: bool = False,
     ) -> None:  # fmt: skip
         """Runs a stage, or the rest of it after `load`, or nothing if it was finished then.
 
         Stages are known by their order: after `load` they must come as they came in the saved run (CheckpointError).
         value: a batch's loss; invalid: the flag of a batch whose loss is void; after_step: told the steps done; after_epoch:
         told the epochs done and the mean loss; save: writes a checkpoint after each epoch, each ``every``-th step and Ctrl-C;
-        inherits: the optimizer is the one of the stage before.
+        named: what learns, by name; keeps: the optimizer is the caller's own, who may bring it to other stages too.
+        Raises FloatingPointError, naming parameter and step, where a gradient or a parameter is no number.
         """
-        validation.whole("epochs", epochs, 1)
-        validation.whole("every", every, 0)
+        epochs, every = validation.whole("epochs", epochs, 1), validation.whole("every", every, 0)
         total = epochs * len(loader)
         if total == 0:
             raise ValueError("loader: expected at least one batch, got none")
+        if keeps:
+            self.optimizers.note(optimizer)
         if self._is_done(stage, epochs, len(loader)):
+            self.optimizers.pass_over(optimizer)
             return
-        rates = [group["lr"] for group in optimizer.param_groups]
-        for part, rate in zip(optimizer.param_groups, rates, strict=True):
-            # A schedule of an earlier stage would otherwise decide where this one starts.
-            part["initial_lr"] = rate
-        self._optimizer, self._loader = optimizer, loader
-        self._schedule = LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / total))
-        resuming = self._take_over(stage, epochs, len(loader), inherits)
+        rates = rates_of(optimizer)
+        self._loader = loader
+        resuming = self._take_over(stage, epochs, total, optimizer)
+        self._watch = GradientWatch(stage, optimizer, named or {}, self.progress.epoch * len(loader) + self.progress.position)
         progress = self.progress
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             while progress.epoch < epochs:
                 batches, resuming = self._open(loader, resuming), False
                 for item in self.bar(batches, f"{stage} {progress.epoch + 1}/{epochs}", len(loader), progress.position):
-                    self._summed += self._step(optimizer, self._schedule, value(item), invalid)
+                    self._summed += self._step(optimizer, value(item), invalid)
                     progress.position += 1
                     done = progress.epoch * len(loader) + progress.position
                     after_step(done)
@@ -99,6 +105,7 @@ class Loop:
                         save()
                     if pressed:
                         raise KeyboardInterrupt
+                self._watch.settle()
                 progress.epoch, progress.position = progress.epoch + 1, 0
                 after_epoch(progress.epoch, float(self._mean()) / len(loader))
                 if progress.epoch == epochs:
@@ -108,8 +115,8 @@ class Loop:
                     save()
                 if self.ranks.any(interrupted(), self.device):
                     raise KeyboardInterrupt
-        for part, rate in zip(optimizer.param_groups, rates, strict=True):
-            part["lr"] = rate
+        set_rates(optimizer, rates)
+        self.optimizers.end()
 
     def bar(self, items: Iterator[object] | DataLoader[object], text: str, total: int, done: int = 0) -> Iterator[object]:
         """The items under a progress bar, on a terminal and unless quiet."""
@@ -117,9 +124,14 @@ class Loop:
 
     def state(self) -> dict[str, Tree]:
         """Where the stage is, to be saved."""
+        if self._saved is not None:
+            # Loaded and not yet gone on with.
+            return dict(self._saved)
         tree: dict[str, Tree] = {"progress": dict(vars(self.progress))}
-        if self._optimizer is not None and self._schedule is not None and self._loader is not None:
-            tree["optimizer"], tree["schedule"] = self._optimizer.state_dict(), self._schedule.state_dict()
+        tree |= self.optimizers.state()
+        if self._watch is not None and self._schedule is not None and self._loader is not None:
+            self._watch.settle()
+            tree["schedule"] = self._schedule.state_dict()
             tree["scaler"], tree["summed"] = self.scaler.state_dict(), self._mean()
             drawn = {"epoch_state": self._epoch_state, "now": generators.capture(self._loader)}
             tree |= drawn
@@ -142,6 +154,10 @@ class Loop:
             # On as many ranks each draws on from its own generators, else all from the first one's.
             state = {**state, **group({"own": drawn[self.ranks.rank]}, "own")}
         self._replayed, self._saved = 0, state
+        self._taken = True
+        self.optimizers.load(state)
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(group(state, "scaler"))
         if "now" in state:
             # What is drawn from here on, a seed for instance, is what the saved run went on to draw.
             generators.restore(group(state, "now"), None)
@@ -164,24 +180,25 @@ class Loop:
         self._replayed += ended
         return ended
 
-    def _take_over(self, stage: str, epochs: int, batches: int, inherits: bool) -> bool:
+    def _take_over(self, stage: str, epochs: int, total: int, optimizer: Optimizer) -> bool:
         """Whether a half-done stage goes on; its state is put back."""
-        if self._optimizer is None or self._schedule is None or self._loader is None:
-            raise RuntimeError("loop: expected a stage under way")
         saved, progress, self._saved = self._saved, self.progress, None
         goes_on = saved is not None and progress.epoch < progress.epochs and "optimizer" in saved
-        if saved is not None and "optimizer" in saved and (goes_on or inherits):
-            try:
-                self._optimizer.load_state_dict(group(saved, "optimizer"))
-            except (ValueError, KeyError) as error:
-                raise CheckpointError(f"optimizer: expected the one that was saved, got another ({error})") from None
+        self.optimizers.begin(optimizer, goes_on)
+        # Before the schedule is made: a rate that a file holds must not be one to start from.
+        self._schedule = LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / total))
         if saved is None or not goes_on:
-            self.progress = Progress(progress.finished, progress.lengths, stage, epochs, batches)
-            if saved is not None and "now" in saved:
+            self.progress = Progress(progress.finished, progress.lengths, stage, epochs, total // epochs)
+            if saved is not None and "now" in saved and self._loader is not None:
                 generators.restore_loader(group(saved, "now"), self._loader)
             return False
-        self._schedule.load_state_dict(group(saved, "schedule"))
-        self.scaler.load_state_dict(group(saved, "scaler"))
+        # A schedule takes whatever a file calls its attributes: these alone are its state.
+        kept, schedule = group(saved, "schedule"), self._schedule
+        rates, steps = kept.get("base_lrs"), progress.epoch * (total // epochs) + progress.position
+        if not alike(schedule.base_lrs, rates) or kept.get("last_epoch") != steps:
+            raise CheckpointError(f"schedule: expected that of {steps} steps, got {kept!r:.200}")
+        schedule.load_state_dict({"lr_lambdas": [], **{name: kept[name] for name in _SCHEDULE if name in kept}})
+        self.optimizers.put_back()
         self._epoch_state = group(saved, "epoch_state") if progress.position else None
         self._summed = tensor(saved, "summed").to(self.device)
         generators.restore(group(saved, "now"), self._loader)
@@ -195,7 +212,7 @@ class Loop:
         if position and self._epoch_state is not None:
             generators.restore(self._epoch_state, loader)
         else:
-            self._epoch_state, self._summed = now, torch.zeros((), device=self.device)
+            self._epoch_state, self._summed = now, torch.zeros((), dtype=torch.float32, device=self.device)
         batches = iter(loader)
         for _ in range(position):
             next(batches)
@@ -203,36 +220,23 @@ class Loop:
             generators.restore(now, loader)
         return batches
 
-    def _step(self, optimizer: Optimizer, schedule: LambdaLR, loss: Tensor, invalid: Callable[[], Tensor | None]) -> Tensor:
+    def _step(self, optimizer: Optimizer, loss: Tensor, invalid: Callable[[], Tensor | None]) -> Tensor:
+        if self._schedule is None or self._watch is None:
+            raise RuntimeError("loop: expected a stage under way")
         optimizer.zero_grad()
         if loss.requires_grad:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         flag = invalid()
+        if not self.scaler.is_enabled():
+            # A scaler of half precision's losses looks at gradients itself, and some are expected to be infinite.
+            flag = self._watch.look(flag)
         if flag is not None and not self.scaler.is_enabled() and getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer leaves parameters and moments alone on this flag, without the host looking at it.
             optimizer.found_inf, optimizer.grad_scale = flag.float(), None  # type: ignore[attr-defined]
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        schedule.step()
+        # What a foreign file calls an optimizer's state its first step tells.
+        with believed("optimizer", "training") if self._taken else contextlib.nullcontext():
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            self._schedule.step()
+        self._taken = False
         return loss.detach()
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Lets a first Ctrl-C finish the step, so that what is saved lies between two steps; a second one breaks off."""
-    pressed: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def press(number: int, frame: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

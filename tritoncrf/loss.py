@@ -80,8 +80,7 @@ class CRFLoss(nn.Module):
             raise TypeError(f"crf: expected a GridCRF, got {type(crf).__name__}")
         validation.choice("method", method, METHODS)
         validation.choice("reduction", reduction, REDUCTIONS)
-        validation.whole("sweeps", sweeps, 1)
-        validation.whole("ignore_index", ignore_index, -(1 << 63))
+        sweeps, ignore_index = validation.whole("sweeps", sweeps, 1), validation.whole("ignore_index", ignore_index, -(1 << 63))
         if 0 <= ignore_index < crf.num_labels:
             raise ValueError(f"ignore_index: expected none of the {crf.num_labels} labels, got {ignore_index}")
         # Without a seed of its own the loss draws as its chains say, also after they were loaded from a file.
@@ -102,7 +101,7 @@ class CRFLoss(nn.Module):
         # What a compiler would look for in the visit, which it does not open.
         self._each = reduction == "none"
         self.sampler = Sampler(crf, engine, seed, validate=validate)
-        self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("visits", torch.zeros((), dtype=torch.int64, device=crf.device))
         self.invalid: Tensor | None = None
         self.statistics: Statistics | None = None
         self.register_buffer("weight", None if weight is None else weight.clone())
@@ -159,7 +158,7 @@ class CRFLoss(nn.Module):
     def get_extra_state(self) -> Tensor:
         """Seed and contract version; waits for the device and raises if an earlier call was bad."""
         self.sampler.guard.settle()
-        return torch.tensor([contract.VERSION, *contract.key_of(self.seed)], dtype=torch.int64)
+        return torch.tensor([contract.VERSION, *contract.key_of(self.seed)], dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         version, low, high = state.tolist()

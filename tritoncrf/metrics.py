@@ -18,7 +18,7 @@ class Score:
 
     @classmethod
     def empty(cls, labels: int, background: int | None = None) -> Score:
-        return cls(torch.zeros((labels, labels), dtype=torch.int64), background)
+        return cls(torch.zeros((labels, labels), dtype=torch.int64, device="cpu"), background)
 
     def plus(self, target: Tensor, given: Tensor) -> Score:
         """Adds pixels: integer tensors of one shape; targets outside 0 .. L - 1 (void, padding) do not count."""
@@ -40,13 +40,13 @@ class Score:
     @property
     def per_class(self) -> list[float]:
         """Correct share of each true label's pixels; NaN for labels without any."""
-        return (self.confusion.diagonal() / self.confusion.sum(1)).tolist()
+        return (self.confusion.diagonal().float() / self.confusion.sum(1).float()).tolist()
 
     @property
     def iou(self) -> list[float]:
         """Intersection over union of each label; NaN for labels that neither stand nor are given."""
         shared = self.confusion.diagonal()
-        return (shared / (self.confusion.sum(0) + self.confusion.sum(1) - shared)).tolist()
+        return (shared.float() / (self.confusion.sum(0) + self.confusion.sum(1) - shared).float()).tolist()
 
     @property
     def mean_iou(self) -> float:

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tritoncrf import contract, validation
 from tritoncrf.edge_inputs import EdgeForm, Edges, look, told
@@ -25,6 +26,9 @@ from tritoncrf.lattice import Neighborhood, refuse_graph
 from tritoncrf.layout import LayoutCache, pack
 from tritoncrf.rings import axes, check
 from tritoncrf.validation import Guard
+
+# Sites whose pseudolikelihoods are computed together: of each, all neighbours' labels are needed at once.
+SITES = 1 << 15
 
 
 class GridCRF(nn.Module):
@@ -60,7 +64,7 @@ class GridCRF(nn.Module):
         gated: Tensor | None = None, wrap: Sequence[bool] | bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        validation.whole("num_labels", num_labels, 2, contract.MAX_LABELS)
+        num_labels = validation.whole("num_labels", num_labels, 2, contract.MAX_LABELS)
         if not isinstance(neighborhood, Neighborhood):
             refuse_graph("neighborhood", neighborhood)
             graph = isinstance(neighborhood, Tensor) and neighborhood.dim() == 2
@@ -191,26 +195,35 @@ class GridCRF(nn.Module):
     def _pseudolikelihood(self, plan: Plan, logits: Tensor, rows: Tensor, gates: Tensor | None) -> Tensor:
         """`log_pseudolikelihood` of one labeling an image, flat rows ``[N, volume]``."""
         image, slot = plan.exists.nonzero(as_tuple=True)
-        size, position = self.num_labels + 1, plan.positions[slot]
+        size = self.num_labels + 1
         steps = torch.tensor(plan.displacements, dtype=torch.int64, device=self.device)
         tables = (self.pairwise if plan.kinded else self.pairwise[:, None])[list(plan.classes)]
         # A zero row after each table's labels is what a void neighbour reads.
         padded = torch.cat([F.pad(tables.transpose(2, 3), (0, 0, 0, 1)), F.pad(tables, (0, 0, 0, 1))]).flatten(0, 2)
-        where = image * plan.volume + position
-        neighbours = rows.flatten()[where[:, None] + torch.cat([steps, -steps])].long()
-        neighbours += torch.arange(2 * len(steps), device=self.device) * (plan.kinds * size)
-        if plan.edges is not None and plan.kinded:
-            neighbours += plan.edges.kinds_at(plan, image, position).long() * size
+        gated = list(self._gated(plan, gates))
+        flat = rows.flatten()
+
+        def part(scores: Tensor, image: Tensor, slot: Tensor) -> Tensor:
+            position = plan.positions[slot]
+            where = image * plan.volume + position
+            neighbours = flat[where[:, None] + torch.cat([steps, -steps])].long()
+            neighbours += torch.arange(2 * len(steps), device=self.device) * (plan.kinds * size)
+            if plan.edges is not None and plan.kinded:
+                neighbours += plan.edges.kinds_at(plan, image, position).long() * size
+            if len(steps):
+                scores = scores - F.embedding_bag(neighbours, padded, mode="sum")
+            for k, weight, table in gated:
+                step = plan.displacements[k]
+                ahead, behind = table[:, :-1, flat[where + step].long()], table[:, flat[where - step].long(), :-1]
+                scores = scores - torch.einsum("sg,gls->sl", weight[image, :, plan.pixels[slot]], ahead)
+                before = plan.edges.pixels[position - step]  # type: ignore[union-attr]
+                scores = scores - torch.einsum("sg,gsl->sl", weight[image, :, before], behind)
+            return scores.log_softmax(1).gather(1, flat[where].long()[:, None])[:, 0]
+
         scores = logits.float().flatten(2)[image, :, plan.pixels[slot]]
-        if len(steps):
-            scores = scores - F.embedding_bag(neighbours, padded, mode="sum")
-        for k, weight, table in self._gated(plan, gates):
-            step, flat = plan.displacements[k], rows.flatten()
-            ahead, behind = table[:, :-1, flat[where + step].long()], table[:, flat[where - step].long(), :-1]
-            scores = scores - torch.einsum("sg,gls->sl", weight[image, :, plan.pixels[slot]], ahead)
-            before = plan.edges.pixels[position - step]  # type: ignore[union-attr]
-            scores = scores - torch.einsum("sg,gsl->sl", weight[image, :, before], behind)
-        own = scores.log_softmax(1).gather(1, rows.flatten()[where].long()[:, None])[:, 0]
+        pieces = zip(scores.split(SITES), image.split(SITES), slot.split(SITES), strict=True)
+        # What a piece needs for its gradient is computed again there, not kept.
+        own = torch.cat([checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
         return own.new_zeros(len(rows)).index_add(0, image, own)
 
     def _gated(self, plan: Plan, gates: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -220,7 +233,7 @@ class GridCRF(nn.Module):
         tables = F.pad(self.gated.float(), (0, 1, 0, 1))
         for k in plan.edges.gated:
             place = plan.edges.gating[k]
-            used = plan.edges.gates[:, :, place] / float(contract.GATE_STEPS)
+            used = plan.edges.gates[:, :, place].float() / float(contract.GATE_STEPS)
             # What does not count, beyond an image or an edge, may be NaN, and must not spoil the gradient.
             given = gates[:, :, place].flatten(2).float()
             yield k, used + (given - given.detach()).nan_to_num(0.0, 0.0, 0.0), tables[:, place]
@@ -275,7 +288,8 @@ def _whole(table: Tensor) -> Tensor:
 def _tables(name: str, given: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """Tables to start from, zeros if None."""
     if given is None:
-        return torch.zeros(shape)
+        # On torch's default device, as any module's; a default dtype of fewer bits could not hold what they learn.
+        return torch.zeros(shape, dtype=torch.float32)
     tables = validation.tensor(name, given).detach().clone()
     if tables.shape != shape:
         axes = {3: "classes, labels, labels", 4: "classes, kinds, labels, labels"}[len(shape)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tritoncrf.checkpoint import Tree
 PATIENCE = 256
 # A fall of the validation accuracy below its best that says the network runs ahead of the chains.
 FALL = 0.03
+LOG_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,29 @@ class Journal:
         plain = {name: None if isinstance(part, float) and not math.isfinite(part) else part for name, part in line.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(plain) + "\n")
+
+
+class Record:
+    """The lines of a stage: one every 50 steps to the journal, one an epoch to journal and history.
+
+    figures: what the loss told of its last call; finished: told the epochs done, gives what else an epoch's line shall hold.
+    """
+
+    def __init__(
+        self, journal: Journal, history: list[dict[str, Tree]], stage: str, figures: Callable[[], dict[str, Tree]],
+        finished: Callable[[int], dict[str, Tree]],
+    ) -> None:  # fmt: skip
+        self._journal, self._history, self._stage = journal, history, stage
+        self._figures, self._finished = figures, finished
+        self._started = time.perf_counter()
+
+    def step(self, step: int) -> None:
+        if step % LOG_STEPS == 0:
+            self._journal.note({"stage": self._stage, "step": step, **self._figures()})
+
+    def epoch(self, epoch: int, mean: float) -> None:
+        seconds = time.perf_counter() - self._started
+        line: dict[str, Tree] = {"stage": self._stage, "epoch": epoch, "loss": mean, "seconds": seconds}
+        line |= self._figures() | self._finished(epoch)
+        self._history.append(line)
+        self._journal.note(line)

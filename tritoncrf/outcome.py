@@ -28,7 +28,7 @@ Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 
 # Of a nat: energies of several ranks are added as whole numbers too.
 STEPS = 1 << 20
-_PLACES = torch.tensor([[0], [16], [32], [48]])
+_PLACES = torch.tensor([[0], [16], [32], [48]], device="cpu")
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def outcome(
     if terms.weight is not None:
         found.logits.mul_(weight)
     labelled, right, updates, flips, faults, whole = told.unbind()
-    whole = gap.sum() if ranks.size == 1 else whole / float(STEPS)
+    whole = gap.sum() if ranks.size == 1 else whole.float() / float(STEPS)
     bad = faults > 0
-    factor = 1.0 / labelled.clamp(min=1) if terms.reduction == "mean" else torch.ones_like(labelled)
-    factor = torch.where(labelled > 0, factor, 0.0).float()
+    factor = 1.0 / labelled.clamp(min=1).float() if terms.reduction == "mean" else torch.ones_like(labelled).float()
+    factor = factor.where(labelled > 0, 0.0)
     gap = gap if terms.reduction == "none" else whole
     for error, table in zip((found.pairwise, found.gated), tables, strict=True):
         if table is not None:
@@ -102,9 +102,9 @@ def outcome(
         found.gated * factor,
         found.gates * (factor * ranks.size),
         bad,
-        (flips / (updates * free.replicas * terms.sweeps).clamp(min=1)).float(),
+        flips.float() / (updates * free.replicas * terms.sweeps).clamp(min=1).float(),
         (gap.sum() / labelled.clamp(min=1)).float(),
-        (right / (labelled * free.replicas).clamp(min=1)).float(),
+        right.float() / (labelled * free.replicas).clamp(min=1).float(),
         labelled.long(),
     )
     return result, parcels

@@ -145,8 +145,11 @@ class Meeting:
     @property
     def again(self) -> Tensor:
         """bool [M]: the image stands further up already."""
-        order = torch.arange(len(self.index), device=self.index.device)
-        return ((self.index[:, None] == self.index) & (order[:, None] > order)).any(1)
+        # Equal ones in the order in which they came: each but the first of a run stands further up already.
+        images, order = self.index.sort(stable=True)
+        found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        found[order[1:]] = images[1:] == images[:-1]
+        return found
 
     @cached_property
     def lists(self) -> list[list[int]]:

@@ -7,6 +7,7 @@ and count of sweeps alone, not on engine, way, batch, padding or threads.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,8 @@ from tritoncrf.chains import ChainState
 from tritoncrf.eager import uncompiled
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
-from tritoncrf.intake import Batch, look, starting_labels
+from tritoncrf.intake import Batch, look, look_again, starting_labels
+from tritoncrf.interrupts import unbroken
 from tritoncrf.layout import hold, pack
 from tritoncrf.model import GridCRF
 from tritoncrf.validation import Guard
@@ -26,6 +28,8 @@ from tritoncrf.validation import Guard
 WAYS = ("auto", "gather", "incremental")
 # Sweeps between looks at the flip rate, on a CPU where a look costs nothing: first, and once the way has settled.
 STRIDE, LONGEST = 4, 64
+# Seconds that a piece may take, and a Ctrl-C wait.
+PATIENCE = 0.25
 
 
 class Sampler:
@@ -48,11 +52,8 @@ class Sampler:
     ) -> None:
         if not isinstance(crf, GridCRF):
             raise TypeError(f"crf: expected a GridCRF, got {type(crf).__name__}")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed: expected an integer or None, got {seed!r}")
         self.crf = crf
-        self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
-        self.way = validation.choice("way", way, WAYS)
+        self.seed, self.way = contract.seed_of(seed), validation.choice("way", way, WAYS)
         self.requested = engine
         self.device = crf.device
         self.guard = Guard(True if validate else validate)
@@ -149,9 +150,10 @@ class Sampler:
         """
         with self.guard.call(self.crf.device):
             scale = self._ready(chains, sweeps, beta)
-            self._refresh(chains, logits)
-            with self._voidable(chains):
-                self._sweep(chains, sweeps, scale)
+            with chains.alone():
+                self._refresh(chains, logits)
+                with self._voidable(chains):
+                    self._sweep(chains, int(sweeps), scale)
             return chains
 
     def advance(self, chains: ChainState, sweeps: int) -> None:
@@ -160,9 +162,8 @@ class Sampler:
         self._sweep(chains, sweeps, contract.scale_of(1.0))
 
     def _room(self, chains: ChainState, sweeps: int) -> None:
-        limit = 1 << contract.SWEEP_BITS
         self.guard.require(
-            chains.count <= limit - sweeps,
+            chains.count <= (1 << contract.SWEEP_BITS) - sweeps,
             f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",
             lambda: f"{sweeps} more after {int(chains.count.max())}",
         )
@@ -195,23 +196,24 @@ class Sampler:
         """Sweeps in pieces, the way chosen before each; with ``out``, conditionals are added to it and energies returned."""
         energies, flips, done = list[Tensor](), torch.zeros_like(chains.flips), 0
         look = self.way == "auto" and chains.sites is not None
-        # Every look costs a call of the engine: few, once the way is settled.
-        stride = STRIDE if chains.rate is None else LONGEST
+        # Every look costs a call of the engine: few, once the way is settled. Nor is a Ctrl-C heard before a piece is done.
+        cpu, stride = chains.rows.device.type == "cpu", STRIDE if chains.rate is None or not look else LONGEST
         while done < sweeps:
-            step = min(sweeps - done, stride) if look else sweeps - done
-            stride = min(2 * stride, LONGEST)
+            step = min(sweeps - done, stride) if cpu else sweeps - done
+            started = time.monotonic()
             self._choose(chains)
             where, key = (chains.work, chains.rows, chains.field), contract.key_of(self.seed)
-            if out is None:
-                moved = self.engine.sweep(*where, step, scale, key, chains.count, chains.purpose)
-            else:
-                moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
-                energies.append(energy)
-            chains.count += step
-            flips += moved
-            done += step
-            if look and chains.sites is not None:
-                chains.rate = int(moved.sum()) / max(step * chains.sites, 1)
+            with unbroken():
+                if out is None:
+                    moved = self.engine.sweep(*where, step, scale, key, chains.count, chains.purpose)
+                else:
+                    moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
+                    energies.append(energy)
+                chains.count += step
+            flips, done = flips + moved, done + step
+            stride = min(2 * stride, LONGEST) if time.monotonic() - started < PATIENCE else max(stride // 2, 1)
+            if look and chains.sites:
+                chains.rate = int(moved.sum()) / (step * chains.sites)
         chains.flips = flips
         return energies
 
@@ -223,9 +225,10 @@ class Sampler:
         """
         self._own(chains)
         validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
-        with self.guard.call(self.crf.device):
+        scale = contract.scale_of(validation.beta(beta))
+        with self.guard.call(self.crf.device), chains.alone():
             self._refresh(chains, None)
-        return self.engine.conditionals(chains.work, chains.rows, chains.field, contract.scale_of(validation.beta(beta)), out)
+            return self.engine.conditionals(chains.work, chains.rows, chains.field, scale, out)
 
     @uncompiled
     def average(self, chains: ChainState, sweeps: int, out: Tensor, *, beta: float = 1.0) -> Tensor:
@@ -233,13 +236,14 @@ class Sampler:
 
         The same numbers to rounding, in less time where few labels change. Raises as both do, before any chain moves.
         """
+        self._own(chains)
+        validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
         with self.guard.call(self.crf.device):
-            self._own(chains)
-            validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
             scale = self._ready(chains, sweeps, beta)
-            self._refresh(chains, None)
-            with self._voidable(chains, out):
-                energies = self._sweep(chains, sweeps, scale, out)
+            with chains.alone():
+                self._refresh(chains, None)
+                with self._voidable(chains, out):
+                    energies = self._sweep(chains, int(sweeps), scale, out)
             return torch.cat(energies, -1) if energies else out.new_zeros((*chains.flips.shape, 0))
 
     def pair_counts(self, chains: ChainState) -> Tensor:
@@ -273,13 +277,13 @@ class Sampler:
         same = self.device.type != "cpu" and version is not None and version == chains.version
         if same and logits is None and not validation.capturing(self.device):
             return
-        tables = self.crf.rounded(self.guard, self.crf.tables)
+        given = self.crf.tables
+        if logits is None and chains.seen is not None and given.equal(chains.seen):
+            return
+        tables = self.crf.rounded(self.guard, given)
+        seen = given.copy() if self.device.type == "cpu" and self.guard.waits(self.device) else None
         if logits is not None:
-            validation.logits(logits, self.crf.num_labels, self.crf.neighborhood.ndim, self.crf.device)
-            expected = (len(chains.index), self.crf.num_labels, *chains.shape)
-            if logits.shape != expected:
-                raise ValueError(f"logits: expected the chains' shape {list(expected)}, got {list(logits.shape)}")
-            validation.logit_values(self.guard, logits, chains.exists)
+            look_again(self.guard, self.crf, chains, logits)
         if not self.guard.waits(self.device):
             # A fault that the host has not heard of yet must not get into what the engine prepared.
             bad = self.guard.flag(self.device)
@@ -291,5 +295,6 @@ class Sampler:
             # A GPU is not asked whether the tables changed: that would stall the stream.
             chains.work = self.engine.retable(chains.work, tables)
         else:
-            return
-        chains.tables, chains.field, chains.version = tables, None, version
+            tables = chains.tables
+        chains.field = chains.field if tables is chains.tables and logits is None else None
+        chains.tables, chains.seen, chains.version = tables, seen, version

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tritoncrf import checkpoint as files
+from tritoncrf import contract, finite
 from tritoncrf.checkpoint import CheckpointError, Tree
-from tritoncrf.edge_inputs import EdgeForm
+from tritoncrf.edge_inputs import EdgeForm, told
 from tritoncrf.edge_trees import EdgeTree
 from tritoncrf.edges import Recipe
 from tritoncrf.lattice import Neighborhood
@@ -26,14 +27,14 @@ def model_tree(crf: GridCRF) -> dict[str, Tree]:
     return {
         "pairwise": crf.pairwise.detach(),
         "crf": dict(crf.state_dict()),
-        "offsets": torch.tensor(crf.neighborhood.offsets),
+        "offsets": torch.tensor(crf.neighborhood.offsets, device="cpu"),
         "num_labels": crf.num_labels,
         "kinds": form.kinds,
-        "kinds_on": torch.tensor(form.kinds_on.offsets),
+        "kinds_on": torch.tensor(form.kinds_on.offsets, device="cpu"),
         "gates": form.gates,
-        "gates_on": torch.tensor(form.gates_on.offsets),
+        "gates_on": torch.tensor(form.gates_on.offsets, device="cpu"),
         # Files of models without rings stay as they were.
-        **({"wrap": torch.tensor(form.wrap)} if form.wrap else {}),
+        **({"wrap": torch.tensor(form.wrap, device="cpu")} if form.wrap else {}),
     }
 
 
@@ -71,7 +72,7 @@ def check_model(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCR
 
 
 def check_tables(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridCRF) -> None:
-    """Raises CheckpointError if a checkpoint's tables are parametrized otherwise than this CRF's."""
+    """Raises CheckpointError if a checkpoint's tables are parametrized otherwise than this CRF's, or are no numbers."""
     mine = crf.state_dict()
     # Files from before tables could see the image have the table alone.
     kept = {"pairwise": files.tensor(tree, "pairwise")} if tree.get("crf") is None else files.tensors(tree, "crf")
@@ -79,6 +80,9 @@ def check_tables(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridC
         shapes = (name for name in _named(kept) if kept[name].shape != mine[name].shape)
         names = sorted(_named(kept) ^ _named(mine)) or sorted(shapes)
         raise CheckpointError(f"{path}: expected tables parametrized as this CRF's are, got others ({', '.join(names)})")
+    if "_extra_state" in kept and not torch.equal(kept["_extra_state"], crf.get_extra_state().cpu()):
+        raise CheckpointError(f"{path}: expected tables of {crf.extra_repr()}, got those of {told(kept['_extra_state'])}")
+    check_finite(path, kept, "crf", crf)
 
 
 def load_tables(tree: dict[str, Tree], crf: GridCRF) -> None:
@@ -98,6 +102,8 @@ class Parts:
     pretrained: dict[str, Tensor] | None
     loop: dict[str, Tree]
     history: list[dict[str, Tree]]
+    told: dict[str, Tree]
+    """What the loss told of its last call."""
     extra: dict[str, Tree]
 
 
@@ -115,12 +121,19 @@ def parts(
     if edges is not None and isinstance(theirs, str) and theirs != edges:
         raise CheckpointError(f"{path}: expected a model whose tables see {edges}, got one of {theirs}")
     check_tables(path, tree, crf)
+    if files.tensor(tree, "pairwise").shape != crf.pairwise.shape:
+        raise CheckpointError(f"{path}: expected tables of this CRF's shape, got another")
     weights, mine = files.tensors(tree, "network"), weights_of(network)
     if not same_shapes(weights, mine):
         raise CheckpointError(f"{path}: expected the weights of this network, got those of another")
     pretrained = None if tree.get("pretrained") is None else files.tensors(tree, "pretrained")
     if pretrained is not None and not same_shapes(pretrained, mine):
         raise CheckpointError(f"{path}: expected pre-trained weights of this network, got those of another")
+    for part in (weights, pretrained):
+        check_finite(path, part or {}, "network", network)
+    for name in ("loss", "chains"):
+        if tree.get(name) is not None:
+            check_state(path, files.tensors(tree, name), name, crf)
     if (
         loss is not None
         and tree.get("loss") is not None
@@ -128,13 +141,68 @@ def parts(
     ):
         raise CheckpointError(f"{path}: expected the state of this loss, got that of another")
     loop = files.group(tree, "loop")
-    files.group(loop, "progress")
-    if "now" in loop:
-        files.group(loop, "now")
+    check_loop(path, loop)
     lines = tree.get("history") or []
     if not isinstance(lines, list):
         raise CheckpointError(f"{path}: expected a list of lines as history, got {type(lines).__name__}")
-    return Parts(weights, pretrained, loop, [files.group({"line": line}, "line") for line in lines], files.group(tree, "extra"))
+    history = [files.group({"line": line}, "line") for line in lines]
+    figures = files.group(tree, "told") if "told" in tree else {}
+    return Parts(weights, pretrained, loop, history, figures, files.group(tree, "extra"))
+
+
+def check_state(path: str | os.PathLike[str], state: Mapping[str, Tensor], name: str, crf: GridCRF) -> None:
+    """Raises CheckpointError if a loss's state, or that of its chains, holds what neither can be."""
+    for at, part in state.items():
+        if name == "loss" and at == "crf._extra_state" and not torch.equal(part, crf.get_extra_state().cpu()):
+            raise CheckpointError(f"{path}: expected a loss of {crf.extra_repr()}, got one of {told(part)}")
+        if name == "loss" and at == "_extra_state" and (part.shape != (3,) or part.dtype != torch.int64):
+            raise CheckpointError(f"{path}: expected {at} int64 [3], got {part.dtype} {list(part.shape)}")
+        if not bool(part.isfinite().all()):
+            raise CheckpointError(f"{path}: expected finite numbers in {name}.{at}, got others")
+        if at in ("visits", "sweeps") and bool((part < 0).any()):
+            raise CheckpointError(f"{path}: expected counts of at least 0 in {name}.{at}, got {int(part.min())}")
+    if name == "chains":
+        foreign = (state["labels"] >= crf.num_labels) & (state["labels"] != contract.VOID)
+        if bool(foreign.any()):
+            got = int(state["labels"][foreign][0])
+            raise CheckpointError(f"{path}: expected chains of labels from 0 to {crf.num_labels - 1}, or 255, got {got}")
+
+
+def check_loop(path: str | os.PathLike[str], loop: dict[str, Tree]) -> None:
+    """Raises CheckpointError if what says where a run is does not."""
+    where = files.group(loop, "progress")
+    names, lengths = where.get("finished"), where.get("lengths")
+    counts = [where.get(name) for name in ("epochs", "batches", "epoch", "position")]
+    pairs = [row for row in lengths if isinstance(row, list) and len(row) == 2] if isinstance(lengths, list) else []
+    for number in (*counts, *(number for row in pairs for number in row)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise CheckpointError(f"{path}: expected progress in whole numbers, got {number!r}")
+    if (
+        not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(pairs) != len(names)
+        or len(pairs) != len(lengths) or not isinstance(where.get("stage"), str)  # type: ignore[arg-type]
+        or where["epoch"] > where["epochs"] or where["position"] > where["batches"]  # type: ignore[operator]
+    ):  # fmt: skip
+        raise CheckpointError(f"{path}: expected progress through stages of some length, got {where!r:.200}")
+    if "optimizer" in loop:
+        steps = files.group(loop, "schedule").get("last_epoch")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise CheckpointError(f"{path}: expected a schedule's number of steps, got {steps!r}")
+        for name in ("optimizer", "scaler", "now"):
+            files.group(loop, name)
+        if files.tensor(loop, "summed").dim() or not files.tensor(loop, "summed").is_floating_point():
+            raise CheckpointError(f"{path}: expected a sum of losses, got {files.tensor(loop, 'summed')!r:.80}")
+        try:
+            finite.check_tree(path, [loop["optimizer"], loop.get("kept")], "optimizer", {})
+        except FloatingPointError as error:
+            raise CheckpointError(f"{path}: {str(error).partition(';')[0]}") from None
+
+
+def check_finite(path: str | os.PathLike[str], state: Mapping[str, Tensor], name: str, module: nn.Module) -> None:
+    """Raises CheckpointError for a module's state with what is no number (a network's masks may be infinite)."""
+    try:
+        finite.check_tree(path, state, name, finite.names_of(**{name: module}))
+    except FloatingPointError as error:
+        raise CheckpointError(f"{path}: {str(error).partition(';')[0]}") from None
 
 
 def take_over(found: Parts, tree: dict[str, Tree], crf: GridCRF, network: nn.Module) -> dict[str, Tensor] | None:

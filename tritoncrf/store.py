@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
-from tritoncrf.checkpoint import CheckpointError, read, write
+from tritoncrf.checkpoint import CheckpointError, believed, read, write
 from tritoncrf.layout import Shape
 from tritoncrf.ranks import Meeting, Ranks
 from tritoncrf.shares import Share, parcel, unpack
@@ -75,18 +75,16 @@ class ChainStore(nn.Module):
             raise TypeError(f"sizes: expected a sequence of tuples of integers or a tensor [D, d], got {sizes!r:.80}") from None
         if not table or not table[0] or len({len(size) for size in table}) != 1:
             raise ValueError(f"sizes: expected a size of as many axes for every image, at least one image, got {table[:3]}...")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed: expected an integer or None, got {seed!r}")
         for place, size in enumerate(table):
             if not all(n >= 1 for n in size):
                 raise ValueError(f"sizes[{place}]: expected whole numbers of at least 1, got {size}")
             if math.prod(size) >= 1 << contract.SITE_BITS:
                 raise ValueError(f"sizes[{place}]: expected fewer than 2^32 pixels, got {tuple(size)}")
         self.replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
-        self.seed = contract.fresh_seed() if seed is None else seed % (1 << 64)
+        self.seed = contract.seed_of(seed)
         self.latent, self.persistent, self.fresh, self.drawn = latent, persistent, True, seed is None
         self.sizes = torch.tensor(table, dtype=torch.int64, device=device)
-        self.areas = tuple(math.prod(size) * replicas for size in table)
+        self.areas = tuple(math.prod(size) * self.replicas for size in table)
         ranks = Ranks.of(process_group) if shared else Ranks()
         self.share = Share.even(ranks, self.areas) if ranks.size > 1 else None
         self._open = tuple(itertools.accumulate(self.areas[:-1], initial=0))
@@ -222,7 +220,7 @@ class ChainStore(nn.Module):
     def meta(self) -> Tensor:
         """int64 [5], on the CPU: contract version, replicas, latent and the seed's two halves."""
         low, high = contract.key_of(self.seed)
-        return torch.tensor([contract.VERSION, self.replicas, int(self.latent), low, high], dtype=torch.int64)
+        return torch.tensor([contract.VERSION, self.replicas, int(self.latent), low, high], dtype=torch.int64, device="cpu")
 
     @property
     def saved(self) -> dict[str, Tensor]:
@@ -252,18 +250,25 @@ class ChainStore(nn.Module):
         self.seed, self.fresh = int(low) | int(high) << 32, False
 
     def check(self, state: Mapping[str, Tensor]) -> None:
-        """Raises CheckpointError unless ``state`` is of these images and this contract."""
+        """Raises CheckpointError unless ``state`` is of these images and this contract, and holds what chains can hold."""
         whole = [len(self.labels), sum(self.areas) + 1]
         for name, like in (("labels", self.labels), ("sweeps", self.sweeps), ("sizes", self.sizes), ("meta", self.meta)):
             shape = whole if name == "labels" else list(like.shape)
             if name not in state or list(state[name].shape) != shape or state[name].dtype != like.dtype:
                 got = f"{list(state[name].shape)} {state[name].dtype}" if name in state else "none"
                 raise CheckpointError(f"chains: expected {name!r} of shape {shape} {like.dtype}, got {got}")
-        version, replicas, latent = state["meta"].tolist()[:3]
+        version, replicas, latent, *halves = state["meta"].tolist()
         if version != contract.VERSION:
             raise CheckpointError(f"chains: expected bit contract version {contract.VERSION}, got {version}")
         if (replicas, latent) != (self.replicas, int(self.latent)) or not torch.equal(state["sizes"].cpu(), self.sizes.cpu()):
             raise CheckpointError("chains: expected the images this store was made for, got other sizes, replicas or latent")
+        if not all(0 <= half < 1 << 32 for half in halves):
+            raise CheckpointError(f"chains: expected a seed's halves of 32 bits, got {halves}")
+        least, most = (int(bound) for bound in state["sweeps"].aminmax())
+        if least < 0 or most > 1 << contract.SWEEP_BITS:
+            raise CheckpointError(
+                f"chains: expected from 0 to 2^{contract.SWEEP_BITS} sweeps over an image's life, got {least} to {most}"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the store as safetensors, whole or not at all. Raises OSError if the disk will not take it."""
@@ -273,9 +278,14 @@ class ChainStore(nn.Module):
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> ChainStore:
         """The store that `save` wrote. Raises CheckpointError for a truncated, foreign or newer file."""
         state = {name: value for name, value in read(path, kind="chains").items() if isinstance(value, Tensor)}
-        if "sizes" not in state or "meta" not in state:
-            raise CheckpointError(f"{path}: expected a tritoncrf chain store, got a file without sizes")
-        meta = state["meta"].tolist()
-        store = cls(state["sizes"], replicas=meta[1], device=device, seed=0, latent=bool(meta[2]))
-        store.load_state_dict(state)
+        if not {"sizes", "meta", "labels"} <= state.keys():
+            raise CheckpointError(f"{path}: expected a tritoncrf chain store, got a file without sizes, labels or meta")
+        with believed(path, "chains"):
+            sizes, (_, replicas, latent, _, _) = state["sizes"].tolist(), state["meta"].tolist()
+            # Sizes may claim any number of bytes: those of the labels are there.
+            claimed, held = sum(math.prod(size) for size in sizes) * replicas + 1, list(state["labels"].shape)
+            if held != [1 + latent, claimed]:
+                raise CheckpointError(f"{path}: expected labels of shape {[1 + latent, claimed]} for its sizes, got {held}")
+            store = cls(sizes, replicas=replicas, device=device, seed=0, latent=bool(latent))
+            store.load_state_dict(state)
         return store

@@ -8,7 +8,6 @@ network fixed, "joint" learns both. Steps diminish (eq. 8): every rate falls lin
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import cast
 
@@ -24,10 +23,11 @@ from tritoncrf.checkpoint import Tree
 from tritoncrf.datasets.joined import known_of, numbering
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.evaluation import Evaluation, answer, check_edges, edges_of, evaluate, outputs, run
+from tritoncrf.finite import check_tree, names_of
 from tritoncrf.loop import Loop
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
-from tritoncrf.monitor import Journal, check_fall, numbers
+from tritoncrf.monitor import Journal, Record, check_fall, numbers
 from tritoncrf.ranks import Ranks
 from tritoncrf.saved import chains_tree, check_recipe, model_tree, parts, recipe_of, take_over, weights_of
 from tritoncrf.store import ChainStore
@@ -39,7 +39,6 @@ MODES = ("separate", "joint")
 PRETRAIN_RATE, NETWORK_RATE, TABLE_RATE = 3e-3, 1e-3, 1e-3
 # Tables that learn beside a fixed network take larger steps: nothing runs ahead of them.
 SEPARATE_RATE = 3e-3
-LOG_STEPS = 50
 
 
 class Trainer:
@@ -90,6 +89,7 @@ class Trainer:
         self._journal = Journal(log if self.ranks.rank == 0 else None)
         self.extra: dict[str, Tree] = {}
         self._saved: dict[str, Tree] | None = None
+        self._told: dict[str, Tree] = {}
 
     def pretrain(
         self, loader: DataLoader[object], epochs: int, *, rate: float = PRETRAIN_RATE, stage: str = "pretrain",
@@ -100,6 +100,7 @@ class Trainer:
         stage: the name under which a checkpoint knows it; another one makes further epochs a stage of their own.
         optimizer: one of the network's parameters to use instead, from its own rates down to 0.
         """
+        keeps = optimizer is not None
         if optimizer is None:
             optimizer = torch.optim.Adam(self.network.parameters(), lr=rate, fused=self.device.type == "cuda")
         guard, looked = Guard(), list[bool]()
@@ -122,7 +123,7 @@ class Trainer:
                 self.pretrained = weights_of(self.network)
             return {}
 
-        self._run(stage, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: guard.flag(self.device))
+        self._run(stage, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: guard.flag(self.device), keeps)
         guard.settle()
 
     def fit(
@@ -133,8 +134,8 @@ class Trainer:
 
         validation: a loader scored after each epoch; a fall of the whole model's accuracy warns that the chains fall behind.
         checkpoint: written after each epoch, after every ``every``-th step, and on Ctrl-C, which then ends the run.
+        Raises FloatingPointError, naming parameter and step, where a gradient is no number: on a CPU before it is used.
         """
-        held_out = validation
         if mode not in MODES:
             raise ValueError(f"mode: expected 'separate' or 'joint', got {mode!r}")
         loss = self._loss_for(loader)
@@ -157,9 +158,9 @@ class Trainer:
             more = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp, "view": batch.view}
             return cast(Tensor, loss(logits, batch.labels, batch.index, kinds=kinds, gates=gates, **more))
 
-        finished = lambda epoch: {} if held_out is None else self._validate(mode, held_out)  # noqa: E731
-        inherits = self.optimizer is not None and self.loop.progress.finished[-1:] in ([mode] for mode in MODES)
-        self._run(mode, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: loss.invalid, inherits)
+        finished = lambda epoch: {} if validation is None else self._validate(mode, validation)  # noqa: E731
+        keeps = self.optimizer is not None
+        self._run(mode, loader, epochs, optimizer, value, finished, checkpoint, every, lambda: loss.invalid, keeps)
 
     def evaluate(
         self, loader: DataLoader[object], *, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0,
@@ -190,7 +191,8 @@ class Trainer:
     def save(self, path: str | os.PathLike[str], *, extra: dict[str, Tree] | None = None) -> None:
         """Writes everything a resumed run needs, whole or not at all.
 
-        extra: the caller's own tree, kept and written again by every later save. Raises OSError if the disk will not take it.
+        extra: the caller's own tree, kept and written again by every later save. Raises OSError if the disk will not take it,
+        FloatingPointError, naming it, for a weight, table or optimizer's state that is no number: the file stays as it was.
         """
         if extra is not None:
             self.extra = dict(extra)
@@ -202,8 +204,12 @@ class Trainer:
             **chains_tree(self.loss, self.chains),
             "loop": self.loop.state(),
             "history": list(self.history),
+            "told": self._figures(),
             "extra": self.extra,
         }  # fmt: skip
+        for name in ("network", "pretrained", "crf"):
+            check_tree(path, tree[name], name, self._named())
+        self.loop.optimizers.check(path, self._named())
         if self.ranks.rank == 0:
             files.write(path, tree, kind="training")
 
@@ -214,24 +220,24 @@ class Trainer:
         Raises CheckpointError if the file is truncated, foreign, newer, or of another network, neighbourhood or data set.
         """
         tree = files.read(path, kind="training")
-        found = parts(path, tree, self.crf, self.network, self.loss, recipe_of(self.edges))
-        if self.chains is not None and tree.get("chains") is not None:
-            self.chains.check(files.tensors(tree, "chains"))
-        # All is looked at: from here on nothing of it is refused.
+        with files.believed(path, "training"):
+            found = parts(path, tree, self.crf, self.network, self.loss, recipe_of(self.edges))
+            if self.chains is not None and tree.get("chains") is not None:
+                self.chains.check(files.tensors(tree, "chains"))
         if resume:
             self.loop.load(found.loop)
         self.pretrained = take_over(found, tree, self.crf, self.network)
-        self.history = found.history if resume else []
+        self.history, self._told = (found.history, found.told) if resume else ([], {})
         self._saved = tree
         if self.loss is not None:
             self._restore(self.loss)
+            self.loss.statistics = None
         self.extra = found.extra
         return dict(self.extra)
 
     def _loss_for(self, loader: DataLoader[object]) -> CRFLoss:
         if self.loss is None:
-            chains = self.chains
-            if chains is None:
+            if (chains := self.chains) is None:
                 sizes = known_of(numbering(loader.dataset), "sizes")
                 if sizes is None:
                     raise ValueError("chains: expected a ChainStore, or a loader whose dataset has .sizes, got neither")
@@ -245,38 +251,32 @@ class Trainer:
         return self.loss
 
     def _restore(self, loss: CRFLoss) -> None:
-        if self._saved is None or self._saved["loss"] is None:
-            return
-        loss.load_state_dict(files.tensors(self._saved, "loss"))
-        if loss.chains is not None and self._saved["chains"] is not None:
-            loss.chains.load_state_dict(files.tensors(self._saved, "chains"))
+        saved = self._saved
+        if saved is not None and saved.get("loss") is not None:
+            with files.believed("checkpoint", "training"):
+                loss.load_state_dict(files.tensors(saved, "loss"))
+                if loss.chains is not None and saved.get("chains") is not None:
+                    loss.chains.load_state_dict(files.tensors(saved, "chains"))
 
     def _run(
         self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, value: Callable[[object], Tensor],
         finished: Callable[[int], dict[str, Tree]], checkpoint: str | os.PathLike[str] | None, every: int,
-        invalid: Callable[[], Tensor | None], inherits: bool = False,
+        invalid: Callable[[], Tensor | None], keeps: bool,
     ) -> None:  # fmt: skip
-        started = time.perf_counter()
-
-        def figures() -> dict[str, Tree]:
-            return {} if self.loss is None or stage not in MODES else numbers(self.loss.statistics)
-
-        def after_step(step: int) -> None:
-            if step % LOG_STEPS == 0:
-                self._journal.note({"stage": stage, "step": step, **figures()})
-
-        def after_epoch(epoch: int, mean: float) -> None:
-            seconds = time.perf_counter() - started
-            line: dict[str, Tree] = {"stage": stage, "epoch": epoch, "loss": mean, "seconds": seconds}
-            line |= figures() | finished(epoch)
-            self.history.append(line)
-            self._journal.note(line)
-
+        figures = self._figures if stage in MODES else dict[str, Tree]
+        record = Record(self._journal, self.history, stage, figures, finished)
         save = None if checkpoint is None else lambda: self.save(checkpoint)
         self.loop.run(
-            stage, loader, epochs, optimizer, value=value, after_step=after_step, after_epoch=after_epoch, save=save,
-            every=every, invalid=invalid, inherits=inherits,
+            stage, loader, epochs, optimizer, value=value, after_step=record.step, after_epoch=record.epoch, save=save,
+            every=every, invalid=invalid, named=self._named(), keeps=keeps,
         )  # fmt: skip
+
+    def _figures(self) -> dict[str, Tree]:
+        """What the loss told of its last call, which may have been the saved run's."""
+        return numbers(self.loss.statistics) if self.loss is not None and self.loss.statistics is not None else self._told
+
+    def _named(self) -> dict[str, Tensor]:
+        return names_of(network=self.network, crf=self.crf)
 
     def _validate(self, stage: str, loader: DataLoader[object]) -> dict[str, Tree]:
         """Scores held-out images, and warns if the whole model has fallen behind its best."""

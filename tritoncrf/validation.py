@@ -78,10 +78,10 @@ def totals(value: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
 
 
 def whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Checks a Python integer in ``least .. most``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """A whole number in ``least .. most``, Python's or numpy's, as Python's."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < least or (most is not None and value > most):
+    if (value := int(value)) < least or (most is not None and value > most):
         bound = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}: expected an integer {bound}, got {value}")
     return value
@@ -106,7 +106,7 @@ class Verdict:
         self.sentences = sentences
         self._bad, self._event = bad, None
         if bad.is_cuda:
-            self._bad = torch.empty(bad.shape, dtype=torch.bool, pin_memory=True)
+            self._bad = torch.empty(bad.shape, dtype=torch.bool, device="cpu", pin_memory=True)
             self._bad.copy_(bad, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()

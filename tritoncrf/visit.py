@@ -21,6 +21,7 @@ from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
 from tritoncrf.intake import Batch
+from tritoncrf.interrupts import unbroken
 from tritoncrf.layout import pack
 from tritoncrf.lookup import find, looked_at
 from tritoncrf.monitor import TableWatch
@@ -52,6 +53,7 @@ class Visit(metaclass=Unopened):
         self.ignore_index, self.reduction, self.follows, self.drawn, self.group = ignore_index, reduction, follows, drawn, group
         self._watches: dict[str, TableWatch] = {}
         self._targets = TargetWatch()
+        self._rates: dict[str, float | None] = {}
         self._met = 1
 
     @uncompiled
@@ -137,17 +139,18 @@ class Visit(metaclass=Unopened):
             parcel = kept.parcel(store, meeting)
         found, parcels = outcome(terms, batch, tables, known, counted, data, free, bad, ranks, parcel)
         good = ~found[5]
-        if store is None:
-            visits += torch.where(good, len(meeting.index), 0)
-        else:
-            keep = good & ~meeting.again
-            if places is not None and kept is store:
-                self._put(store, places, samples, keep)
-            elif places is not None:
-                kept.settle(store, meeting, parcels, good)
-            kept.advance(meeting.index, self.sweeps, keep)
-            if self.method == "pcd" and view is None:
-                self._targets.look(target, index, sizes)
+        with unbroken():
+            if store is None:
+                visits += torch.where(good, len(meeting.index), 0)
+            else:
+                keep = good & ~meeting.again
+                if places is not None and kept is store:
+                    self._put(store, places, samples, keep)
+                elif places is not None:
+                    kept.settle(store, meeting, parcels, good)
+                kept.advance(meeting.index, self.sweeps, keep)
+                if self.method == "pcd" and view is None:
+                    self._targets.look(target, index, sizes)
         for name, parameter in sampler.crf.named_parameters():
             told = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
@@ -185,7 +188,10 @@ class Visit(metaclass=Unopened):
 
     def _phase(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
         chains = self.sampler.begin(batch, start, phase, clamp)
+        # As many labels change as at the last visit, most likely: the way need not be found out anew.
+        chains.rate = self._rates.get(phase)
         self.sampler.advance(chains, self.sweeps)
+        self._rates[phase] = chains.rate
         return chains
 
     def targets(self, batch: Batch, target: Tensor, clamp: Tensor | None) -> tuple[Tensor, Tensor]:

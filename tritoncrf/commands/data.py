@@ -18,7 +18,18 @@ from torch.utils.data import DataLoader
 from tritoncrf.checkpoint import CheckpointError, Tree, group
 from tritoncrf.commands.meanings import read_map, read_palette
 from tritoncrf.commands.options import Settings
-from tritoncrf.datasets import VOID, DepthScale, Figures, FolderDataset, Indexed, LabeledSamples, NpzDataset, Sample, collate
+from tritoncrf.datasets import (
+    VOID,
+    DepthScale,
+    Figures,
+    FolderDataset,
+    Indexed,
+    LabeledSamples,
+    NpzDataset,
+    Sample,
+    collate,
+    room,
+)  # fmt: skip
 from tritoncrf.datasets.base import Forwarding
 from tritoncrf.datasets.headers import is_deep
 from tritoncrf.datasets.volumes import VolumeDataset, has_volumes
@@ -142,6 +153,8 @@ def figures(source: Source, split: str | None) -> LabeledSamples:
     height, cross, width = source.generated_size.partition("x")
     if not (cross and height.isdigit() and width.isdigit()):
         raise ValueError(f"generated_size: expected HEIGHTxWIDTH such as 96x64, got {source.generated_size!r}")
+    # Float32 depth and int64 labels of one figure.
+    room.check(f"generated_size of {source.generated_size}", int(height) * int(width) * 12)
     count = min(source.generated or 0, source.limit or source.generated or 0)
     return Kept(Figures(count, 0 if split == "train" else 1, (int(height), int(width))))
 

@@ -64,7 +64,11 @@ def read(folder: str) -> Run:
         settings = from_values(files.group(extra, "settings"), str(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: expected the settings of `tritoncrf train`, got others ({error})") from None
-    return Run(path, tree, settings, kind)
+    run = Run(path, tree, settings, kind)
+    with files.believed(path, "training"):
+        # What a run tells of itself is asked for here, where a foreign file is still an error of its own.
+        _ = run.neighborhood, run.progress, run.finished
+    return run
 
 
 def network(name: str, kind: Kind) -> nn.Module:

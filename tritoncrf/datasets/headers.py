@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-_FAILURES: Final = (OSError, SyntaxError, ValueError, EOFError)
+_FAILURES: Final = (OSError, SyntaxError, ValueError, EOFError, MemoryError)
 _GREY: Final = ("1", "L", "LA", "La")
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tritoncrf.datasets import room
 from tritoncrf.datasets.base import VOID, Sample, check_index
 from tritoncrf.datasets.depth import DepthScale, known_background, scale_bytes, scale_volume
 
@@ -111,10 +112,12 @@ class NpzDataset(Dataset[Sample]):
         self._check_labels()
 
     def _read(self, archive: NpzFile, key: str) -> NDArray[np.generic]:
+        what = f"path: array {key!r} of {self.path}"
+        room.check_member(archive.zip, what, key)
         try:
             array: NDArray[np.generic] = archive[key]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"path: array {key!r} of {self.path} cannot be read: {error}") from error
+        except room.FAILURES as error:
+            raise ValueError(f"{what} cannot be read: {error}") from error
         return array
 
     def _read_sizes(self, archive: NpzFile, key: str) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ fourth axis of a NIfTI file are its channels, and the first of four in a .npz fi
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tritoncrf.datasets import room
+
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
 
-_FAILURES: Final = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 AFFINE: Final = "affine"
 
 
@@ -38,7 +40,7 @@ def shape_of(path: Path, key: str) -> tuple[int, ...]:
                 version = np.lib.format.read_magic(file)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 return tuple(read(file)[0])
-    except _FAILURES as error:
+    except room.FAILURES as error:
         raise _unreadable(path, error) from error
 
 
@@ -46,12 +48,16 @@ def read(path: Path, key: str) -> NDArray[np.generic]:
     """The numbers of a volume in the shape of `shape_of`. Raises ValueError naming the file."""
     try:
         if is_nifti(path):
-            values = np.asanyarray(_nifti(path).dataobj)
+            volume = _nifti(path)
+            room.check("its numbers", math.prod(map(int, volume.shape)) * volume.get_data_dtype().itemsize)
+            values = np.asanyarray(volume.dataobj)
             return np.moveaxis(values, 3, 0) if values.ndim == 4 else values
         with np.load(path, allow_pickle=False) as archive:
-            found: NDArray[np.generic] = archive[_chosen(path, archive.files, key)]
+            name = _chosen(path, archive.files, key)
+            room.check_member(archive.zip, "its numbers", name)
+            found: NDArray[np.generic] = archive[name]
             return found
-    except _FAILURES as error:
+    except room.FAILURES as error:
         raise _unreadable(path, error) from error
 
 
@@ -105,7 +111,7 @@ def _nifti(path: Path) -> SpatialImage:
     nibabel = require()
     try:
         found: SpatialImage = nibabel.load(os.fspath(path))
-    except (*_FAILURES, nibabel.filebasedimages.ImageFileError) as error:
+    except (*room.FAILURES, nibabel.filebasedimages.ImageFileError) as error:
         raise _unreadable(path, error) from error
     return found
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 
 # By name: the engine module called torch takes that name in this package once it is imported.
-from torch import Tensor, float64, int64, uint8
+from torch import Tensor, equal, float64, int64, uint8
 
 NAMES = ("triton", "numba", "torch")
 # What "auto" tries, in this order. The Triton engine joins once its checks have passed on a GPU, which none has yet run.
@@ -34,8 +34,12 @@ class Tables(NamedTuple):
 
     def equal(self, other: Tables) -> bool:
         """Whether all entries are the same."""
-        same = bool((self.pairwise == other.pairwise).all())
-        return same and (self.gated is None or other.gated is None or bool((self.gated == other.gated).all()))
+        pairs = zip(self, other, strict=True)
+        return all(one is other or (one is not None and other is not None and equal(one, other)) for one, other in pairs)
+
+    def copy(self) -> Tables:
+        """The same entries, which no write into these changes."""
+        return Tables(self.pairwise.detach().clone(), None if self.gated is None else self.gated.detach().clone())
 
     def where(self, bad: Tensor, other: Tables) -> Tables:
         """These tables if ``bad``, bool [], else the others; neither is looked at by the host."""

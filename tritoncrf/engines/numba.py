@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import config
 from torch import Tensor
 
 from tritoncrf import contract
@@ -57,6 +58,8 @@ def missing(device: torch.device, labels: int = FEWEST) -> str | None:
     """Runs on CPU tensors with any number of labels; the package itself is imported with this module."""
     if device.type != "cpu":
         return "it runs on CPU tensors only: use engine='torch' or 'triton'"
+    if getattr(config, "DISABLE_JIT", 0):
+        return "numba is told to compile nothing: unset NUMBA_DISABLE_JIT"
     return None
 
 
@@ -100,7 +103,7 @@ def sweep(
     key: tuple[int, int], count: Tensor, purpose: int,
 ) -> Tensor:  # fmt: skip
     work = _own(work)
-    flips = torch.zeros(work.plan.chains, dtype=torch.int64)
+    flips = torch.zeros(work.plan.chains, dtype=torch.int64, device="cpu")
     share(compiled.sweep, work.sites.work, *_sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips))
     return flips.view(-1, work.plan.replicas)
 
@@ -110,7 +113,7 @@ def average(
     key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     work = _own(work)
-    flips = torch.zeros(work.plan.chains, dtype=torch.int64)
+    flips = torch.zeros(work.plan.chains, dtype=torch.int64, device="cpu")
     energies = np.zeros((work.plan.chains, sweeps))
     arguments = _sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips)
     # An image's replicas add to the same place: a thread takes all of them.
@@ -158,7 +161,7 @@ def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: flo
 
 def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
     rows = labels.flatten(0, -2).contiguous().numpy()
-    counts = torch.zeros((len(rows), plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.int64)
+    counts = torch.zeros((len(rows), plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.int64, device="cpu")
     replicas = len(rows) // max(len(plan.index), 1)
     bounds = np.arange(len(rows) + 1)
     share(differences.pair_counts, bounds, replicas, rows, *_counting(plan), counts.numpy())
@@ -175,7 +178,7 @@ def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
 def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
     edges = plan.edges
     if edges is None or edges.gates is None:
-        return torch.zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64)
+        return torch.zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64, device="cpu")
     rows = [_flat(labels.contiguous()) for labels in (data, free)]
     steps = np.array([plan.displacements[k] for k in edges.gated], np.int64)
     places = np.array([edges.gating[k] for k in edges.gated], np.int64)
@@ -215,7 +218,7 @@ def _shape(plan: Plan) -> tuple[int, ...]:
 
 def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
     images, replicas, *shape = data.shape
-    errors = torch.zeros((images, labels, math.prod(shape)), dtype=torch.float32)
+    errors = torch.zeros((images, labels, math.prod(shape)), dtype=torch.float32, device="cpu")
     rows = [drawn.reshape(images * replicas, -1).numpy() for drawn in (data, free)]
     share(differences.unary_errors, np.arange(images + 1), replicas, *rows, np.float32(1 / replicas), errors.numpy())
     return errors.view(images, labels, *shape)

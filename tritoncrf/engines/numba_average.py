@@ -18,11 +18,12 @@ import numpy as np
 from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_edges as edges
 from tritoncrf.engines import numba_flips as flips_of
+from tritoncrf.engines.numba_cache import call, entry, jit
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Words
 from tritoncrf.engines.numba_edges import Seen
 from tritoncrf.engines.numba_errors import differing
 from tritoncrf.engines.numba_sweeps import Doubles, sweep
-from tritoncrf.engines.numba_vectors import accumulate, address, byte, call, entry, jit, prefetch, word
+from tritoncrf.engines.numba_vectors import accumulate, address, byte, prefetch, word
 
 # Marks a site, on average, from which on nearly all sites are stale: then they are passed over in order, without a look.
 MARKS = 6.0

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tritoncrf.engines import numba_vectors as vec
-from tritoncrf.engines.numba_vectors import address, byte, call, jit, load, word
+from tritoncrf.engines.numba_cache import call, jit
+from tritoncrf.engines.numba_vectors import address, byte, load, word
 
 Singles = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -23,8 +23,9 @@ from numba.core.cgutils import get_or_insert_function
 
 from tritoncrf import contract
 from tritoncrf.engines import numba_vectors as vec
+from tritoncrf.engines.numba_cache import call, entry, jit
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole
-from tritoncrf.engines.numba_vectors import LANES, byte, call, entry, jit, load, word
+from tritoncrf.engines.numba_vectors import LANES, byte, load, word
 
 Kinds = npt.NDArray[np.uint8]
 Seen = tuple[int, Bytes, Integers, int, Singles, Singles]

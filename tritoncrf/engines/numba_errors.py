@@ -14,8 +14,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tritoncrf.engines.numba_cache import entry, jit
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles
-from tritoncrf.engines.numba_vectors import address, byte, entry, jit, word
+from tritoncrf.engines.numba_vectors import address, byte, word
 
 Counts = npt.NDArray[np.int32]
 Gates = npt.NDArray[np.uint8]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from tritoncrf import contract
+from tritoncrf.engines.numba_cache import call
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole
 from tritoncrf.engines.numba_edges import Seen
-from tritoncrf.engines.numba_vectors import byte, call
+from tritoncrf.engines.numba_vectors import byte
 
 _SHIFT = np.float32(contract.GATE_SHIFT)
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tritoncrf.engines import Plan
+from tritoncrf.engines.numba_cache import entry
 from tritoncrf.engines.numba_draw import Integers, Positions, Singles, Words
 from tritoncrf.engines.numba_threads import share
-from tritoncrf.engines.numba_vectors import entry
 
 Array = npt.NDArray[Any]
 # Sites that are looked at together.

@@ -20,10 +20,11 @@ import numpy.typing as npt
 from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_edges as edges
 from tritoncrf.engines import numba_flips as flips_of
+from tritoncrf.engines.numba_cache import entry, jit
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole, Words
 from tritoncrf.engines.numba_edges import Seen
 from tritoncrf.engines.numba_sites import GROUP
-from tritoncrf.engines.numba_vectors import address, byte, doubtful, entry, jit, keep, prefetch, trailing
+from tritoncrf.engines.numba_vectors import address, byte, doubtful, keep, prefetch, trailing
 
 Doubles = npt.NDArray[np.float64]
 _WORD = 0xFFFFFFFF

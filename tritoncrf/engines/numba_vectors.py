@@ -1,4 +1,4 @@
-"""What does numba lack? Vectors as values, and a cache on disk that knows all the files a function came from.
+"""What does numba lack? Vectors as values.
 
 Numba turns array loops into vector code where it can prove that arrays do not overlap; a sum of table rows that are chosen at
 run time is not such a loop. The functions here are a few LLVM instructions each on 16 float32 (one AVX-512 register, two of
@@ -10,61 +10,18 @@ flags LLVM neither fuses nor reorders any of them. Addresses are plain integers.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numba as nb
 from llvmlite import ir
-from numba.core.caching import FunctionCache
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, models, register_model
 
 from tritoncrf import contract
+from tritoncrf.engines.numba_cache import jit
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 LANES = 16
-_FILES = [*sorted(Path(__file__).parent.glob("numba_*.py")), Path(contract.__file__)]
-# A compiled function holds the code of those that it calls, in whichever file: a change of any of them must miss the cache.
-_SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()
-_noted = False
-# Its types differ from release to release.
-_njit: Any = nb.njit
-_OPTIONS = {"error_model": "numpy", "nogil": True, "boundscheck": False}
-
-
-class _Cache(FunctionCache):  # type: ignore[misc]
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), _SOURCES)
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        global _noted
-        found = super().load_overload(sig, target_context)
-        if found is None and not _noted:
-            _noted = True
-            print("tritoncrf: compiling the numba engine, once for this machine (about 20 s)", file=sys.stderr)
-        return found
-
-
-def jit(function: Function) -> Function:
-    """A function compiled into those that call it: numpy's arithmetic, no fast-math, the interpreter released."""
-    return cast(Function, _njit(**_OPTIONS, forceinline=True)(function))
-
-
-def call(function: Function) -> Function:
-    """`jit` by a call: a loop of its own needs registers of its own."""
-    return cast(Function, _njit(**_OPTIONS)(function))
-
-
-def entry(function: Function) -> Function:
-    """`call` kept on disk: beside this file, or where NUMBA_CACHE_DIR says; compiled anew where neither can be written."""
-    compiled: Any = call(function)
-    with contextlib.suppress(RuntimeError, OSError):
-        compiled._cache = _Cache(function)
-    return cast(Function, compiled)
 
 
 class _Vector(nb.types.Type):  # type: ignore[misc]

@@ -39,8 +39,8 @@ def _grid(
     kinded: tuple[int, ...], gating: tuple[int, ...], device: torch.device,
 ) -> Grid:  # fmt: skip
     # Copied to the device once a layout: a step that is captured or must not stall finds them there.
-    ends = torch.tensor(phases, dtype=torch.int64)
-    phase = torch.repeat_interleave(torch.arange(len(phases) - 1), ends.diff())
+    ends = torch.tensor(phases, dtype=torch.int64, device="cpu")
+    phase = torch.repeat_interleave(torch.arange(len(phases) - 1, device="cpu"), ends.diff())
     gated = [k for k, plane in enumerate(gating) if plane >= 0]
     outputs = [
         (rank * planes + gating[k], step) for k in gated for step in (0, displacements[k]) for rank in range(ranks)
@@ -50,7 +50,7 @@ def _grid(
         ([plane for plane, _ in outputs], [step for _, step in outputs]),
         ([gated.index(k) if k in gated else -1 for k in range(len(gating))] + gated + [gating[k] for k in gated]),
     )  # fmt: skip
-    parts = ends.int(), phase, ends, *(torch.tensor(numbers, dtype=torch.int32) for numbers in lists)
+    parts = ends.int(), phase, ends, *(torch.tensor(numbers, dtype=torch.int32, device="cpu") for numbers in lists)
     return Grid(*(part.to(device) for part in parts))
 
 

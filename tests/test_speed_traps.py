@@ -1,0 +1,141 @@
+"""What once took too long or too much: the same answers by the fast way, and bounds with room to spare."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tritoncrf as tc
+from tritoncrf.coloring import sublattice_coloring
+from tritoncrf.ranks import Meeting, Ranks
+from tritoncrf.sublattices import free_bases
+
+
+def by_trial(offsets: tuple[tuple[int, ...], ...], diagonal: tuple[int, ...]) -> list[list[list[int]]]:
+    """All forms one after the other, each asked whether it contains an offset."""
+    axes, found = len(diagonal), []
+    places = [(i, j) for i in range(axes) for j in range(i + 1, axes)]
+    for entries in itertools.product(*(range(diagonal[j]) for _, j in places)):
+        basis = np.diag(diagonal)
+        for place, entry in zip(places, entries, strict=True):
+            basis[place] = entry
+        inside = False
+        for offset in offsets:
+            rest = np.array(offset)
+            for axis in range(axes):
+                rest = rest - rest[axis] // basis[axis, axis] * basis[axis]
+            inside |= not rest.any()
+        if not inside:
+            found.append(basis.tolist())
+    return found
+
+
+def test_forms_that_miss_offsets_are_those_found_by_trial() -> None:
+    chance, some = random.Random(0), 0
+    for _ in range(60):
+        axes = chance.choice((1, 2, 3, 3))
+        diagonal = tuple(chance.randint(1, 4) for _ in range(axes))
+        drawn = (tuple(chance.randint(-5, 5) for _ in range(axes)) for _ in range(chance.randint(1, 6)))
+        offsets = tuple(offset for offset in drawn if any(offset))
+        found = free_bases(offsets, diagonal).tolist()
+        assert found == by_trial(offsets, diagonal)
+        some += bool(found)
+    assert some > 20
+
+
+@pytest.mark.parametrize(
+    ("hood", "colors"), [(tc.Neighborhood.grid(3, ndim=3), 64), (tc.Neighborhood.nearest(200, 4), None)], ids=["3-D", "4-D"]
+)
+def test_large_neighbourhoods_are_coloured_at_once(hood: tc.Neighborhood, colors: int | None) -> None:
+    sublattice_coloring.cache_clear()
+    free_bases.cache_clear()
+    started = time.process_time()
+    coloring = sublattice_coloring(hood)
+    assert time.process_time() - started < 1.5
+    assert colors is None or coloring.colors == colors
+
+
+def test_many_images_in_a_batch_take_memory_by_their_number() -> None:
+    index = torch.arange(20000) % 15000
+    meeting = Meeting(Ranks(), index, 0, None)
+    seen: set[int] = set()
+    expected = [image in seen or bool(seen.add(image)) for image in index.tolist()]  # type: ignore[func-returns-value]
+    assert meeting.again.tolist() == expected
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        _ = meeting.again
+    assert max(event.cpu_memory_usage for event in told.key_averages()) < 1 << 23
+
+
+def test_tables_are_rounded_anew_only_where_they_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    crf = tc.GridCRF(9, tc.Neighborhood.nearest(8), 0.1 * noise(4, 9, 9))
+    sampler = tc.Sampler(crf)
+    chains, calls = sampler.init(noise(1, 9, 10, 8)), 0
+    rounded = tc.GridCRF.rounded
+
+    def counted(self: tc.GridCRF, *given: object) -> object:
+        nonlocal calls
+        calls += 1
+        return rounded(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tc.GridCRF, "rounded", counted)
+    for _ in range(20):
+        sampler.run(chains, 1)
+    assert calls == 1
+    # Neither of these writes moves a version counter.
+    crf.pairwise.data[0, 0, 0] += 1
+    sampler.run(chains, 1)
+    crf.pairwise.detach().numpy()[1] = 0.5
+    sampler.run(chains, 1)
+    assert calls == 3
+    assert torch.equal(chains.tables.pairwise, rounded(crf, sampler.guard, crf.tables).pairwise)
+
+
+def test_a_visit_remembers_how_many_labels_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On calm images every visit but the first takes the incremental way from its first sweep on."""
+    crf = tc.GridCRF(5, tc.Neighborhood.nearest(8))
+    store = tc.ChainStore([(16, 12)] * 2, seed=0)
+    loss = tc.CRFLoss(crf, chains=store, sweeps=10)
+    ways: list[bool] = []
+    sweep = loss.sampler.engine.sweep
+
+    def told(work: object, labels: Tensor, field: Tensor | None, *given: object) -> Tensor:
+        ways.append(field is not None)
+        return sweep(work, labels, field, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loss.sampler.engine, "sweep", told)
+    target = torch.zeros(2, 16, 12, dtype=torch.long)
+    logits = torch.nn.functional.one_hot(target, 5).movedim(-1, 1).float() * 9
+    for _ in range(3):
+        loss(logits, target, torch.arange(2))
+    assert ways == [False, True, True, True]
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(0, 1, shape)).float()
+
+
+def test_pseudolikelihoods_keep_no_neighbours_for_their_gradient() -> None:
+    crf = tc.GridCRF(9, tc.Neighborhood.nearest(64))
+    logits, labels = noise(2, 9, 150, 140).requires_grad_(), torch.arange(42000).view(2, 150, 140) % 9
+    kept = 0
+
+    def pack(part: Tensor) -> Tensor:
+        nonlocal kept
+        kept += part.nbytes
+        return part
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda part: part):
+        value = crf.log_pseudolikelihood(logits, labels).sum()
+    # All neighbours' labels would be 14 times as many bytes as the logits.
+    assert kept < 8 * logits.nbytes
+    value.backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.any())

@@ -217,12 +217,12 @@ def faults(folder: Path) -> None:
 
     def own(self: ranks.Ranks, part: Tensor, parcel: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         found, parcels = right(self, part, parcel)
-        # The last six numbers, of four limbs each, are no tables.
-        return torch.cat([part[:-24], found[-24:]]), parcels
+        # The last six numbers are no tables.
+        return torch.cat([part[:-6], found[-6:]]), parcels
 
     def mean(self: ranks.Ranks, part: Tensor, parcel: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         found, parcels = right(self, part, parcel)
-        return torch.cat([found[:-24], part[-24:]]), parcels
+        return torch.cat([found[:-6], part[-6:]]), parcels
 
     def no_turns(self: ranks.Meeting) -> Tensor:
         assert self.counts is not None

@@ -13,9 +13,9 @@ ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "together", "head", "evaluation", "loop", "optimizers",
     "generators", "saved", "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome",
     "gradient", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order",
-    "sampler", "intake", "chains", "store", "shares", "ranks", "finite", "checkpoint", "model", "edge_inputs", "layout",
-    "coloring", "sublattices", "rings", "lattice", "targets", "tiles", "validation", "engines", "eager", "interrupts",
-    "contract", "kernels", "_version",
+    "sampler", "intake", "chains", "store", "shares", "sizes", "ranks", "finite", "checkpoint", "model", "edge_inputs",
+    "layout", "coloring", "sublattices", "rings", "lattice", "targets", "tiles", "validation", "engines", "eager",
+    "interrupts", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

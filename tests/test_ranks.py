@@ -213,8 +213,8 @@ def test_one_alone_asks_nobody() -> None:
 
 
 def test_ranks_take_turns_in_a_step() -> None:
-    heads = [torch.tensor([count, *range(100 * count, 100 * count + count), *[0] * (3 - count)]) for count in (3, 1, 3)]
-    meetings = [Meeting(Ranks(None, rank, 3), heads[rank][1 : 1 + heads[rank][0]], lambda: heads) for rank in range(3)]
+    heads = [torch.tensor([count, 0, *range(100 * count, 100 * count + count), *[0] * (3 - count)]) for count in (3, 1, 3)]
+    meetings = [Meeting(Ranks(None, rank, 3), heads[rank][2 : 2 + heads[rank][0]], lambda: heads) for rank in range(3)]
     places = [meeting.places.tolist() for meeting in meetings]
     assert meetings[0].lists == [[300, 301, 302], [100], [300, 301, 302]]
     assert meetings[0].again.tolist() == [False] * 4 + [True] * 3
@@ -256,21 +256,11 @@ def test_bad_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         tc.DistributedIndexSampler(range(3))
 
 
-def test_whole_numbers_in_limbs_add_up_whatever_their_size_and_sign() -> None:
-    from tritoncrf.outcome import _PLACES, _limbs
-
-    make = torch.Generator().manual_seed(0)
-    numbers = torch.randint(-(1 << 59), 1 << 59, (5, 40), generator=make)
-    numbers[:, :20] >>= 40
-    summed = torch.stack([_limbs(part).to(torch.int32) for part in numbers]).sum(0, dtype=torch.int32).long()
-    assert torch.equal((summed << _PLACES).sum(0), numbers.sum(0))
-
-
 def test_a_bad_step_moves_no_chain_on_any_rank() -> None:
     """As on a GPU, where a fault is known only after the step."""
     labels, good = torch.zeros(1, 7, dtype=torch.uint8), torch.tensor(False)
-    heads = [torch.tensor([1, 0]), torch.tensor([1, 1])]
-    meeting = Meeting(Ranks(None, 0, 2), heads[0][1:], lambda: heads)
+    heads = [torch.tensor([1, 0, 0]), torch.tensor([1, 0, 1])]
+    meeting = Meeting(Ranks(None, 0, 2), heads[0][2:], lambda: heads)
     parcels = [torch.ones(3, dtype=torch.uint8)] * 2
     unpack(parcels, labels, [0, 3], [3, 3], meeting, good)
     share = Share(Ranks(None, 0, 2), (3, 3), (0, 0))

@@ -63,7 +63,7 @@ def test_large_neighbourhoods_are_coloured_at_once(hood: tc.Neighborhood, colors
 
 def test_many_images_in_a_batch_take_memory_by_their_number() -> None:
     index = torch.arange(20000) % 15000
-    meeting = Meeting(Ranks(), index, 0, None)
+    meeting = Meeting(Ranks(), index, lambda: [])
     seen: set[int] = set()
     expected = [image in seen or bool(seen.add(image)) for image in index.tolist()]  # type: ignore[func-returns-value]
     assert meeting.again.tolist() == expected
@@ -136,6 +136,6 @@ def test_pseudolikelihoods_keep_no_neighbours_for_their_gradient() -> None:
         value = crf.log_pseudolikelihood(logits, labels).sum()
     # All neighbours' labels would be 14 times as many bytes as the logits.
     assert kept < 8 * logits.nbytes
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert bool(logits.grad.any())

@@ -82,6 +82,10 @@ class Loop:
         total = epochs * len(loader)
         if total == 0:
             raise ValueError("loader: expected at least one batch, got none")
+        lengths = self.ranks.objects((epochs, len(loader)))
+        if len(set(lengths)) > 1:
+            told = ", ".join(f"{length} x {count}" for length, count in lengths)
+            raise ValueError(f"loader: expected as many epochs and batches on every rank, got {told}")
         if keeps:
             self.optimizers.note(optimizer)
         if self._is_done(stage, epochs, len(loader)):

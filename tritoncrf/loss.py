@@ -106,7 +106,7 @@ class CRFLoss(nn.Module):
         self.statistics: Statistics | None = None
         self.register_buffer("weight", None if weight is None else weight.clone())
         self._visit = Visit(self.sampler, None, method, sweeps, ignore_index, reduction, follows, drawn, process_group)
-        # Last, so that it stands last in a state: what pairs a copy's state with the model's entry by entry still fits.
+        # Last, so that it stands last in the loss's state, and in a model's whose last part the loss is.
         self.chains = chains
 
     def __setattr__(self, name: str, value: object) -> None:

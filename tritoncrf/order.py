@@ -43,6 +43,8 @@ class DistributedIndexSampler(Sampler[int]):
         self.ranks = Ranks.of(process_group)
         if len(dataset) < self.ranks.size:
             raise ValueError(f"dataset: expected at least {self.ranks.size} images, one a rank, got {len(dataset)}")
+        if chains is not None and len(chains) < len(dataset):
+            raise ValueError(f"chains: expected a ChainStore of at least {len(dataset)} images, got {len(chains)}")
         self.generator = torch.Generator().manual_seed(seed)
 
     def set_epoch(self, epoch: int) -> None:

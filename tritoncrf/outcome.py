@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tritoncrf import contract
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, errors, unary_gap
@@ -28,7 +27,6 @@ Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
 
 # Of a nat: energies of several ranks are added as whole numbers too.
 STEPS = 1 << 20
-_PLACES = torch.tensor([[0], [16], [32], [48]], device="cpu")
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,13 @@ def outcome(
 
     def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal told, parcels
-        # Half the bytes where no table's sum can leave 32 bits.
-        narrow = free.rows.numel() * contract.GATE_STEPS * ranks.size < 1 << 31
-        parts = (counts, weighed, _limbs(told))
-        flat = torch.cat([part.flatten() for part in parts]).to(torch.int32 if narrow else torch.int64)
-        flat, parcels = ranks.sum_with(flat, parcel)
-        counts, weighed, limbs = (
+        # Of one type whatever a rank's batch: messages of unlike lengths would end every process.
+        parts = (counts.long(), weighed.long(), told)
+        flat, parcels = ranks.sum_with(torch.cat([part.flatten() for part in parts]), parcel)
+        counts, weighed, told = (
             whole.view(part.shape)
-            for whole, part in zip(torch.split(flat.long(), [p.numel() for p in parts]), parts, strict=True)
+            for whole, part in zip(torch.split(flat, [p.numel() for p in parts]), parts, strict=True)
         )
-        told = (limbs << _PLACES.to(limbs.device)).sum(0)
         return counts, weighed
 
     if terms.reduction == "none":
@@ -111,13 +106,8 @@ def outcome(
 
 
 def _fixed(energy: Tensor) -> Tensor:
-    return (energy * STEPS).round().long()
-
-
-def _limbs(numbers: Tensor) -> Tensor:
-    """int64 ``[n]`` as ``[4, n]``, 16 bits each, whose sums over ranks fit into 32 bits."""
-    limbs = numbers >> _PLACES.to(numbers.device)
-    return torch.cat([limbs[:3] & 0xFFFF, limbs[3:]])
+    # Beyond what any model says, 10^12 nat, a value is no figure any more, and must not wrap.
+    return (energy.nan_to_num(0.0).clamp(-1e12, 1e12) * STEPS).round().long()
 
 
 def _inner(error: Tensor, table: Tensor, axes: int) -> Tensor:

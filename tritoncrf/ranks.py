@@ -8,6 +8,7 @@ numbers; the first rank's chain stays.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # Indexes that travel with the number of images; more of them need a second message.
-ROOM = 64
+ROOM = 62
 # Up to so many ranks a sum travels with chains, whole from each to all.
 FEW = 8
 
@@ -34,6 +35,14 @@ class Ranks:
     group: ProcessGroup | None = None
     rank: int = 0
     size: int = 1
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Ranks:
+        # A group of processes cannot be copied; a copy speaks with the same ones.
+        return self
+
+    def __reduce__(self) -> tuple[type[Ranks], tuple[None, int, int]]:
+        # Nor can it be written down: what is read again is of the initialised group.
+        return Ranks, (None, self.rank, self.size)
 
     @classmethod
     def of(cls, group: ProcessGroup | None) -> Ranks:
@@ -90,13 +99,16 @@ class Ranks:
         whole = torch.stack([part[: len(raw)].view(numbers.dtype) for part in parts]).sum(0, dtype=numbers.dtype)
         return whole, [part[len(raw) :] for part in parts]
 
-    def meet(self, index: Tensor) -> Meeting:
-        """Tells all ranks this one's images, int64 ``[N]``; N may differ from rank to rank. Nobody waits before asking."""
+    def meet(self, index: Tensor, changed: bool = False) -> Meeting:
+        """Tells all ranks this one's images, int64 ``[N]``; N may differ from rank to rank. Nobody waits before asking.
+
+        changed: whether what all ranks must have alike was loaded or set anew here.
+        """
         if self.size == 1:
             return Meeting(self, index, lambda: [])
-        told = index.new_zeros(ROOM + 1)
-        told[0] = len(index)
-        told[1 : 1 + min(len(index), ROOM)] = index[:ROOM]
+        told = index.new_zeros(ROOM + 2)
+        told[0], told[1] = len(index), int(changed)
+        told[2 : 2 + min(len(index), ROOM)] = index[:ROOM]
         parts = [torch.empty_like(told) for _ in range(self.size)]
         work = dist.all_gather(parts, told, group=self.group, async_op=True)
 
@@ -116,16 +128,25 @@ class Meeting:
         self._arrive = arrive
 
     @cached_property
+    def _heads(self) -> list[Tensor]:
+        return self._arrive()
+
+    @property
+    def changed(self) -> bool:
+        """Whether any rank says so."""
+        return any(bool(head[1]) for head in self._heads)
+
+    @cached_property
     def _everyone(self) -> tuple[Tensor, list[int] | None]:
         if self.ranks.size == 1:
             return self.mine, None
-        heads = torch.stack(self._arrive())
+        heads = torch.stack(self._heads)
         counts = [int(count) for count in heads[:, 0].tolist()]
         if max(counts) > ROOM:
             wide = self.mine.new_zeros(max(counts))
             wide[: len(self.mine)] = self.mine
-            heads = torch.stack([torch.cat([heads[0, :1], part]) for part in self.ranks.gather(wide)])
-        return torch.cat([heads[r, 1 : 1 + count] for r, count in enumerate(counts)]), counts
+            heads = torch.stack([torch.cat([heads[0, :2], part]) for part in self.ranks.gather(wide)])
+        return torch.cat([heads[r, 2 : 2 + count] for r, count in enumerate(counts)]), counts
 
     @property
     def index(self) -> Tensor:
@@ -180,7 +201,5 @@ class Meeting:
 
 
 def fingerprint(part: Tensor) -> int:
-    """A number that differs, most likely, where whole numbers of any shape differ."""
-    flat = part.flatten().long()
-    places = torch.arange(1, len(flat) + 1, device=flat.device)
-    return int((flat * (2 * places + 1) + places).sum())
+    """A number that differs, most likely, where a tensor's bytes or shape differ; copies it to the host."""
+    return zlib.crc32(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), len(part.shape))

@@ -40,11 +40,18 @@ def model_tree(crf: GridCRF) -> dict[str, Tree]:
 
 def chains_tree(loss: CRFLoss | None, chains: ChainStore | None) -> dict[str, Tree]:
     """The loss's part of a training checkpoint, and that of its chains, which stand beside it."""
-    kept = {} if loss is None else dict(loss.state_dict())
-    return {
-        "loss": None if loss is None else {name: part for name, part in kept.items() if not name.startswith("chains.")},
-        "chains": None if chains is None else dict(chains.state_dict()),
-    }
+    kept: dict[str, Tree] | None = None
+    if loss is not None:
+        own, persistent = loss.chains, loss.chains is not None and loss.chains.persistent
+        try:
+            # Left out, for to ask for them may need every rank.
+            if own is not None:
+                own.persistent = False
+            kept = dict(loss.state_dict())
+        finally:
+            if own is not None:
+                own.persistent = persistent
+    return {"loss": kept, "chains": None if chains is None else dict(chains.saved)}
 
 
 def form_of(tree: dict[str, Tree]) -> EdgeForm:

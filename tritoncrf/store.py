@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
@@ -25,6 +24,7 @@ from tritoncrf.checkpoint import CheckpointError, believed, read, write
 from tritoncrf.layout import Shape
 from tritoncrf.ranks import Meeting, Ranks
 from tritoncrf.shares import Share, parcel, unpack
+from tritoncrf.sizes import table_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -59,6 +59,10 @@ class ChainStore(nn.Module):
     """int64 [D]: where each image's labels begin."""
     staged: Mapping[int, Tensor]
     """Of a stage: each image's labels, views of its own."""
+    table: tuple[tuple[int, ...], ...]
+    """`sizes`, on the host."""
+    loads: int
+    """How often a state was loaded."""
     fresh: bool
     """Neither visited nor loaded yet."""
 
@@ -68,21 +72,11 @@ class ChainStore(nn.Module):
         process_group: ProcessGroup | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        try:
-            rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-            table = [tuple(operator.index(n) for n in size) for size in rows]
-        except TypeError:
-            raise TypeError(f"sizes: expected a sequence of tuples of integers or a tensor [D, d], got {sizes!r:.80}") from None
-        if not table or not table[0] or len({len(size) for size in table}) != 1:
-            raise ValueError(f"sizes: expected a size of as many axes for every image, at least one image, got {table[:3]}...")
-        for place, size in enumerate(table):
-            if not all(n >= 1 for n in size):
-                raise ValueError(f"sizes[{place}]: expected whole numbers of at least 1, got {size}")
-            if math.prod(size) >= 1 << contract.SITE_BITS:
-                raise ValueError(f"sizes[{place}]: expected fewer than 2^32 pixels, got {tuple(size)}")
+        table = table_of(sizes)
         self.replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
         self.seed = contract.seed_of(seed)
-        self.latent, self.persistent, self.fresh, self.drawn = latent, persistent, True, seed is None
+        self.latent, self.persistent, self.fresh, self.drawn, self.loads = latent, persistent, True, seed is None, 0
+        self.table = tuple(table)
         self.sizes = torch.tensor(table, dtype=torch.int64, device=device)
         self.areas = tuple(math.prod(size) * self.replicas for size in table)
         ranks = Ranks.of(process_group) if shared else Ranks()
@@ -106,8 +100,15 @@ class ChainStore(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        empty = self.labels.is_meta
         for name in _MOVED:
             setattr(self, name, fn(getattr(self, name)))
+        if empty and not self.labels.is_meta:
+            # From a device without memory come numbers that nobody wrote (`to_empty`).
+            self.sizes.copy_(torch.tensor(self.table))
+            self.offsets.copy_(torch.tensor(self.starts))
+            self.labels.fill_(contract.VOID)
+            self.sweeps.zero_()
         return self
 
     def __len__(self) -> int:
@@ -137,6 +138,10 @@ class ChainStore(nn.Module):
         """
         if len(owner) != len(self):
             raise ValueError(f"owner: expected a rank for each of {len(self)} images, got {len(owner)}")
+        size = 1 if self.share is None else self.share.ranks.size
+        odd = next((rank for rank in owner if not 0 <= rank < size), None)
+        if odd is not None:
+            raise ValueError(f"owner: expected ranks from 0 to {size - 1}, got {odd}")
         if self.share is not None:
             self.labels, self.share = self.share.move(self.labels, owner)
             self.offsets = torch.tensor(self.starts, dtype=torch.int64, device=self.device)
@@ -245,6 +250,7 @@ class ChainStore(nn.Module):
             return
         self.check(own)
         low, high = own["meta"].tolist()[3:]
+        self.loads += 1
         self.labels.copy_(own["labels"] if self.share is None else self.share.cut(own["labels"]))
         self.sweeps.copy_(own["sweeps"])
         self.seed, self.fresh = int(low) | int(high) << 32, False

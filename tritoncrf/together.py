@@ -5,7 +5,7 @@ The network learns under `DistributedDataParallel`, its batches are the ranks' o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
@@ -37,7 +37,23 @@ def learner(ranks: Ranks, network: nn.Module) -> nn.Module:
     """The network that averages its gradients over ranks; itself on one rank, or where nothing of it learns."""
     if ranks.size == 1 or not any(part.requires_grad for part in network.parameters()):
         return network
-    return nn.parallel.DistributedDataParallel(network, process_group=ranks.group)
+    # A head that the loss does not use, as torchvision's auxiliary ones, gets no gradient.
+    return nn.parallel.DistributedDataParallel(network, process_group=ranks.group, find_unused_parameters=True)
+
+
+def write(ranks: Ranks, action: Callable[[], None]) -> None:
+    """What the first rank alone does to the disk; all wait for it, and hear of its OSError."""
+    trouble: OSError | None = None
+    if ranks.rank == 0:
+        try:
+            action()
+        except OSError as error:
+            trouble = error
+    told = ranks.objects(None if trouble is None else str(trouble))[0]
+    if trouble is not None:
+        raise trouble
+    if told is not None:
+        raise OSError(told)
 
 
 def part_of(ranks: Ranks, items: Iterable[T]) -> Iterator[T]:

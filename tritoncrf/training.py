@@ -31,7 +31,7 @@ from tritoncrf.monitor import Journal, Record, check_fall, numbers
 from tritoncrf.ranks import Ranks
 from tritoncrf.saved import chains_tree, check_recipe, model_tree, parts, recipe_of, take_over, weights_of
 from tritoncrf.store import ChainStore
-from tritoncrf.together import align, cross_entropy, learner, part_of, pooled
+from tritoncrf.together import align, cross_entropy, learner, part_of, pooled, write
 from tritoncrf.validation import Guard
 
 MODES = ("separate", "joint")
@@ -119,6 +119,8 @@ class Trainer:
             return cross_entropy(self.ranks, guard, batch, logits, self.crf.num_labels, void)
 
         def finished(epoch: int) -> dict[str, Tree]:
+            # Buffers, such as batch norm's, are each rank's own until here.
+            align(self.ranks, self.network)
             if epoch == epochs:
                 self.pretrained = weights_of(self.network)
             return {}
@@ -172,6 +174,7 @@ class Trainer:
         """
         if background is None:
             background = known_of(loader.dataset, "background")
+        align(self.ranks, self.network)
         items = self.loop.bar(loader, "evaluate", len(loader))
         batches = (Batch.of(item, self.device) for item in part_of(self.ranks, items))
         found = evaluate(self.answer, batches, self.crf.num_labels, background, sweeps, burn_in, replicas, seed)
@@ -210,8 +213,7 @@ class Trainer:
         for name in ("network", "pretrained", "crf"):
             check_tree(path, tree[name], name, self._named())
         self.loop.optimizers.check(path, self._named())
-        if self.ranks.rank == 0:
-            files.write(path, tree, kind="training")
+        write(self.ranks, lambda: files.write(path, tree, kind="training"))
 
     def load(self, path: str | os.PathLike[str], *, resume: bool = True) -> dict[str, Tree]:
         """Takes over a saved run; the same calls of `pretrain` and `fit` then go on where it was. Returns its ``extra``.
@@ -251,8 +253,7 @@ class Trainer:
         return self.loss
 
     def _restore(self, loss: CRFLoss) -> None:
-        saved = self._saved
-        if saved is not None and saved.get("loss") is not None:
+        if (saved := self._saved) is not None and saved.get("loss") is not None:
             with files.believed("checkpoint", "training"):
                 loss.load_state_dict(files.tensors(saved, "loss"))
                 if loss.chains is not None and saved.get("chains") is not None:
@@ -263,8 +264,7 @@ class Trainer:
         finished: Callable[[int], dict[str, Tree]], checkpoint: str | os.PathLike[str] | None, every: int,
         invalid: Callable[[], Tensor | None], keeps: bool,
     ) -> None:  # fmt: skip
-        figures = self._figures if stage in MODES else dict[str, Tree]
-        record = Record(self._journal, self.history, stage, figures, finished)
+        record = Record(self._journal, self.history, stage, self._figures if stage in MODES else dict[str, Tree], finished)
         save = None if checkpoint is None else lambda: self.save(checkpoint)
         self.loop.run(
             stage, loader, epochs, optimizer, value=value, after_step=record.step, after_epoch=record.epoch, save=save,

@@ -50,11 +50,14 @@ class Visit(metaclass=Unopened):
         follows: bool, drawn: bool, group: ProcessGroup | None,
     ) -> None:  # fmt: skip
         self.sampler, self.chains, self.method, self.sweeps = sampler, chains, method, sweeps
-        self.ignore_index, self.reduction, self.follows, self.drawn, self.group = ignore_index, reduction, follows, drawn, group
+        self.ignore_index, self.reduction, self.follows, self.drawn = ignore_index, reduction, follows, drawn
+        # Of one rank alone it is nothing; copies and what is read again speak with the initialised group, or with the same.
+        self._group = Ranks(group)
         self._watches: dict[str, TableWatch] = {}
         self._targets = TargetWatch()
         self._rates: dict[str, float | None] = {}
-        self._met = 1
+        # What was seen alike on all ranks: how many they were, which store, and how often it was loaded.
+        self._met: tuple[int, int, int] | None = None
 
     @uncompiled
     def __call__(
@@ -73,10 +76,17 @@ class Visit(metaclass=Unopened):
             raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
         self._look_fresh()
         ranks = Ranks.of(self.group)
+        if self.chains is not None and self.chains.share is not None:
+            theirs = self.chains.share.ranks
+            if (theirs.rank, theirs.size) != (ranks.rank, ranks.size):
+                raise ValueError(
+                    f"process_group: expected that of the shared chains, rank {theirs.rank} of {theirs.size}, got rank "
+                    f"{ranks.rank} of {ranks.size}"
+                )
         if each and ranks.size > 1:
             raise ValueError(f"reduction: expected 'mean' or 'sum' on {ranks.size} ranks, got 'none'")
-        if ranks.size != self._met:
-            self._meet(ranks, pairwise, gated)
+        if ranks.size > 1 and self._met is None:
+            self._meet(ranks, pairwise, gated, weight, visits)
         store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
         if self.follows and store is not None:
             self.sampler.seed = store.seed
@@ -101,12 +111,12 @@ class Visit(metaclass=Unopened):
         index, count, places = self._positions(index, batch), None, None
         if store is not None:
             index, view = find(sampler.guard, store, sampler.crf.device, index, shape, sizes, view)
-            meeting = ranks.meet(index)
+            meeting = ranks.meet(index, self._met != self._state(ranks))
             kept, store = store, store.stage(meeting)
             count = store.sweeps[index]
             places = store.places(index, shape, view, sizes) if self.method == "pcd" or store.latent else None
         else:
-            meeting = ranks.meet(batch.plan.index)
+            meeting = ranks.meet(batch.plan.index, self._met != self._state(ranks))
             index = visits + meeting.places
         batch = batch.at(index, count)
         drawn = torch.full_like(known, contract.VOID)[:, None].expand(-1, replicas, *shape)
@@ -132,6 +142,9 @@ class Visit(metaclass=Unopened):
             free = self._phase(batch, data.labels if self.method == "cd" else start, "free", clamp)
         counted = labelled if clamp is None else labelled & ~clamp
         bad = sampler.guard.flag(present.device)
+        if ranks.size > 1 and meeting.changed:
+            # Heard of only now, but before anything is written.
+            self._meet(ranks, *tables, terms.weight, visits)
         samples, parcel = (data.labels, free.labels), None
         if store is not None and places is not None and kept is not store:
             # On a stage nothing is lost: whether all is well on every rank the sums will tell.
@@ -156,7 +169,17 @@ class Visit(metaclass=Unopened):
             self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
         return found
 
-    def _meet(self, ranks: Ranks, pairwise: Tensor, gated: Tensor | None) -> None:
+    @property
+    def group(self) -> ProcessGroup | None:
+        return self._group.group
+
+    def _state(self, ranks: Ranks) -> tuple[int, int, int]:
+        chains = self.chains
+        return ranks.size, 0 if chains is None else id(chains), 0 if chains is None else chains.loads
+
+    def _meet(
+        self, ranks: Ranks, pairwise: Tensor, gated: Tensor | None, weight: Tensor | None, visits: Tensor
+    ) -> None:
         """Looks once whether all ranks' losses, stores and tables are alike; a seed that was drawn becomes the first's."""
         chains = self.chains
         seed = chains.seed if self.follows and chains is not None else self.sampler.seed
@@ -164,7 +187,12 @@ class Visit(metaclass=Unopened):
         told = {
             "sweeps": self.sweeps, "method and reduction": METHODS.index(self.method) + 2 * REDUCTIONS.index(self.reduction),
             "chains' sizes": 0 if chains is None else fingerprint(chains.sizes),
-            "tables": fingerprint(tables.detach().float().view(torch.int32)),
+            "chains' replicas, latent and shared": 0 if chains is None
+            else 4 * chains.replicas + 2 * chains.latent + (chains.share is not None),
+            "chains' sweeps": 0 if chains is None else fingerprint(chains.sweeps),
+            "chains": 0 if chains is None or chains.share is not None else fingerprint(chains.labels),
+            "visits": int(visits), "ignore_index": self.ignore_index,
+            "weight": 0 if weight is None else fingerprint(weight), "tables": fingerprint(tables.detach().float()),
             "seed": 0 if self.drawn else seed - (seed >> 63 << 64),
         }  # fmt: skip
         first = agree(ranks, told, seed, pairwise.device)
@@ -172,7 +200,7 @@ class Visit(metaclass=Unopened):
             self.sampler.seed = first
             if self.follows and chains is not None:
                 chains.seed = first
-        self._met = ranks.size
+        self._met = self._state(ranks)
 
     def _look_fresh(self) -> None:
         """Warns once of chains that start anew under tables that were loaded."""

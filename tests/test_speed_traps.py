@@ -136,6 +136,6 @@ def test_pseudolikelihoods_keep_no_neighbours_for_their_gradient() -> None:
         value = crf.log_pseudolikelihood(logits, labels).sum()
     # All neighbours' labels would be 14 times as many bytes as the logits.
     assert kept < 8 * logits.nbytes
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert bool(logits.grad.any())

@@ -33,7 +33,7 @@ class GradientWatch:
     def look(self, flag: Tensor | None) -> Tensor | None:
         """Once a step, between backward and the optimizer; ``flag``, bool ``[]``, is up where the loss itself was void.
 
-        Raises FloatingPointError on a CPU, where it looks at once; elsewhere returns whether to leave the step out, bool ``[]``.
+        Raises FloatingPointError on a CPU, where it looks at once; elsewhere returns whether to leave the step out.
         """
         self._step += 1
         grads = [None if part.grad is None else part.grad.detach() for part in self._parameters.values()]

@@ -204,7 +204,7 @@ class GridCRF(nn.Module):
             return scores.log_softmax(1).gather(1, flat[where].long()[:, None])[:, 0]
 
         scores = logits.float().flatten(2)[image, :, plan.pixels[slot]]
-        pieces = zip(scores.split(SITES), image.split(SITES), slot.split(SITES), strict=True)
+        pieces = zip(*(torch.split(whole, SITES) for whole in (scores, image, slot)), strict=True)
         # What a piece needs for its gradient is computed again there, not kept.
         own = torch.cat([checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
         return own.new_zeros(len(labels)).index_add(0, image, own)

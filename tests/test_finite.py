@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 import tritoncrf as tc
 from tritoncrf import checkpoint as files
 from tritoncrf.datasets import Figures, collate
+from tritoncrf.finite import GradientWatch, names_of
 
 
 class Masked(nn.Module):
@@ -106,3 +107,27 @@ def test_a_moment_that_is_none_is_refused_and_a_mask_is_not(tmp_path: Path) -> N
     with pytest.raises(FloatingPointError, match=r"network.mask: expected finite numbers, got NaN; .* was not written"):
         trainer.save(path)
     assert path.read_bytes() == before
+
+
+def test_where_the_host_does_not_look_a_fused_optimizer_leaves_the_step_out() -> None:
+    """What happens on a GPU: the step is left out on the device, and the host hears of the first one when it asks."""
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+    watch = GradientWatch("joint", optimizer, names_of(network=layer), 10)
+    watch.immediate = False
+    before = [part.detach().clone() for part in layer.parameters()]
+    for value in (torch.nan, torch.inf):
+        optimizer.zero_grad()
+        layer(torch.full((1, 3), value)).sum().backward()
+        flag = watch.look(None)
+        assert flag is not None
+        assert bool(flag)
+        optimizer.found_inf, optimizer.grad_scale = flag.float(), None  # type: ignore[attr-defined]
+        optimizer.step()
+    assert all(torch.equal(part, kept) for part, kept in zip(layer.parameters(), before, strict=True))
+    with pytest.raises(FloatingPointError, match=r"network.weight: expected a finite gradient, .* at step 11 of 'joint'"):
+        watch.settle()
+    # Where the loss itself was void the fault is told elsewhere.
+    watch = GradientWatch("joint", optimizer, names_of(network=layer), 0)
+    assert watch.look(torch.ones((), dtype=torch.bool)) is not None
+    watch.settle()

@@ -27,11 +27,13 @@ class GradientWatch:
         self._stage, self._step = stage, done
         self._parameters = parameters_of(optimizer, named)
         self._first: Tensor | None = None
+        # Elsewhere a look at the values would stall the device.
+        self.immediate = all(part.device.type == "cpu" for part in self._parameters.values())
 
     def look(self, flag: Tensor | None) -> Tensor | None:
         """Once a step, between backward and the optimizer; ``flag``, bool ``[]``, is up where the loss itself was void.
 
-        Raises FloatingPointError on a CPU; elsewhere returns whether the step is to be left out, bool ``[]``.
+        Raises FloatingPointError on a CPU, where it looks at once; elsewhere returns whether to leave the step out.
         """
         self._step += 1
         grads = [None if part.grad is None else part.grad.detach() for part in self._parameters.values()]
@@ -50,7 +52,7 @@ class GradientWatch:
         if self._first is None:
             self._first = torch.zeros(len(grads), dtype=torch.int64, device=device)
         self._first = torch.where(bad & (self._first == 0), self._step, self._first)
-        if device.type == "cpu":
+        if self.immediate:
             self.settle()
             return flag
         return bad.any() if flag is None else bad.any() | flag.to(device)

@@ -12,7 +12,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,17 +33,16 @@ SCALARS = {"i32": np.uint32, "i64": np.uint64, "fp32": np.float32}
 WARP = 32
 # Who makes tensors that only kernels write.
 LAUNCHERS = "tritoncrf.kernels."
-Edit = Callable[[str, str], str]
 
 
 @dataclass
 class Emulator:
     """What was compiled, run and found."""
 
-    edit: Edit | None = None
-    """Kernel's name and PTX -> PTX, to plant a fault."""
-    contract: bool = False
-    """Compile with contraction, as no launcher does."""
+    edits: dict[str, str] = field(default_factory=dict)
+    """PTX to run in the place of a kernel's own, to plant a fault."""
+    contract: str = ""
+    """The kernel to compile with contraction, as no launcher does."""
     found: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     """(what, kernel, line, tensor) -> how often."""
     executed: Counter[str] = field(default_factory=Counter)
@@ -51,9 +50,9 @@ class Emulator:
     launches: Counter[str] = field(default_factory=Counter)
     programs: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
-    code: dict[object, tuple[Code, int]] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-    """The last PTX of each kernel."""
+    texts: dict[tuple[str, ...], tuple[str, int]] = field(default_factory=dict)
+    """PTX and bytes of shared memory, by kernel and what it was compiled for; emulators may have one in common."""
+    code: dict[tuple[str, ...], tuple[Code, int]] = field(default_factory=dict)
     fresh: dict[int, tuple[Tensor, NDArray[np.uint8]]] = field(default_factory=dict)
     """By storage: the tensor, which keeps it, and 1 for each byte written."""
 
@@ -66,28 +65,19 @@ class Emulator:
 
     def launch(self, kernel: Any, grid: tuple[int, ...], given: dict[str, Any], options: dict[str, Any]) -> None:
         signature, constants, aligned, running = arguments(kernel, given)
-        if self.contract:
+        if self.contract == kernel.__name__:
             options = options | {"enable_fp_fusion": True}
         key = (kernel.__name__, *map(str, (signature, constants, aligned, options)))
         if key not in self.code:
             began = time.perf_counter()
-            self.code[key] = self.compiled(kernel, signature, constants, aligned, options)
+            if key not in self.texts:
+                self.texts[key] = compiled(kernel, signature, constants, aligned, options)
+            text, shared = self.texts[key]
+            self.code[key] = Code(parse(self.edits.get(kernel.__name__, text))), shared
             self.seconds["compile"] += time.perf_counter() - began
         began = time.perf_counter()
         self.run(*self.code[key], grid[0], running)
         self.seconds[kernel.__name__] += time.perf_counter() - began
-
-    def compiled(self, kernel: Any, signature: Any, constants: Any, aligned: Any, options: Any) -> tuple[Code, int]:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-
-        source = ASTSource(kernel, signature, constants, aligned)
-        binary = triton.compile(source, target=GPUTarget("cuda", 90, WARP), options=options)
-        text = self.texts[kernel.__name__] = binary.asm["ptx"]
-        parsed = parse(self.edit(kernel.__name__, text) if self.edit else text)
-        assert parsed.threads == WARP * binary.metadata.num_warps
-        return Code(parsed), binary.metadata.shared
 
     def run(self, code: Code, shared: int, programs: int, running: list[tuple[str, Tensor | NDArray[Any]]]) -> None:
         kernel = code.kernel
@@ -124,6 +114,17 @@ class Emulator:
         memory.close()
         self.launches[kernel.name] += 1
         self.programs[kernel.name] += programs
+
+
+def compiled(kernel: Any, signature: Any, constants: Any, aligned: Any, options: dict[str, Any]) -> tuple[str, int]:
+    """PTX for sm_90, and bytes of shared memory."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(kernel, signature, constants, aligned)
+    binary = triton.compile(source, target=GPUTarget("cuda", 90, WARP), options=options)
+    return binary.asm["ptx"], binary.metadata.shared
 
 
 def kernel_words(tensors: list[Tensor]) -> bool:

@@ -23,7 +23,7 @@ PLACE = on_device.Place(torch.device("cpu"), False)
 SMALL = [
     Case((4, 9), 3, FIVE, images=2, replicas=2, ragged=True, holes=True, clamps=True, kinds=2, kinds_on=(2, 0), gates=1,
          gates_on=(4, 1), entries="above"),
-    Case((9, 11), 4, FIVE, images=2),
+    Case((9, 11), 20, FIVE),
 ]  # fmt: skip
 FULL = [*CASES, *SEEING, replace(CASES[3], dtype=torch.bfloat16), *SLOW[::5]]
 WAYS = ("gather", "incremental")

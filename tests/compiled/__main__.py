@@ -1,7 +1,7 @@
-"""Does the compiled code give the torch engine's labels? ``python -m tests.compiled small`` says so as JSON, with no GPU at hand.
+"""Does the compiled code give the torch engine's labels? ``python -m tests.compiled small`` says so as JSON, with no GPU.
 
-``small`` and ``full`` compare problems in both ways and both launch shapes; ``standard`` the problem of 130 x 330 sites, 20 labels
-and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it. It must run without TRITON_INTERPRET.
+``small`` and ``full`` compare problems in both ways and both launch shapes; ``standard`` the problem of 130 x 330 sites, 20
+labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it. Not with TRITON_INTERPRET.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -17,6 +17,7 @@ import torch
 
 from tests.compiled import planted, problems
 from tests.compiled.launch import Emulator
+from tests.test_kernels_interpret import Case
 
 
 def report(emulator: Emulator, began: float) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def report(emulator: Emulator, began: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared(cases: list[problems.Case]) -> dict[str, Any]:
+def compared(cases: list[Case]) -> dict[str, Any]:
     """Each case, way and launch shape; the differences are told, not raised."""
     began, emulator = time.perf_counter(), Emulator()
     updates, count, differences = 0, 0, []

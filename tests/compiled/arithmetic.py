@@ -19,6 +19,10 @@ TYPES = {f"{letter}{8 * size}": np.dtype(f"{code}{size}") for letter, code in ((
          for size in (1, 2, 4, 8)} | {f"f{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)}  # fmt: skip
 PREDICATE = np.dtype(bool)
 TYPES["pred"] = PREDICATE
+WHOLE: dict[str, Any] = {
+    "add": np.add, "sub": np.subtract, "mul.lo": np.multiply, "min": np.minimum, "max": np.maximum,
+}  # fmt: skip
+REAL: dict[str, Any] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
 
 
 @dataclass(frozen=True)
@@ -33,25 +37,29 @@ def quotient(a: Lanes, b: Lanes) -> Lanes:
     if (b == 0).any():
         raise ZeroDivisionError("div: expected a divisor other than 0, got 0")
     wide = a.astype(np.int64), b.astype(np.int64)
-    return (np.sign(wide[0]) * np.sign(wide[1]) * (np.abs(wide[0]) // np.abs(wide[1]))).astype(a.dtype)
+    found: Lanes = (np.sign(wide[0]) * np.sign(wide[1]) * (np.abs(wide[0]) // np.abs(wide[1]))).astype(a.dtype)
+    return found
 
 
 def shift_left(a: Lanes, by: Lanes) -> Lanes:
     width = 8 * a.dtype.itemsize
-    return np.where(by < width, a << np.minimum(by, width - 1).astype(a.dtype), a.dtype.type(0))
+    found: Lanes = np.where(by < width, a << np.minimum(by, width - 1).astype(a.dtype), a.dtype.type(0))
+    return found
 
 
 def shift_right(a: Lanes, by: Lanes) -> Lanes:
     """Past the width nothing, or the sign, is left."""
     width = 8 * a.dtype.itemsize
-    shifted = a >> np.minimum(by, width - 1).astype(a.dtype)
-    return shifted if a.dtype.kind == "i" else np.where(by < width, shifted, a.dtype.type(0))
+    shifted: Lanes = a >> np.minimum(by, width - 1).astype(a.dtype)
+    found: Lanes = shifted if a.dtype.kind == "i" else np.where(by < width, shifted, a.dtype.type(0))
+    return found
 
 
 def field_of_bits(a: Lanes, first: Lanes, length: Lanes) -> Lanes:
     """bfe; the highest bit is the sign of a signed one."""
     up = (32 - first - length).astype(a.dtype)
-    return ((a << up) >> (up + first.astype(a.dtype))).astype(a.dtype)
+    found: Lanes = ((a << up) >> (up + first.astype(a.dtype))).astype(a.dtype)
+    return found
 
 
 def permuted(a: Lanes, b: Lanes, choice: Lanes) -> Lanes:
@@ -107,9 +115,15 @@ def summed(a: Lanes, members: Lanes) -> Lanes:
     return np.repeat(a.reshape(-1, WARP).sum(1, dtype=np.int32), WARP)
 
 
+def selected(a: Lanes, b: Lanes, which: Lanes) -> Lanes:
+    found: Lanes = np.where(which, a, b)
+    return found
+
+
 def high(a: Lanes, b: Lanes) -> Lanes:
     wide = np.dtype(f"{a.dtype.kind}8")
-    return ((a.astype(wide) * b.astype(wide)) >> wide.type(32)).astype(a.dtype)
+    found: Lanes = ((a.astype(wide) * b.astype(wide)) >> wide.type(32)).astype(a.dtype)
+    return found
 
 
 def _conversions() -> dict[str, Meaning]:
@@ -138,7 +152,7 @@ def _unordered(compare: Callable[..., Lanes]) -> Callable[..., Lanes]:
 
 def _table() -> dict[str, Meaning]:
     found = _conversions()
-    bits = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+    bits: dict[str, Any] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
     compare: dict[str, Any] = {
         "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
     }  # fmt: skip
@@ -146,7 +160,7 @@ def _table() -> dict[str, Meaning]:
         if name == "pred" or kind.itemsize == 1:
             continue
         found[f"mov.{name}"] = Meaning(kind, (kind,), lambda a: a)
-        found[f"selp.{name}"] = Meaning(kind, (kind, kind, PREDICATE), lambda a, b, which: np.where(which, a, b))
+        found[f"selp.{name}"] = Meaning(kind, (kind, kind, PREDICATE), selected)
         for sign, of in compare.items():
             # A comparison with NaN fails, "ne" too; the unordered ones hold.
             ordered = (lambda a, b: (a < b) | (a > b)) if sign == "ne" and kind.kind == "f" else of
@@ -155,7 +169,7 @@ def _table() -> dict[str, Meaning]:
                 found[f"setp.{sign}u.{name}"] = Meaning(PREDICATE, (kind, kind), _unordered(of))
     for name in ("s16", "u16", "s32", "u32", "s64", "u64"):
         kind, two, small = TYPES[name], (TYPES[name],) * 2, TYPES["u32"]
-        for verb, of in {"add": np.add, "sub": np.subtract, "mul.lo": np.multiply, "min": np.minimum, "max": np.maximum}.items():
+        for verb, of in WHOLE.items():
             found[f"{verb}.{name}"] = Meaning(kind, two, of)
         found[f"mad.lo.{name}"] = Meaning(kind, (kind,) * 3, lambda a, b, c: a * b + c)
         found[f"shr.{name}"] = Meaning(kind, (kind, small), shift_right)
@@ -165,10 +179,9 @@ def _table() -> dict[str, Meaning]:
             found[f"neg.{name}"] = Meaning(kind, (kind,), np.negative)
         if kind.itemsize < 8:
             wide = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
-            found[f"mul.wide.{name}"] = Meaning(wide, two, lambda a, b, wide=wide: a.astype(wide) * b.astype(wide))
-            found[f"mad.wide.{name}"] = Meaning(
-                wide, (*two, wide), lambda a, b, c, wide=wide: a.astype(wide) * b.astype(wide) + c
-            )
+            product: Any = lambda a, b, wide=wide: a.astype(wide) * b.astype(wide)  # noqa: E731
+            found[f"mul.wide.{name}"] = Meaning(wide, two, product)
+            found[f"mad.wide.{name}"] = Meaning(wide, (*two, wide), lambda a, b, c, product=product: product(a, b) + c)
         if kind.itemsize == 4:
             found[f"mul.hi.{name}"] = Meaning(kind, two, high)
             found[f"bfe.{name}"] = Meaning(kind, (kind, small, small), field_of_bits)
@@ -180,7 +193,7 @@ def _table() -> dict[str, Meaning]:
             found[f"shl.{name}"] = Meaning(kind, (kind, TYPES["u32"]), shift_left)
     for name in ("f32", "f64"):
         kind = TYPES[name]
-        for verb, of in {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}.items():
+        for verb, of in REAL.items():
             found[f"{verb}.rn.{name}"] = Meaning(kind, (kind, kind), of)
         found |= {f"{verb}.{name}": Meaning(kind, (kind, kind), of) for verb, of in (("min", np.fmin), ("max", np.fmax))}
         found[f"neg.{name}"] = Meaning(kind, (kind,), np.negative)

@@ -1,7 +1,7 @@
 """How is a launch emulated? Each is compiled for sm_90 as Triton would for these arguments, and its PTX run on CPU tensors.
 
-Programs run one after the other in an order of chance: what depends on their order is a race. What a kernel's launcher made with
-``torch.empty`` counts as unwritten until a kernel wrote it, and is filled with what no answer looks like.
+Programs run one after the other in an order of chance: what depends on their order is a race. What a kernel's launcher made
+with ``torch.empty`` counts as unwritten until a kernel wrote it, and is filled with what no answer looks like.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +49,7 @@ class Emulator:
     """Warp instructions, by kernel."""
     launches: Counter[str] = field(default_factory=Counter)
     programs: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     texts: dict[tuple[str, ...], tuple[str, int]] = field(default_factory=dict)
     """PTX and bytes of shared memory, by kernel and what it was compiled for; emulators may have one in common."""
     code: dict[tuple[str, ...], tuple[Code, int]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Emulator:
         starts: dict[int, int] = {}
         for name, value in running:
             if isinstance(value, Tensor) and (storage := value.untyped_storage()).data_ptr() not in starts:
-                content = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).numpy()
+                content = bytes_of(storage)
                 written = self.fresh.get(storage.data_ptr(), (None, None))[1]
                 starts[storage.data_ptr()] = memory.add(name, content, written)
         memory.open()
@@ -125,6 +125,11 @@ def compiled(kernel: Any, signature: Any, constants: Any, aligned: Any, options:
     source = ASTSource(kernel, signature, constants, aligned)
     binary = triton.compile(source, target=GPUTarget("cuda", 90, WARP), options=options)
     return binary.asm["ptx"], binary.metadata.shared
+
+
+def bytes_of(storage: torch.UntypedStorage) -> NDArray[np.uint8]:
+    seen: NDArray[np.uint8] = torch.tensor([], dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).numpy()
+    return seen
 
 
 def kernel_words(tensors: list[Tensor]) -> bool:
@@ -174,8 +179,8 @@ def emulated(emulator: Emulator) -> Iterator[Emulator]:
     def fresh(*size: Any, **options: Any) -> Tensor:
         made = empty(*size, **options)
         if sys._getframe(1).f_globals.get("__name__", "").startswith(LAUNCHERS) and made.device.type == "cpu":
-            made.untyped_storage().fill_(0x7F)
             storage = made.untyped_storage()
+            bytes_of(storage)[:] = 0x7F
             emulator.fresh[storage.data_ptr()] = made, np.zeros(storage.nbytes(), np.uint8)
         return made
 

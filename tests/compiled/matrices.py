@@ -1,7 +1,7 @@
 """What do the matrix units compute? ``mma`` of a warp, ``wgmma`` of four, ``ldmatrix``: which thread holds which number.
 
-Of 16 x 16 halves A thread t of a warp holds rows g = t / 4 and g + 8, columns 2 (t % 4) and one more, then those 8 further on; of
-a result rows g and g + 8 of each 8 columns. Sums are exact here: the kernels multiply small whole numbers.
+Of 16 x 16 halves A thread t of a warp holds rows g = t / 4 and g + 8, columns 2 (t % 4) and one more, then those 8 further on;
+of a result rows g and g + 8 of each 8 columns. Sums are exact here: the kernels multiply small whole numbers.
 """
 
 from __future__ import annotations

@@ -57,14 +57,15 @@ class Marks:
 
     def conflict(self, cells: Index, threads: Index, clock: Clock, both: bool = False) -> NDArray[np.bool_]:
         """Where another thread's mark of this interval stands that no barrier orders."""
-        now = self.interval[cells] == clock.interval
+        now: NDArray[np.bool_] = self.interval[cells] == clock.interval
         if not now.any():
             return now
         meets = np.zeros(len(cells), bool)
         for theirs in (self.thread, self.other) if both else (self.thread,):
             ordered = (theirs[cells] // WARP == threads // WARP) & (self.warp_interval[cells] < clock.warp_interval)
             meets |= (theirs[cells] != threads) & ~ordered
-        return now & meets
+        found: NDArray[np.bool_] = now & meets
+        return found
 
 
 class Memory:
@@ -76,7 +77,7 @@ class Memory:
         self.blocks: list[tuple[int, Bytes, Bytes | None, str]] = []
 
     def add(self, name: str, content: Bytes, written: Bytes | None) -> int:
-        """The address of a block; written: 1 for each byte that may be read, None for all, both brought up to date at the end."""
+        """The address of a block; written: 1 for each byte that may be read, None for all; both are changed by `close`."""
         start = self.size
         self.blocks.append((start, content, written, name))
         self.size = (start + len(content) + 2 * GAP - 1) // GAP * GAP

@@ -1,8 +1,9 @@
 """Would a fault be seen? Faults planted in the PTX, one at a time: is each found, and by what?
 
 "barrier": a ``bar.sync`` is gone. "address": a global access is one element further. "store": an atomic addition is a plain
-store, or a guarded store has lost its guard, so that lanes race. "contraction": compiled with fused multiply-adds. What is not found on any problem
-is redundant there: no two threads touched a byte in the intervals that a barrier parted, or what was read elsewhere did not matter.
+store, or a guarded store has lost its guard, so that lanes race. "contraction": compiled with fused multiply-adds. What is not
+found on any problem is redundant there: no two threads touched a byte in the intervals that a barrier parted, or what was read
+elsewhere did not matter.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from tests.compiled.parse import Unknown
 from tests.compiled.problems import shape
 from tests.test_kernels_interpret import FIVE, Case, problem
 
-# Phases of more sites than a fused program looks at at once, with packed rows and with float32 ones.
+# Phases of more sites than a fused program looks at at once, in packed rows and in float32; the code for several chains.
 CASES = [
     Case((25, 27), 4, ((0, 1), (1, 0)), images=2, sweeps=3),
     Case((13, 17), 4, FIVE, images=2, entries="above"),
+    Case((13, 17), 4, FIVE, replicas=2),
 ]
 # Kernel -> (way, fused) of a sweep that launches it.
 SWEEPS = {
@@ -86,7 +88,8 @@ def verdicts(kernel: str, kinds: tuple[str, ...] = tuple(PATTERNS)) -> dict[str,
         others = {key: code for key, code in clean.code.items() if key[0] != kernel}
         for kind in kinds:
             for number, place in enumerate(places(kind, text)):
-                name = f"{kind} {number} of {kernel} ({line_of(text, place.start())})"
+                chains = "" if case.replicas == 1 else ", several chains"
+                name = f"{kind} {number} of {kernel}{chains} ({line_of(text, place.start())})"
                 if not result.get(name):
                     edits = {kernel: plant(kind, place, text)}
                     result[name] = sweep(Emulator(edits, texts=clean.texts, code=dict(others)), kernel, case)

@@ -252,7 +252,7 @@ class Code:
             program.executed += 1
             which = chosen(last)(program)
             if which.any() != which.all():
-                raise ValueError(f"branch: expected all threads of a program to go one way, got both: '{last.text}' ({last.line})")
+                raise ValueError(f"branch: expected all threads to go one way, got both: '{last.text}' ({last.line})")
             if which[0]:
                 if last.opcode == "ret":
                     return

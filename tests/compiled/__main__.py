@@ -19,6 +19,8 @@ from tests.compiled import planted, problems
 from tests.compiled.launch import Emulator
 from tests.test_kernels_interpret import Case
 
+KERNELS = [*planted.SWEEPS, *planted.OTHERS]
+
 
 def report(emulator: Emulator, began: float) -> dict[str, Any]:
     import triton
@@ -64,7 +66,7 @@ def main() -> None:
     parser.add_argument("--way", choices=problems.WAYS, default="gather", help="of the standard problem")
     parser.add_argument("--fused", action="store_true", help="one program for all phases of the standard problem")
     parser.add_argument("--sweeps", type=int, default=1, help="of the standard problem")
-    parser.add_argument("--kernels", nargs="*", choices=list(planted.SWEEPS), default=list(planted.SWEEPS), help="to plant in")
+    parser.add_argument("--kernels", nargs="*", choices=KERNELS, default=KERNELS, help="to plant in")
     parser.add_argument("--kinds", nargs="*", choices=list(planted.PATTERNS), default=list(planted.PATTERNS), help="of faults")
     options = parser.parse_args()
     torch.set_num_threads(1)

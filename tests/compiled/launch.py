@@ -40,7 +40,7 @@ class Emulator:
     """What was compiled, run and found."""
 
     edits: dict[str, str] = field(default_factory=dict)
-    """PTX to run in the place of a kernel's own, to plant a fault."""
+    """PTX -> PTX to run in its place, to plant a fault."""
     contract: str = ""
     """The kernel to compile with contraction, as no launcher does."""
     found: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
@@ -73,7 +73,7 @@ class Emulator:
             if key not in self.texts:
                 self.texts[key] = compiled(kernel, signature, constants, aligned, options)
             text, shared = self.texts[key]
-            self.code[key] = Code(parse(self.edits.get(kernel.__name__, text))), shared
+            self.code[key] = Code(parse(self.edits.get(text, text))), shared
             self.seconds["compile"] += time.perf_counter() - began
         began = time.perf_counter()
         self.run(*self.code[key], grid[0], running)

@@ -9,12 +9,13 @@ elsewhere did not matter.
 from __future__ import annotations
 
 import re
+from itertools import product
 
 import torch
 
 from tests.compiled.launch import Emulator, emulated
 from tests.compiled.parse import Unknown
-from tests.compiled.problems import shape
+from tests.compiled.problems import compare, shape
 from tests.test_kernels_interpret import FIVE, Case, problem
 
 # Phases of more sites than a fused program looks at at once, in packed rows and in float32; the code for several chains.
@@ -28,6 +29,9 @@ SWEEPS = {
     "gather_phase": ("gather", False), "gather_fused": ("gather", True),
     "incremental_phase": ("incremental", False), "incremental_fused": ("incremental", True),
 }  # fmt: skip
+# Those that multiply matrices, or add what a program found, with what they need to be launched.
+OTHERS = ("pair_products", "gated_products", "add_conditionals")
+MATRICES = Case((13, 17), 4, FIVE, sweeps=1, kinds=2, gates=1)
 PATTERNS = {
     "barrier": r"\tbar\.sync \t0;",
     "address": r"(?<=\s)(?:ld|st|red)\.global\.[\w.]+[^\n]*;",
@@ -62,13 +66,16 @@ def line_of(text: str, at: int) -> str:
 
 def sweep(emulator: Emulator, kernel: str, case: Case) -> str:
     """What a run of ``kernel`` shows to be wrong; "" if nothing."""
-    way, fused = SWEEPS[kernel]
+    way, fused = SWEEPS.get(kernel, ("gather", False))
     asked = problem(case)
     try:
+        if kernel not in SWEEPS:
+            compare(emulator, case, way, fused)
+            return next(iter(emulator.faults()), "")
         with emulated(emulator), shape(fused):
             ours, chains = asked.start("triton", way)
             ours.run(chains, case.sweeps)
-    except (Unknown, ValueError, ZeroDivisionError) as error:
+    except (AssertionError, Unknown, ValueError, ZeroDivisionError) as error:
         return f"{type(error).__name__}: {error}"
     if faults := emulator.faults():
         return faults[0]
@@ -81,16 +88,18 @@ def sweep(emulator: Emulator, kernel: str, case: Case) -> str:
 def verdicts(kernel: str, kinds: tuple[str, ...] = tuple(PATTERNS)) -> dict[str, str]:
     """Every fault of these kinds in ``kernel``, each run on its own: what found it, "" for nothing."""
     result: dict[str, str] = {}
-    for case in CASES:
+    for case in CASES if kernel in SWEEPS else [MATRICES]:
         clean = Emulator()
         assert not (said := sweep(clean, kernel, case)), said
-        (text,) = (text for key, (text, _) in clean.texts.items() if key[0] == kernel)
+        texts = [text for key, (text, _) in clean.texts.items() if key[0] == kernel]
         others = {key: code for key, code in clean.code.items() if key[0] != kernel}
-        for kind in kinds:
+        for text, kind in product(texts, kinds):
             for number, place in enumerate(places(kind, text)):
                 chains = "" if case.replicas == 1 else ", several chains"
                 name = f"{kind} {number} of {kernel}{chains} ({line_of(text, place.start())})"
                 if not result.get(name):
-                    edits = {kernel: plant(kind, place, text)}
+                    edits = {text: plant(kind, place, text)}
                     result[name] = sweep(Emulator(edits, texts=clean.texts, code=dict(others)), kernel, case)
-    return result | {f"contraction of {kernel}": sweep(Emulator(contract=kernel), kernel, CASES[0])}
+    if kernel in SWEEPS:
+        result[f"contraction of {kernel}"] = sweep(Emulator(contract=kernel), kernel, CASES[0])
+    return result

@@ -24,7 +24,7 @@ from tests.compiled import matrices
 from tests.compiled.arithmetic import MEANINGS
 from tests.compiled.memory import Clock, Memory
 from tests.compiled.parse import Unknown, parse
-from tests.compiled.planted import SWEEPS, places, plant
+from tests.compiled.planted import OTHERS, SWEEPS, places, plant
 from tests.compiled.program import Code, Program
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,7 +73,7 @@ def test_a_missing_barrier_is_found() -> None:
 
 @NO_TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", list(SWEEPS))
+@pytest.mark.parametrize("kernel", [*SWEEPS, *OTHERS])
 def test_every_planted_fault_is_found_or_redundant(kernel: str) -> None:
     found = emulate("planted", "--kernels", kernel)
     missed = [name for name, by in found.items() if not by]

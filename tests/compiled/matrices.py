@@ -1,4 +1,4 @@
-"""What do the matrix units compute? ``mma`` of a warp, ``wgmma`` of four, ``ldmatrix``: which thread holds which number.
+"""What do the matrix units compute? ``mma`` of a warp, ``wgmma`` of four, ``ldmatrix``, ``stmatrix``: who holds which number.
 
 Of 16 x 16 halves A thread t of a warp holds rows g = t / 4 and g + 8, columns 2 (t % 4) and one more, then those 8 further on;
 of a result rows g and g + 8 of each 8 columns. Sums are exact here: the kernels multiply small whole numbers.
@@ -63,12 +63,22 @@ def described(descriptor: int) -> NDArray[np.int64]:
     return plain ^ (plain >> 7 & 7) << 4
 
 
-def load_matrices(rows: NDArray[np.uint8], transposed: bool) -> list[Words]:
-    """ldmatrix.x4: of bytes [threads, 16], eight rows a matrix, each thread gets two neighbours of each of the four."""
-    tiles = np.ascontiguousarray(rows).view(np.uint16).reshape(-1, 4, 8, 8)
+def load_matrices(rows: NDArray[np.uint8], count: int, transposed: bool) -> list[Words]:
+    """ldmatrix: of bytes [warps * 8 * count, 16], eight rows a matrix, each thread gets two neighbours of each of them."""
+    tiles = np.ascontiguousarray(rows).view(np.uint16).reshape(-1, count, 8, 8)
     if transposed:
         tiles = tiles.transpose(0, 1, 3, 2)
     pairs = np.stack([tiles[:, :, _ROW, _COLUMN], tiles[:, :, _ROW, _COLUMN + 1]], -1).view(np.uint32)[..., 0]
-    return [np.ascontiguousarray(pairs[:, matrix]).reshape(-1) for matrix in range(4)]
+    return [np.ascontiguousarray(pairs[:, matrix]).reshape(-1) for matrix in range(count)]
 
 
+def store_matrices(words: list[Words], transposed: bool) -> NDArray[np.uint8]:
+    """stmatrix: the bytes [warps, 8 * matrices, 16] of the rows that as many threads of a warp give addresses of."""
+    warps = len(words[0]) // WARP
+    tiles = np.zeros((warps, len(words), 8, 8), np.uint16)
+    for matrix, register in enumerate(words):
+        pairs = register.reshape(warps, WARP, 1).view(np.uint16)
+        tiles[:, matrix, _ROW, _COLUMN], tiles[:, matrix, _ROW, _COLUMN + 1] = pairs[..., 0], pairs[..., 1]
+    if transposed:
+        tiles = tiles.transpose(0, 1, 3, 2)
+    return np.ascontiguousarray(tiles).view(np.uint8).reshape(warps, 8 * len(words), 16)

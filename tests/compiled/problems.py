@@ -4,6 +4,8 @@ Labels, flips, conditionals, energies, pair counts, pair and gated errors of a p
 unary errors too, by their own kernel.
 """
 
+# mypy: disable-error-code="import-not-found"
+
 from __future__ import annotations
 
 import contextlib
@@ -16,7 +18,7 @@ from tests import on_device
 from tests.compiled.launch import Emulator, emulated
 from tests.test_kernels_interpret import CASES, FIVE, SEEING, SLOW, Case
 from tritoncrf import Sampler
-from tritoncrf.engines import load
+from tritoncrf.engines import Engine, load
 
 PLACE = on_device.Place(torch.device("cpu"), False)
 # Every kernel, each pair of way and launch shape, kinds and gates, one replica and several, in a few seconds of compilation.
@@ -59,7 +61,7 @@ def unary_errors(case: Case) -> None:
     assert torch.equal(ours, theirs), "unary errors"
 
 
-def _engine(name: str):  # type: ignore[no-untyped-def]
+def _engine(name: str) -> Engine:
     engine = load(name)
     assert not isinstance(engine, str)
     return engine

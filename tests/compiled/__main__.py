@@ -1,0 +1,85 @@
+"""Does the compiled code give the torch engine's labels? ``python -m tests.compiled small`` says so as JSON, with no GPU.
+
+``small`` and ``full`` compare problems in both ways and both launch shapes; ``standard`` the problem of 130 x 330 sites, 20
+labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it. Not with TRITON_INTERPRET.
+"""
+
+# mypy: disable-error-code="import-not-found"
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+
+from tests.compiled import planted, problems
+from tests.compiled.launch import Emulator
+from tests.test_kernels_interpret import Case
+
+KERNELS = [*planted.SWEEPS, *planted.OTHERS]
+
+
+def report(emulator: Emulator, began: float) -> dict[str, Any]:
+    import triton
+
+    equal = sum(times for (what, *_), times in emulator.found.items() if what.startswith("equal"))
+    return {
+        "triton": triton.__version__, "faults": emulator.faults(), "equal_stores": equal,
+        "warp_instructions": dict(emulator.executed), "launches": dict(emulator.launches),
+        "programs": dict(emulator.programs), "seconds": round(time.perf_counter() - began, 1),
+        "seconds_compiling": round(emulator.seconds["compile"], 1),
+    }  # fmt: skip
+
+
+def compared(cases: list[Case]) -> dict[str, Any]:
+    """Each case, way and launch shape; the differences are told, not raised."""
+    began, emulator = time.perf_counter(), Emulator()
+    updates, count, differences = 0, 0, []
+    for case in cases:
+        for fused in (False, True):
+            for way in problems.WAYS:
+                count += 1
+                try:
+                    updates += problems.compare(emulator, case, way, fused)
+                except AssertionError as error:
+                    differences.append(f"{case}, {way}, fused {fused}: {error}"[:300])
+    return {"problems": count, "site_updates": updates, "differences": differences, **report(emulator, began)}
+
+
+def standard(way: str, fused: bool, sweeps: int) -> dict[str, Any]:
+    began, emulator = time.perf_counter(), Emulator()
+    differ, updates = problems.standard(emulator, way, fused, sweeps)
+    kernel = f"{way}_{'fused' if fused else 'phase'}"
+    site = round(32 * emulator.executed[kernel] / updates, 1)
+    return {
+        "kernel": kernel, "site_updates": updates, "labels_that_differ": differ, "lane_instructions_a_site": site,
+        **report(emulator, began),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["small", "full", "standard", "planted"])
+    parser.add_argument("--way", choices=problems.WAYS, default="gather", help="of the standard problem")
+    parser.add_argument("--fused", action="store_true", help="one program for all phases of the standard problem")
+    parser.add_argument("--sweeps", type=int, default=1, help="of the standard problem")
+    parser.add_argument("--kernels", nargs="*", choices=KERNELS, default=KERNELS, help="to plant in")
+    parser.add_argument("--kinds", nargs="*", choices=list(planted.PATTERNS), default=list(planted.PATTERNS), help="of faults")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "planted":
+        found: dict[str, Any] = {}
+        for kernel in options.kernels:
+            found |= planted.verdicts(kernel, tuple(options.kinds))
+    elif options.what == "standard":
+        found = standard(options.way, options.fused, options.sweeps)
+    else:
+        found = compared(problems.SMALL if options.what == "small" else problems.FULL)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The kernels as compiled for sm_90, run by the emulator: the torch engine's labels, counts and errors bit for bit, no race.
+
+Compilation excludes Triton's interpreter, so each check runs in a process of its own (``python -m tests.compiled``). What is
+small runs always; all cases, the standard problem, every planted fault and Triton 3.6 under ``-m slow``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.compiled import KERNELS
+from tests.compiled import matrices
+from tests.compiled.arithmetic import MEANINGS
+from tests.compiled.memory import Clock, Memory
+from tests.compiled.parse import Unknown, parse
+from tests.compiled.planted import OTHERS, SWEEPS, places, plant
+from tests.compiled.program import Code, Program
+
+ROOT = Path(__file__).parent.parent.parent
+NO_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
+OLDEST = "3.6.0"
+
+
+def emulate(*arguments: str, path: Path | None = None) -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [environment.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "tests.compiled", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    print(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def check(found: dict[str, Any]) -> None:
+    assert found["differences"] == []
+    assert found["faults"] == []
+    assert found["site_updates"] > 0
+
+
+@NO_TRITON
+def test_every_kernel_runs_as_compiled() -> None:
+    found = emulate("small")
+    check(found)
+    assert set(found["launches"]) == {name.partition("+")[0] for name in KERNELS}
+
+
+@NO_TRITON
+def test_a_missing_barrier_is_found() -> None:
+    """Between the phases of a program, and within a sum over its threads; the slow test has every fault in every kernel."""
+    found = emulate("planted", "--kernels", "gather_fused", "--kinds", "barrier")
+    assert len(found) >= 3
+    assert [name for name, by in found.items() if "race" in by or "differ" in by]
+    # Of one chain the sum of its flips waits behind the labels as well.
+    between = [by for name, by in found.items() if "several chains (gather.py" in name]
+    assert between
+    assert all("race" in by for by in between)
+    # Code that a compiler may contract is refused before it runs.
+    assert "Unknown: instruction" in found["contraction of gather_fused"]
+
+
+@NO_TRITON
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [*SWEEPS, *OTHERS])
+def test_every_planted_fault_is_found_or_redundant(kernel: str) -> None:
+    # Of the others only barriers: half of the lanes of a small matrix hold no label, so that their addresses are not looked at.
+    found = emulate("planted", "--kernels", kernel, *(["--kinds", "barrier"] if kernel in OTHERS else []))
+    assert len(found) > 1
+    # Without line and column.
+    missed = {re.sub(r"(:\d+)+\)$", ")", name) for name, by in found.items() if not by}
+    assert missed <= set(REDUNDANT)
+
+
+# Barriers that change nothing when one of them is gone (Triton 3.9), and what orders the same accesses then.
+SUM = "a sum over the program's threads, which waits behind the same stores"
+REDUNDANT = {
+    "barrier 0 of gather_fused (gather.py)": SUM,
+    "barrier 5 of incremental_fused (incremental.py)": SUM,
+    "barrier 5 of incremental_fused, several chains (incremental.py)": SUM,
+    "barrier 10 of incremental_fused, several chains (incremental.py)": SUM,
+    "barrier 3 of incremental_phase, several chains (incremental.py)": SUM,
+    "barrier 0 of add_conditionals (standard.py)": "nothing: shared memory was not touched before",
+}
+
+
+@NO_TRITON
+@pytest.mark.slow
+def test_all_cases_run_as_compiled() -> None:
+    check(emulate("full"))
+
+
+@NO_TRITON
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("fused", [False, True], ids=["phases", "fused"])
+def test_the_standard_problem_runs_as_compiled(way: str, fused: bool) -> None:
+    found = emulate("standard", "--way", way, "--sweeps", "2", *(["--fused"] if fused else []))
+    assert found["labels_that_differ"] == 0
+    assert found["faults"] == []
+    assert found["site_updates"] == 2 * 130 * 330
+
+
+@NO_TRITON
+@pytest.mark.slow
+def test_the_oldest_triton_compiles_the_same_labels(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), f"triton=={OLDEST}"]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip(f"pip cannot install triton=={OLDEST} here")
+    found = emulate("small", path=tmp_path)
+    assert found["triton"] == OLDEST
+    check(found)
+
+
+HEAD = """
+.visible .entry toy(
+	.param .u64 .ptr .global .align 1 toy_param_0
+)
+.reqntid 64
+{
+"""
+# Each thread stores its number and loads its neighbour's.
+NEIGHBOURS = """
+	ld.param.b64 %rd1, [toy_param_0];
+	mov.u32 %r1, %tid.x;
+	mul.wide.u32 %rd2, %r1, 4;
+	add.s64 %rd3, %rd1, %rd2;
+	st.global.b32 [ %rd3 + 0 ], { %r1 };
+	bar.sync \t0;
+	xor.b32 %r2, %r1, STEP;
+	mul.wide.u32 %rd2, %r2, 4;
+	add.s64 %rd4, %rd1, %rd2;
+	ld.global.b32 { %r3 }, [ %rd4 + 0 ];
+	bar.sync \t0;
+	st.global.b32 [ %rd3 + 0 ], { %r3 };
+	ret;
+}
+"""
+
+
+def toy(body: str, programs: int = 1) -> tuple[list[int], list[str]]:
+    """The 64 words after a run of ``body``, and what was found."""
+    clock = Clock("toy")
+    memory = Memory(clock)
+    content, written = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
+    start = memory.add("out", content, written)
+    memory.open()
+    code = Code(parse(HEAD + body.lstrip("\n")))
+    for clock.program in range(programs):
+        shared = Memory(clock, 1)
+        shared.open()
+        code.run(Program(clock.program, 64, [np.full(64, start, np.uint64)], memory, shared))
+        clock.interval += 1
+    memory.close()
+    return content.view(np.uint32).tolist(), [what for what, *_ in clock.found]
+
+
+def test_neighbours_swap_and_each_barrier_is_needed() -> None:
+    body = NEIGHBOURS.replace("STEP", "32")
+    assert toy(body) == ([lane ^ 32 for lane in range(64)], [])
+    first, second = (plant("barrier", place, body) for place in places("barrier", body))
+    assert toy(first)[1] == ["race: load of a store"]
+    assert toy(second)[1] == ["race: store where a thread loads"]
+    # Within a warp as well, unless it waits for itself.
+    body = NEIGHBOURS.replace("STEP", "1")
+    assert toy(body.replace("bar.sync \t0", "bar.warp.sync -1")) == ([lane ^ 1 for lane in range(64)], [])
+    assert toy(NEIGHBOURS.replace("STEP", "32").replace("bar.sync \t0", "bar.warp.sync -1"))[1]
+    assert toy(plant("barrier", places("barrier", body)[0], body))[1] == ["race: load of a store"]
+
+
+def test_memory_faults_are_named() -> None:
+    body = NEIGHBOURS.replace("STEP", "32")
+    assert "out of bounds: store" in toy(plant("address", places("address", body)[0], body))[1]
+    assert "out of bounds: load" in toy(plant("address", places("address", body)[1], body))[1]
+    assert "misaligned: store" in toy(body.replace("[ %rd3 + 0 ]", "[ %rd3 + 2 ]"))[1]
+    assert "uninitialised: load" in toy(body.replace("st.global.b32 [ %rd3 + 0 ], { %r1 };", ""))[1]
+    # Two programs on the same words, and all lanes on one.
+    assert "race: stores of programs" in toy(body, 2)[1]
+    assert "race: store of what another program loads or adds to" in toy(body, 2)[1]
+    assert "race: lanes of one store" in toy(body.replace("mul.wide.u32 %rd2, %r1, 4", "mov.b64 %rd2, 0"))[1]
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["fma.rn.f32 %r2, %r1, %r1, %r1;", "add.f32 %r2, %r1, %r1;", "@%p1 add.s32 %r2, %r1, %r1;", "bar.arrive 0, 32;"],
+)
+def test_an_unknown_instruction_is_named(instruction: str) -> None:
+    with pytest.raises(Unknown, match=f"expected one of the subset .* got '{re.escape(instruction)}'"):
+        toy(NEIGHBOURS.replace("STEP", "32").replace("bar.sync \t0;", instruction))
+
+
+def test_arithmetic_wraps_and_rounds() -> None:
+    def of(opcode: str, *numbers: Any) -> Any:
+        meaning = MEANINGS[opcode]
+        sources = [np.array([number]).astype(kind) for number, kind in zip(numbers, meaning.sources, strict=True)]
+        with np.errstate(all="ignore"):
+            return meaning.of(*sources).astype(meaning.result)[0]
+
+    assert of("div.s32", -7, 2) == -3
+    assert of("shl.b32", 1, 32) == 0
+    assert of("shr.s32", -5, 40) == -1
+    assert of("bfe.s32", 0b1000000, 6, 1) == -1
+    assert of("bfe.u32", 0b1100000, 5, 2) == 3
+    assert of("prmt.b32", 0x88442211, 0, 0x7770) == 0x11
+    assert of("prmt.b32", 0x88442211, 0, 0x777B) == 0xFF
+    assert of("cvt.rzi.s32.f32", 3e9) == 2**31 - 1
+    assert of("cvt.rzi.s32.f32", np.nan) == 0
+    assert of("mul.hi.u32", 2**32 - 1, 2**32 - 1) == 2**32 - 2
+    assert not of("setp.ne.f32", np.nan, 0.0)
+    assert of("setp.neu.f32", np.nan, 0.0)
+    assert of("mul.rn.f32", 2.0**-100, 2.0**-40) == np.float32(2.0**-140)
+
+
+def test_matrices_multiply() -> None:
+    """Fragments of known matrices, filled by the layout that the PTX manual gives, thread by thread."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 9, (16, 16)), rng.integers(0, 9, (16, 8))
+
+    def pair(values: list[int]) -> int:
+        return int(np.array(values, np.float16).view(np.uint32)[0])
+
+    left, right = (np.zeros((count, 32), np.uint32) for count in (4, 2))
+    for lane in range(32):
+        row, column = lane // 4, 2 * (lane % 4)
+        for place in range(4):
+            down, along = row + 8 * (place % 2), column + 8 * (place // 2)
+            left[place, lane] = pair([a[down, along], a[down, along + 1]])
+        for place in range(2):
+            right[place, lane] = pair([b[column + 8 * place, row], b[column + 8 * place + 1, row]])
+    zeros = [np.zeros(32, np.uint32)] * 4
+    found = [word.view(np.float32) for word in matrices.multiply(list(left), list(right), zeros)]
+    product = torch.from_numpy(a) @ torch.from_numpy(b)
+    for lane in range(32):
+        row, column = lane // 4, 2 * (lane % 4)
+        expected = [product[row + down, column + one] for down in (0, 8) for one in (0, 1)]
+        assert [float(word[lane]) for word in found] == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import sys
@@ -127,6 +128,37 @@ def twice(folder: Path) -> None:
         torch.save([told], folder / f"twice_{'shared' if share else 'whole'}_{rank}.pt")
 
 
+def moved(store: tc.ChainStore) -> tc.CRFLoss:
+    """A loss that has learned with others, and whose store one rank then sets anew: `unlike`'s last."""
+    loss = tc.CRFLoss(tc.GridCRF(3, tc.Neighborhood.nearest(4)), chains=copy.deepcopy(store), sweeps=1)
+    index = torch.tensor([dist.get_rank()])
+    loss(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, dtype=torch.long), index)
+    assert loss.chains is not None
+    if dist.get_rank() == 1:
+        state = loss.chains.state_dict()
+        loss.chains.load_state_dict({**state, "sweeps": state["sweeps"] + 1})
+    return loss
+
+
+def uneven(folder: Path) -> None:
+    """Loaders of unlike lengths, a file that cannot be written, and one that is read at once."""
+    rank, data, told = dist.get_rank(), tc.Indexed(Whole()), []
+    network = nn.Conv2d(2, 3, 1)
+    learner = tc.Trainer(network, tc.GridCRF(3, tc.Neighborhood.nearest(4)), quiet=True)
+    part = torch.utils.data.Subset(data, range(4 + 2 * rank))
+    try:
+        learner.pretrain(DataLoader(part, 2, collate_fn=collate), 1)
+    except ValueError as error:
+        told.append(str(error))
+    try:
+        learner.save(folder / "no" / ("x" * 300))
+    except OSError as error:
+        told.append("no file" if "File name too long" in str(error) else str(error))
+    learner.save(folder / "model")
+    learner.load(folder / "model", resume=False)
+    torch.save(told, folder / f"uneven_{rank}.pt")
+
+
 def unlike(folder: Path) -> None:
     """The sentences for losses that differ between ranks."""
     rank, hood, told = dist.get_rank(), tc.Neighborhood.nearest(4), []
@@ -136,6 +168,10 @@ def unlike(folder: Path) -> None:
         tc.CRFLoss(tc.GridCRF(3, hood), chains=tc.ChainStore([(4, 5)] * (3 + rank), seed=0)),
         tc.CRFLoss(tc.GridCRF(3, hood), chains=store, seed=rank),
         tc.CRFLoss(tc.GridCRF(3, hood), chains=store, reduction="none"),
+        tc.CRFLoss(tc.GridCRF(3, hood), chains=tc.ChainStore([(4, 5)] * 3, seed=0, replicas=1 + rank)),
+        tc.CRFLoss(tc.GridCRF(3, hood), chains=tc.ChainStore([(4, 5)] * 3, seed=0, shared=rank == 0)),
+        tc.CRFLoss(tc.GridCRF(3, hood), chains=store, weight=torch.ones(3) + rank),
+        moved(store),
     ]
     for loss in losses:
         try:
@@ -245,7 +281,7 @@ if __name__ == "__main__":
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
     for word in sys.argv[2:]:
-        others = {"twice": twice, "unlike": unlike, "fsdp": fsdp, "faults": faults, "trainer": trainer}
+        others = {"twice": twice, "unlike": unlike, "fsdp": fsdp, "faults": faults, "trainer": trainer, "uneven": uneven}
         if word in others:
             others[word](Path(sys.argv[1]))
         else:

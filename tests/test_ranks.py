@@ -119,7 +119,19 @@ def test_losses_that_are_not_alike_are_refused_on_every_rank(tmp_path: Path) -> 
             "chains' sizes: expected the same on every rank, got other ones on rank 1 than on rank 0",
             "seed: expected the same on every rank, got other ones on rank 1 than on rank 0",
             "reduction: expected 'mean' or 'sum' on 2 ranks, got 'none'",
+            "chains' replicas, latent and shared: expected the same on every rank, got other ones on rank 1 than on rank 0",
+            "chains' replicas, latent and shared: expected the same on every rank, got other ones on rank 1 than on rank 0",
+            "weight: expected the same on every rank, got other ones on rank 1 than on rank 0",
+            "chains' sweeps: expected the same on every rank, got other ones on rank 1 than on rank 0",
         ]
+
+
+def test_loaders_of_unlike_lengths_are_refused_and_a_save_is_waited_for(tmp_path: Path) -> None:
+    finish(start(2, str(tmp_path), "uneven"))
+    for rank in range(2):
+        assert torch.load(tmp_path / f"uneven_{rank}.pt", weights_only=True) == [
+            "loader: expected as many epochs and batches on every rank, got 1 x 2, 1 x 3", "no file"
+        ]  # fmt: skip
 
 
 def test_a_network_in_shards_and_tables_in_shards_learn_alike(tmp_path: Path) -> None:
@@ -251,6 +263,10 @@ def test_bad_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         tc.DistributedIndexSampler(range(3), seed=-1)
     with pytest.raises(ValueError, match="owner: expected a rank for each of 2 images, got 3"):
         tc.ChainStore([(2, 2)] * 2).hand_over([0, 0, 0])
+    with pytest.raises(ValueError, match="owner: expected ranks from 0 to 0, got 1"):
+        tc.ChainStore([(2, 2)] * 2).hand_over([0, 1])
+    with pytest.raises(ValueError, match="chains: expected a ChainStore of at least 3 images, got 2"):
+        tc.DistributedIndexSampler(range(3), chains=tc.ChainStore([(2, 2)] * 2))
     monkeypatch.setattr("tritoncrf.ranks.Ranks.of", lambda group: Ranks(None, 0, 4))
     with pytest.raises(ValueError, match="dataset: expected at least 4 images, one a rank, got 3"):
         tc.DistributedIndexSampler(range(3))

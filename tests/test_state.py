@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -239,3 +241,30 @@ def test_nothing_labelled_is_0_and_a_forbidden_label_is_an_error() -> None:
     logits[0, 1] = -torch.inf
     with pytest.raises(ValueError, match="target: expected labels that the logits allow"):
         model.loss(logits, torch.ones(1, 6, 7, dtype=torch.long))
+
+
+def test_a_store_from_a_device_without_memory_is_as_new() -> None:
+    store = tc.ChainStore([(4, 5), (3, 2)], seed=3, replicas=2)
+    fresh = {name: part.clone() for name, part in store.state_dict().items()}
+    store.to("meta").to_empty(device="cpu")
+    assert all(torch.equal(part, fresh[name]) for name, part in store.state_dict().items())
+    assert store.offsets.tolist() == [0, 40]
+
+
+def test_a_trainer_keeps_chains_that_a_state_leaves_out(tmp_path: Path) -> None:
+    model = Model(persistent=False)
+    learn(model, adam(model), range(2))
+    trainer = tc.Trainer(model.network, model.loss.crf, loss=model.loss, quiet=True)
+    trainer.save(tmp_path / "run")
+    other = Model(seed=4, persistent=False)
+    tc.Trainer(other.network, other.loss.crf, loss=other.loss, quiet=True).load(tmp_path / "run", resume=False)
+    assert torch.equal(other.chains.labels, model.chains.labels)
+    assert not any(".chains." in name for name in model.state_dict())
+
+
+def test_what_speaks_to_other_ranks_is_copied_and_pickled() -> None:
+    from tritoncrf.ranks import Ranks
+
+    group = Ranks(object(), 1, 3)  # type: ignore[arg-type]
+    assert copy.deepcopy(group) is group
+    assert pickle.loads(pickle.dumps(group)) == Ranks(None, 1, 3)

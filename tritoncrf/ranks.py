@@ -202,6 +202,6 @@ class Meeting:
 
 def fingerprint(part: Tensor) -> int:
     """A number that differs, most likely, where a tensor's bytes or shape differ; copies it to the host."""
-    # A copy: memory that numpy has seen is FSDP's no longer to free.
-    own = part.detach().cpu().clone().flatten().contiguous()
-    return zlib.crc32(own.view(torch.uint8).numpy(), len(part.shape))
+    # A copy: memory that numpy has seen FSDP can no longer free.
+    own = part.detach().cpu().clone().flatten()
+    return zlib.crc32(own.view(torch.uint8).numpy().tobytes(), len(part.shape))

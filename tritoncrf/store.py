@@ -246,8 +246,11 @@ class ChainStore(nn.Module):
         if strict:
             unexpected_keys.extend(prefix + name for name in sorted(foreign))
         # A state without chains leaves these as they are; fresh ones under loaded tables warn at their first visit.
-        if not self.persistent or not (own or prefix == ""):
-            return
+        if self.persistent and (own or prefix == ""):
+            self.take(own)
+
+    def take(self, own: Mapping[str, Tensor]) -> None:
+        """Takes over what `saved` gave, of a store that leaves its chains out of states too. Raises CheckpointError."""
         self.check(own)
         low, high = own["meta"].tolist()[3:]
         self.loads += 1

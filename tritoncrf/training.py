@@ -257,7 +257,7 @@ class Trainer:
             with files.believed("checkpoint", "training"):
                 loss.load_state_dict(files.tensors(saved, "loss"))
                 if loss.chains is not None and saved.get("chains") is not None:
-                    loss.chains.load_state_dict(files.tensors(saved, "chains"))
+                    loss.chains.take(files.tensors(saved, "chains"))
 
     def _run(
         self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, value: Callable[[object], Tensor],

@@ -99,7 +99,7 @@ FAULTS: list[tuple[tuple[Key, ...], object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("place", "value", "sentence"), FAULTS, ids=lambda part: str(part)[:60])
+@pytest.mark.parametrize(("place", "value", "sentence"), FAULTS, ids=lambda part: "fill" if callable(part) else f"{part}"[:60])
 def test_values_that_no_run_has(place: tuple[Key, ...], value: object, sentence: str, whole: Node, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=sentence):
         load(changed(whole, place, value), tmp_path / "foreign.safetensors")

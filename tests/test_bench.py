@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -205,7 +206,9 @@ def test_numba_benchmarks_are_grouped_and_carry_flip_rates(tmp_path: Path) -> No
     out = tmp_path / "found.json"
     chosen = "test_sweeps and busy and incremental"
     command = ["-m", "pytest", "bench/bench_numba.py", "-q", "-k", chosen, f"--benchmark-json={out}"]
-    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True)
+    # Benchmarks are switched off in a worker of pytest-xdist, which a child must not be taken for.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_XDIST", "OMP_"))}
+    subprocess.run([sys.executable, *command], cwd=ROOT, env=own, capture_output=True, text=True, check=True)
     found = {row["group"]: row["extra_info"] for row in json.loads(out.read_text())["benchmarks"]}
     assert set(found) == {"numba sweeps, busy, 1 threads", "numba sweeps, busy, 2 threads"}
     for group, extra in found.items():

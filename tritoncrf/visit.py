@@ -162,7 +162,8 @@ class Visit(metaclass=Unopened):
                 elif places is not None:
                     kept.settle(store, meeting, parcels, good)
                 kept.advance(meeting.index, self.sweeps, keep)
-                if self.method == "pcd" and view is None:
+                # On a GPU neither is looked at: that would stall its stream.
+                if self.method == "pcd" and view is None and target.device.type == "cpu" and bool(good):
                     self._targets.look(target, index, sizes)
         for name, parameter in sampler.crf.named_parameters():
             told = name.removeprefix("parametrizations.").split(".")[0]

@@ -80,7 +80,7 @@ def outcome(
     if terms.weight is not None:
         found.logits.mul_(weight)
     labelled, right, updates, flips, faults, whole = told.unbind()
-    whole = gap.sum() if ranks.size == 1 else whole.float() / float(STEPS)
+    whole = gap.sum() if ranks.size == 1 else whole.double() / float(STEPS)
     bad = faults > 0
     factor = 1.0 / labelled.clamp(min=1).float() if terms.reduction == "mean" else torch.ones_like(labelled).float()
     factor = factor.where(labelled > 0, 0.0)

@@ -204,7 +204,9 @@ def fsdp(folder: Path) -> None:
             optimizer.zero_grad()
             loss(learner(data.images[n][None]), data.targets[n][None], torch.tensor([n])).backward()
             optimizer.step()
-        state = {**network.state_dict(), "pairwise": loss.crf.state_dict()["pairwise"], "labels": chains.labels}
+        energy = loss.crf.energy(torch.zeros(1, 3, *data.sizes[0]), data.targets[0].clamp(max=2)[None]).detach()
+        tables = loss.crf.state_dict()["pairwise"]
+        state = {**network.state_dict(), "pairwise": tables, "labels": chains.labels, "energy": energy}
         whole = {key: part.full_tensor() if isinstance(part, DTensor) else part for key, part in state.items()}
         torch.save([whole], folder / f"fsdp_{name}_{rank}.pt")
 

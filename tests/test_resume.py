@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 import tritoncrf as tc
+from tests.test_training import stops_after
 from tritoncrf import checkpoint as files
 from tritoncrf.checkpoint import Tree
 from tritoncrf.datasets import Figures, collate
@@ -100,17 +99,6 @@ def tensors(tree: Tree, name: str = "") -> Iterator[tuple[str, object]]:
 def lines(folder: Path) -> list[dict[str, object]]:
     found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
-
-
-def stops_after(stop: int) -> Callable[[tc.Trainer, str | os.PathLike[str]], None]:
-    original, saves = tc.Trainer.save, itertools.count(1)
-
-    def save(self: tc.Trainer, path: str | os.PathLike[str]) -> None:
-        original(self, path)
-        if next(saves) == stop:
-            raise RuntimeError("stopped")
-
-    return save
 
 
 QUICK = [("sgd", 0), ("sgd", 2), ("counting", 1), ("adamw, a tensor as rate", 3)]

@@ -130,7 +130,7 @@ def test_every_stop_between_two_steps_resumes_to_the_same_bits(
         broken = tmp_path / f"broken{stop}"
         broken.mkdir()
         with monkeypatch.context() as patch:
-            patch.setattr(tc.Trainer, "save", _stops_after(stop))
+            patch.setattr(tc.Trainer, "save", stops_after(stop))
             with pytest.raises(RuntimeError, match="stopped"):
                 run(broken, method)
         run(broken, method)
@@ -139,7 +139,7 @@ def test_every_stop_between_two_steps_resumes_to_the_same_bits(
             assert torch.equal(value, found[name]), (stop, name)
 
 
-def _stops_after(stop: int) -> Callable[[tc.Trainer, str | os.PathLike[str]], None]:
+def stops_after(stop: int) -> Callable[[tc.Trainer, str | os.PathLike[str]], None]:
     """A save that breaks off the run once it has saved for the ``stop``-th time."""
     original, saves = tc.Trainer.save, itertools.count(1)
 
@@ -181,7 +181,7 @@ def test_stages_of_one_name_resume_wherever_they_were_stopped(tmp_path: Path, mo
         broken = tmp_path / f"broken{stop}"
         broken.mkdir()
         with monkeypatch.context() as patch:
-            patch.setattr(tc.Trainer, "save", _stops_after(stop))
+            patch.setattr(tc.Trainer, "save", stops_after(stop))
             with pytest.raises(RuntimeError, match="stopped"):
                 chain_of_stages(broken)
         chain_of_stages(broken)

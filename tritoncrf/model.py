@@ -149,8 +149,8 @@ class GridCRF(nn.Module):
         self, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None, kinds: Tensor | None = None
     ) -> Tensor:
         """How often each pair of labels stands on an edge of each class (and kind): labels ``[N, *shape]`` -> int64
-        ``[N, C, L, L]``, with kinds ``[N, C, R, L, L]``; of labelings ``[N, M, *shape]`` 
-        likewise ``[N, M, ...]``.
+        ``[N, C, L, L]``, with kinds ``[N, C, R, L, L]``; of labelings
+        ``[N, M, *shape]`` likewise ``[N, M, ...]``.
 
         ``sizes`` int64 ``[N, d]`` where images are padded, ``mask`` bool ``[N, *shape]`` False where no pixel exists, ``kinds``
         uint8 ``[N, Ck, *shape]``. Raises ValueError or TypeError naming the argument.
@@ -167,15 +167,14 @@ class GridCRF(nn.Module):
 
         labels: integers ``[N, *shape]``, or M labelings an image ``[N, M, *shape]``, whose energies are ``[N, M]``; ``sizes``,
         ``mask`` and ``kinds`` as in `pair_counts`; ``gates`` float ``[N, G, Cg, *shape]``, taken as the multiples of 1 / 128
-        that
-        samplers use (straight through). Raises as `pair_counts`.
+        that samplers use (straight through). Raises as `pair_counts`.
         """
         plan, rows = self._match(logits, labels, sizes, mask, Edges(kinds, gates))
         slots = plan.pixels
         here = rows[:, :, plan.positions].long()
         unary = -logits.float().flatten(2)[:, :, slots].gather(1, here.clamp(max=self.num_labels - 1))
         # Counts go into the hundred thousands, past what half precision holds.
-        pair = (pair_counts(plan, rows) * self.pairwise.double()).flatten(2).sum(2)
+        pair = (pair_counts(plan, rows) * self.tables.pairwise.double()).flatten(2).sum(2)
         for k, weight, table in self._gated(plan, gates):
             there = rows[:, :, plan.positions + plan.displacements[k]].long()
             pair = pair + (weight[:, None, :, slots] * table[:, here, there].movedim(0, 2)).double().flatten(2).sum(2)
@@ -186,8 +185,7 @@ class GridCRF(nn.Module):
         self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None,
         kinds: Tensor | None = None, gates: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """``sum_i log p(y_i | all others)`` (Besag 1975) by eq. (16), float32 ``[N]`` (``[N, M]`` of M labelings an
-        image), differentiable as `energy`."""
+        """``sum_i log p(y_i | all others)`` (Besag 1975) by eq. (16), float32 ``[N]`` or ``[N, M]``, differentiable as `energy`."""
         plan, rows = self._match(logits, labels, sizes, mask, Edges(kinds, gates))
         found = torch.stack([self._pseudolikelihood(plan, logits, part, gates) for part in rows.unbind(1)], 1)
         return found if self._many(labels) else found[:, 0]
@@ -197,7 +195,8 @@ class GridCRF(nn.Module):
         image, slot = plan.exists.nonzero(as_tuple=True)
         size = self.num_labels + 1
         steps = torch.tensor(plan.displacements, dtype=torch.int64, device=self.device)
-        tables = (self.pairwise if plan.kinded else self.pairwise[:, None])[list(plan.classes)]
+        pairwise = self.tables.pairwise
+        tables = (pairwise if plan.kinded else pairwise[:, None])[list(plan.classes)]
         # A zero row after each table's labels is what a void neighbour reads.
         padded = torch.cat([F.pad(tables.transpose(2, 3), (0, 0, 0, 1)), F.pad(tables, (0, 0, 0, 1))]).flatten(0, 2)
         gated = list(self._gated(plan, gates))
@@ -228,9 +227,10 @@ class GridCRF(nn.Module):
 
     def _gated(self, plan: Plan, gates: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each displacement with gates: its number, they float32 ``[N, G, pixels]``, and its tables ``[G, L + 1, L + 1]``."""
-        if plan.edges is None or plan.edges.gates is None or gates is None or self.gated is None:
+        gated = self.tables.gated
+        if plan.edges is None or plan.edges.gates is None or gates is None or gated is None:
             return
-        tables = F.pad(self.gated.float(), (0, 1, 0, 1))
+        tables = F.pad(gated.float(), (0, 1, 0, 1))
         for k in plan.edges.gated:
             place = plan.edges.gating[k]
             used = plan.edges.gates[:, :, place].float() / float(contract.GATE_STEPS)

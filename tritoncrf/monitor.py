@@ -37,9 +37,9 @@ class Statistics:
     """Labelled, unclamped pixels in the batch."""
 
 
-def numbers(told: Statistics | None) -> dict[str, Tree]:
+def numbers(told: Statistics) -> dict[str, Tree]:
     """What a call told, by name, read from its device."""
-    return {} if told is None else {name: float(value) for name, value in vars(told).items()}
+    return {name: float(value) for name, value in vars(told).items()}
 
 
 class TableWatch:

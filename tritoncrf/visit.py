@@ -51,7 +51,7 @@ class Visit(metaclass=Unopened):
     ) -> None:  # fmt: skip
         self.sampler, self.chains, self.method, self.sweeps = sampler, chains, method, sweeps
         self.ignore_index, self.reduction, self.follows, self.drawn = ignore_index, reduction, follows, drawn
-        # Of one rank alone it is nothing; copies and what is read again speak with the initialised group, or with the same.
+        # In `Ranks`, which knows how to be copied and pickled with a group.
         self._group = Ranks(group)
         self._watches: dict[str, TableWatch] = {}
         self._targets = TargetWatch()

@@ -185,7 +185,7 @@ class GridCRF(nn.Module):
         self, logits: Tensor, labels: Tensor, *, sizes: Tensor | None = None, mask: Tensor | None = None,
         kinds: Tensor | None = None, gates: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """``sum_i log p(y_i | all others)`` (Besag 1975) by eq. (16), float32 ``[N]`` or ``[N, M]``, differentiable as `energy`."""
+        """``sum_i log p(y_i | others)`` (Besag 1975), eq. (16), float32 ``[N]`` or ``[N, M]``, differentiable as `energy`."""
         plan, rows = self._match(logits, labels, sizes, mask, Edges(kinds, gates))
         found = torch.stack([self._pseudolikelihood(plan, logits, part, gates) for part in rows.unbind(1)], 1)
         return found if self._many(labels) else found[:, 0]

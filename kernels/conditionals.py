@@ -13,45 +13,50 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from tritoncrf.kernels.device import launch
 from tritoncrf.kernels.draw import weigh
-from tritoncrf.kernels.edges import NONE, Edges, add_all
+from tritoncrf.kernels.edges import NONE, Edges, neighbours
+from tritoncrf.kernels.listing import Listing
 from tritoncrf.kernels.rows import load_row, padded, separate, width
-from tritoncrf.kernels.shapes import Launch
+from tritoncrf.kernels.tables import Rows
 
 
-@triton.jit(do_not_specialize=["blocks", "replicas", "volume", "slots", "classes", "weighed"])
+@triton.jit(do_not_specialize=["blocks", "apart", "replicas", "volume", "slots", "classes", "weighed"])
 def add_conditionals(
-    labels, unary, field, rows, words, fits, displacements, position, slot, out, energy, kinds, gates, gated, gating,
-    scale, blocks, replicas, volume, slots, classes, weighed,
-    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATHER: tl.constexpr,
-    KINDS: tl.constexpr, GATES: tl.constexpr,
+    labels, unary, rows, words, steepest, steps, slot, position, bad, out, energy, kinds, gates, gated, gating,
+    scale, blocks, apart, replicas, volume, slots, classes, weighed,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KINDS: tl.constexpr,
+    GATES: tl.constexpr,
 ):  # fmt: skip
     """Adds to ``out``; program ``image * blocks + block`` takes BLOCK ranks and goes through the replicas.
 
-    labels: uint8 [N, R, volume]; unary: float32 [N, slots, PAD]; field: float32 [N, R, slots, PAD], not read if GATHER.
-    rows, words, fits: as in `gather_phase`; displacements: int32 [classes]; position, slot: int32 [N, slots] by rank, -1 where
-    no free site is; out: float64 [N, slots, L] by slot; energy: float64 [N, R], added to; kinds, gates, gated, gating: as in
-    `Edges`. All contiguous.
+    labels: uint8 [N, R, volume]; unary: float32 [N, slots, PAD] by slot; rows, words, steepest: as in `Rows`; steps:
+    int32 [classes], displacements; slot, position: as in `Listing`; bad: bool [1], where it is true nothing is added, or None; out: float64
+    [N, slots, L] by slot; energy: float64 [N, R], added to; kinds, gates, gated, gating: as in `Edges`. All contiguous.
     """
     image = (tl.program_id(0) // blocks).to(tl.int64)
     rank = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    listed = image * slots + rank
+    listed = image * apart * slots + rank
     where = tl.load(position + listed, mask=rank < slots, other=-1)
     valid = where >= 0
-    narrow = tl.load(fits) != 0
-    target = out + (image * slots + tl.load(slot + listed, mask=valid, other=0)) * LABELS
+    if bad is not None:
+        valid = valid & (tl.load(bad) == 0)
+    row = image * slots + tl.load(slot + listed, mask=valid, other=0)
+    target = out + row * LABELS
     for replica in range(replicas):
         chain = image * replicas + replica
-        here = labels + chain * volume + where
-        if GATHER:
-            pieces = load_row(unary + listed * PAD, valid, PAD, WIDTH, "")
-            pieces = add_all(
-                pieces, here, image, rank, rows, words, narrow, displacements, (kinds, gates, gated, gating), classes, weighed,
-                slots, valid, LABELS, PAD, WIDTH, "", KINDS, GATES,
-            )  # fmt: skip
-        else:
-            pieces = load_row(field + (chain * slots + rank) * PAD, valid, PAD, WIDTH, "")
-        energies = separate(pieces, PAD, WIDTH)
+        # In the middle all neighbours lie within the row.
+        here = labels + chain * volume + tl.where(valid, where, volume // 2)
+        alone = load_row(unary + row * PAD, valid, PAD, WIDTH, "")
+        # Exactly: the energies themselves are told, not only their differences.
+        pieces = neighbours(
+            here, image, tl.where(valid, rank, 0), (rows, words, tl.load(steepest), steps), (kinds, gates, gated, gating), classes, weighed,
+            slots, 0, True, LABELS, PAD, WIDTH, 1, 1, KINDS, GATES,
+        )  # fmt: skip
+        total_pieces = ()
+        for q in tl.static_range(PAD // WIDTH):
+            total_pieces = total_pieces + (alone[q] + pieces[q],)  # noqa: RUF005
+        energies = separate(total_pieces, PAD, WIDTH)
         weights, total = weigh(energies, scale, LABELS)
         current = tl.load(here, mask=valid, other=LABELS).to(tl.int32)
         own = total * 0.0
@@ -65,17 +70,18 @@ def add_conditionals(
 
 
 def conditionals(
-    labels: Tensor, unary: Tensor, field: Tensor | None, rows: Tensor, words: Tensor, fits: Tensor, displacements: Tensor,
-    position: Tensor, slot: Tensor, out: Tensor, scale: float, num_labels: int, launch: Launch, edges: Edges = NONE,
+    labels: Tensor, unary: Tensor, tables: Rows, steps: Tensor, listing: Listing, bad: Tensor | None, out: Tensor,
+    scale: float, num_labels: int, block: int, warps: int, edges: Edges = NONE,
 ) -> Tensor:  # fmt: skip
     """Adds each free site's conditional to ``out`` float64 ``[N, S, L]``; returns the energies, float64 ``[N, R]``."""
     images, replicas, volume = labels.shape
-    slots = position.shape[1]
+    slots = unary.shape[1]
     energy = torch.zeros((images, replicas), dtype=torch.float64, device=labels.device)
-    blocks = -(-slots // launch.block)
-    add_conditionals[(images * blocks,)](
-        labels, unary, unary if field is None else field, rows, words, fits, displacements, position, slot, out, energy, *edges,
-        scale, blocks, replicas, volume, slots, len(displacements), edges.weighed, LABELS=num_labels, PAD=padded(num_labels),
-        WIDTH=width(num_labels), BLOCK=launch.block, GATHER=field is None, **edges.flags(rows), **launch.options(roomy=True),
+    blocks = -(-slots // block)
+    launch(
+        add_conditionals, images * blocks, labels, unary, tables.rows, tables.words, tables.steepest, steps, listing.slot, listing.position, bad, out,
+        energy, *edges[:4], scale, blocks, int(len(listing.slot) > 1), replicas, volume, slots, len(steps), edges.weighed,
+        LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), BLOCK=block, **edges.flags(tables.rows),
+        num_warps=warps, enable_fp_fusion=False, maxnreg=255,
     )  # fmt: skip
     return energy

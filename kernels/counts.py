@@ -19,10 +19,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from tritoncrf.kernels.device import launch
 from tritoncrf.kernels.edges import GATE_STEPS
 
 # Positions a step, and the most positions a program takes: float32 counts to 2^24.
-BLOCK, STRETCH = 128, 1 << 14
+BLOCK, STRETCH, PROGRAMS = 128, 1 << 14, 1024
 assert GATE_STEPS * STRETCH <= 1 << 24
 
 
@@ -35,16 +36,17 @@ def pair_of_labels(own, place, step, volume):
     return first, second
 
 
-@triton.jit(do_not_specialize=["volume", "parts", "stretch", "classes", "num_classes", "replicas", "planes", "area"])
+@triton.jit(do_not_specialize=["sign", "volume", "parts", "stretch", "classes", "num_classes", "apart", "replicas", "planes", "area"])
 def pair_products(
-    labels, displacements, tables, out, kinds, places, kinded, volume, parts, stretch, classes, num_classes, replicas,
+    labels, displacements, tables, out, kinds, places, kinded, sign, volume, parts, stretch, classes, num_classes, apart, replicas,
     planes, area,
     LABELS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
-    """Adds one stretch's counts of one class; program ``((chain * classes + k) * chunks + chunk) * parts + part``.
+    """Adds ``sign`` times a stretch's counts of one class; program ``((chain * classes + k) * chunks + chunk) * parts + part``.
 
     labels: uint8 [chains, volume]; displacements: int32 [classes]; tables: int32 [classes], each one's place among
-    ``num_classes``; out: int64 [chains, num_classes, (KINDS,) L, L], added to. kinds: uint8 [N, planes, area], at edges' first
+    ``num_classes``; out: int64 [chains or 1, num_classes, (KINDS,) L, L], added to, of each chain if apart is 1, of all together if
+    it is 0. kinds: uint8 [N, planes, area], at edges' first
     ends, not read if KINDS is 0; places: int64 [volume], where there a position is; kinded: int32 [classes], the plane of each,
     -1: kind 0. A chunk has TILE pairs of kind and label; without kinds there is one. All contiguous.
     """
@@ -77,8 +79,8 @@ def pair_products(
     ROWS: tl.constexpr = KINDS * LABELS if KINDS else LABELS
     inside = (row < ROWS)[:, None] & (label < LABELS)[None, :]
     # Most pairs of labels never meet in a stretch.
-    where = out + (chain * num_classes + table) * (ROWS * LABELS) + cell
-    tl.atomic_add(where, total.to(tl.int64), mask=inside & (total > 0.0), sem="relaxed")
+    where = out + (chain * apart * num_classes + table) * (ROWS * LABELS) + cell
+    tl.atomic_add(where, total.to(tl.int64) * sign, mask=inside & (total > 0.0), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["sign", "volume", "parts", "stretch", "classes", "weighed", "replicas", "planes", "area"])
@@ -127,15 +129,34 @@ class Ends(NamedTuple):
     """int32: of kinds [K], the plane of each displacement; of gates as `gated_products` has ``gating``."""
 
 
-def stretches(volume: int) -> tuple[int, int]:
-    """How many programs share a row of positions, and how many positions each takes."""
-    parts = -(-volume // STRETCH)
+def stretches(volume: int, rows: int) -> tuple[int, int]:
+    """How many programs share each of ``rows`` rows of positions, and how many positions each takes."""
+    # As many as fill a large GPU, of four steps at least.
+    parts = max(-(-volume // STRETCH), min(-(-volume // (4 * BLOCK)), -(-PROGRAMS // max(rows, 1))))
     return parts, -(-volume // (parts * BLOCK)) * BLOCK
 
 
 def tile(num_labels: int) -> int:
     """Columns of a one-hot row, as many as the matrix units need."""
     return max(16, int(triton.next_power_of_2(num_labels)))
+
+
+def _count(
+    labels: Tensor, displacements: Tensor, tables: Tensor, out: Tensor, num_labels: int, num_kinds: int, kinds: Ends | None,
+    sign: int, apart: bool,
+) -> None:  # fmt: skip
+    (images, replicas, volume), classes, size = labels.shape, len(displacements), tile(num_labels)
+    chunks = -(-num_kinds * num_labels // size) if kinds else 1
+    rows = images * replicas * classes * chunks
+    parts, stretch = stretches(volume, rows)
+    values, places, planes = kinds or (None, None, None)
+    among = (1, 1) if values is None else values.shape[1:]
+    if rows:
+        launch(
+            pair_products, rows * parts, labels, displacements, tables, out, values, places, planes, sign, volume, parts, stretch, classes,
+            out.shape[-3 - bool(num_kinds)], int(apart), replicas, *among, LABELS=num_labels, TILE=size, BLOCK=BLOCK,
+            KINDS=num_kinds if kinds else 0, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 def pair_counts(
@@ -146,19 +167,21 @@ def pair_counts(
 
     With ``num_kinds`` kinds ``[N, R, C, num_kinds, L, L]``.
     """
-    (images, replicas, volume), classes, size = labels.shape, len(displacements), tile(num_labels)
-    shape = (images, replicas, num_classes, *([num_kinds] if num_kinds else []), num_labels, num_labels)
+    shape = (*labels.shape[:2], num_classes, *([num_kinds] if num_kinds else []), num_labels, num_labels)
     out = torch.zeros(shape, dtype=torch.int64, device=labels.device)
-    parts, stretch = stretches(volume)
-    chunks = -(-num_kinds * num_labels // size) if kinds else 1
-    values, places, planes = kinds or (None, None, None)
-    among = (1, 1) if values is None else values.shape[1:]
-    if classes:
-        pair_products[(images * replicas * classes * chunks * parts,)](
-            labels, displacements, tables, out, values, places, planes, volume, parts, stretch, classes, num_classes, replicas,
-            *among, LABELS=num_labels, TILE=size, BLOCK=BLOCK, KINDS=num_kinds if kinds else 0, num_warps=4,
-            enable_fp_fusion=False,
-        )  # fmt: skip
+    _count(labels, displacements, tables, out, num_labels, num_kinds, kinds, 1, True)
+    return out
+
+
+def pair_errors(
+    data: Tensor, free: Tensor, displacements: Tensor, tables: Tensor, num_labels: int, num_classes: int, num_kinds: int = 0,
+    kinds: Ends | None = None,
+) -> Tensor:  # fmt: skip
+    """`pair_counts` of ``data`` less those of ``free``, summed over all chains: int64 ``[C, (num_kinds,) L, L]``."""
+    shape = (num_classes, *([num_kinds] if num_kinds else []), num_labels, num_labels)
+    out = torch.zeros(shape, dtype=torch.int64, device=data.device)
+    for labels, sign in ((data, 1), (free, -1)):
+        _count(labels, displacements, tables, out, num_labels, num_kinds, kinds, sign, False)
     return out
 
 
@@ -167,13 +190,13 @@ def gated_errors(data: Tensor, free: Tensor, displacements: Tensor, num_labels: 
     values, places, gating = gates
     _, ranks, planes, area = values.shape
     out = torch.zeros((ranks, planes, num_labels, num_labels), dtype=torch.int64, device=data.device)
-    parts, stretch = stretches(data.shape[2])
     for labels, sign in ((data, 1), (free, -1)):
         images, replicas, volume = labels.shape
-        programs = images * replicas * weighed * ranks * parts
-        if programs:
-            gated_products[(programs,)](
-                labels, displacements, values, places, gating, out, sign, volume, parts, stretch, len(displacements), weighed,
+        rows = images * replicas * weighed * ranks
+        parts, stretch = stretches(volume, rows)
+        if rows:
+            launch(
+                gated_products, rows * parts, labels, displacements, values, places, gating, out, sign, volume, parts, stretch, len(displacements), weighed,
                 replicas, planes, area, LABELS=num_labels, TILE=tile(num_labels), BLOCK=BLOCK, GATES=ranks, num_warps=4,
                 enable_fp_fusion=False,
             )  # fmt: skip

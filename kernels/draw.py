@@ -4,6 +4,9 @@ A site's energies are L tensors of shape [B] in a tuple, so every sum over label
 arithmetic is float32 with one rounding per operation: launchers pass ``enable_fp_fusion=False``, without which the compiler
 would contract products and sums. With ``low = min_l e_l``, ``w_l = 2^((low - e_l) * scale)`` and ``x = u * sum_l w_l`` the
 label stays if ``x < w_current``; else the others are walked in label order until their weights pass ``x - w_current``.
+
+A draw leaves an upper bound of the new label's odds against staying behind, ``sum of the other weights / own weight``, as a
+whole number of units: ``1024 log2 odds``, rounded up (`tritoncrf.kernels.odds` has what becomes of it).
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -22,8 +25,13 @@ A4 = tl.constexpr(0.008990994654595852)
 A3 = tl.constexpr(0.05581868067383766)
 A2 = tl.constexpr(0.240159273147583)
 A1 = tl.constexpr(0.6931517124176025)
-# One minus 2^-20: wider than every rounding between a stay bound and the comparison it stands for.
-SAFE = tl.constexpr(1.0 - 2.0**-20)
+# Of log2 odds; and how many of them stand for odds that no u can be covered by, whatever is added.
+UNITS = tl.constexpr(1024.0)
+MOST = tl.constexpr(float(1 << 18))
+# What each addition may lose of a sum; a weight's own error, now and when next looked at; labels cut off at 2^-100 may come back.
+LOST = tl.constexpr(2.0**-23)
+INFLATE = tl.constexpr(1.0 + 2.0**-14)
+FLOOR = tl.constexpr(2.0**-90)
 
 
 @triton.jit
@@ -99,7 +107,7 @@ def weigh(energies, scale, LABELS: tl.constexpr):
 
 @triton.jit
 def draw(energies, current, u, scale, LABELS: tl.constexpr):
-    """Rule 3: new labels int32 [B], and a bound float32 [B] below which a later u surely keeps the new label.
+    """Rule 3: new labels int32 [B], and bounds of their odds against staying int32 [B] in units.
 
     energies: tuple of L float32 [B]; current: int32 [B]; u: float32 [B]; scale: float32 scalar.
     """
@@ -109,14 +117,18 @@ def draw(energies, current, u, scale, LABELS: tl.constexpr):
         own = tl.where(current == label, weights[label], own)
     x = u * total
     rest = x - own
-    passed = total * 0.0
+    passed, taken = total * 0.0, own
     chosen = current
     for label in tl.static_range(LABELS):
         weight = tl.where(current == label, 0.0, weights[label])
         # The last label of positive weight met before the walk has passed: the one that passes, or the last resort.
-        chosen = tl.where((passed <= rest) & (weight > 0.0), label, chosen)
+        takes = (passed <= rest) & (weight > 0.0)
+        chosen = tl.where(takes, label, chosen)
+        taken = tl.where(takes, weight, taken)
         passed = passed + weight
     stays = x < own
-    # A label that was left has a bound of its own only when it is next drawn. The quotient may be rounded in any way.
-    bound = tl.where(stays, SAFE * (own / total), 0.0)
+    others = tl.where(stays, passed, total - taken + total * (LABELS * LOST))
+    against = tl.log2(others * INFLATE + FLOOR) - tl.log2(tl.where(stays, own, taken))
+    # Infinite where the label has no weight.
+    bound = tl.minimum(against * UNITS, MOST).to(tl.int32) + 2
     return tl.where(stays, current, chosen), bound

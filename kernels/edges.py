@@ -1,7 +1,7 @@
 """What does the image say of a site's edges? Kinds, which choose a neighbour's row, and gates, which weigh further rows.
 
-Both are bytes kept at an edge's first end; `by_rank` lists them site by site, first those of the edges ahead (site i, neighbour
-i + d) and then of those behind (i - d, i), a plane for each, so that a warp reads neighbouring bytes. A gate is b / 128 and a
+Both are bytes kept at an edge's first end; `by_rank` lists them site by site, of each class the edge ahead (site i, neighbour
+i + d) and the one behind (i - d, i), a plane for each, so that a warp reads neighbouring bytes. A gate is b / 128 and a
 gated row a multiple of 2^-12 of at most 16 in size, so their product has 24 bits; ``(x + 3072) - 3072`` puts it on rule 1's
 grid, the same with a fused multiply-add. Every row is rounded by itself, so sums and differences stay exact.
 
@@ -19,7 +19,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from tritoncrf.kernels.rows import add_neighbours, add_packed
+from tritoncrf.kernels.device import launch
+from tritoncrf.kernels.rows import STEEP, add_floats, add_words, counted, fold
 
 GATE_STEPS = 128
 UNIT = tl.constexpr(1.0 / GATE_STEPS)
@@ -30,7 +31,7 @@ class Edges(NamedTuple):
     """What a batch's kernels read of its edges; None for what the model has not."""
 
     kinds: Tensor | None = None
-    """uint8 [N, 2 * classes, slots]: ahead, then behind, by rank."""
+    """uint8 [N, classes, 2, slots]: ahead and behind, by rank."""
     gates: Tensor | None = None
     """uint8 [N, weighed, 2, G, slots]: of the classes that have gates, in steps of 1 / 128."""
     gated: Tensor | None = None
@@ -38,6 +39,8 @@ class Edges(NamedTuple):
     gating: Tensor | None = None
     """int32 [classes + 2 weighed]: the place of each class among those with gates, -1: none; the class at each place; and its
     plane in the gates that came in."""
+    steep: Tensor | None = None
+    """float32 [weighed, 2, G, L + 1]: the spreads of gated rows."""
 
     @property
     def weighed(self) -> int:
@@ -52,21 +55,21 @@ class Edges(NamedTuple):
 NONE = Edges()
 
 
-@triton.jit(do_not_specialize=["blocks", "planes", "outputs", "area", "volume", "slots"])
+@triton.jit(do_not_specialize=["blocks", "apart", "planes", "outputs", "area", "volume", "slots"])
 def edge_bytes(
-    values, chosen, steps, places, position, out, blocks, planes, outputs, area, volume, slots, BLOCK: tl.constexpr,
+    values, chosen, steps, places, position, out, blocks, apart, planes, outputs, area, volume, slots, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Lists bytes by rank; program ``(image * outputs + output) * blocks + block``.
 
     values: uint8 [N, planes, area]; chosen: int32 [outputs], the plane of each, -1: zeros; steps: int32 [outputs], how far
-    before the site its edge begins; places: int64 [volume], the pixel of each position; position: int32 [N, slots] by rank,
-    -1 where no free site is, which becomes 0; out: uint8 [N, outputs, slots], written. All contiguous.
+    before the site its edge begins; places: int64 [volume], the pixel of each position; position: int32 [N or 1, slots] by
+    rank, -1 where no free site is, which becomes 0, apart: 1 if there is one an image; out: uint8 [N, outputs, slots], written. All contiguous.
     """
     output = (tl.program_id(0) // blocks).to(tl.int64)
     image = output // outputs
     turn = output - image * outputs
     rank = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    where = tl.load(position + image * slots + rank, mask=rank < slots, other=-1)
+    where = tl.load(position + image * apart * slots + rank, mask=rank < slots, other=-1)
     plane = tl.load(chosen + turn)
     valid = tl.where(plane >= 0, where, -1) >= 0
     pixel = tl.load(places + (where - tl.load(steps + turn)), mask=valid, other=0)
@@ -80,9 +83,9 @@ def by_rank(values: Tensor, chosen: Tensor, steps: Tensor, places: Tensor, posit
     out = torch.empty((images, outputs, slots), dtype=torch.uint8, device=values.device)
     blocks = -(-slots // block)
     if out.numel():
-        edge_bytes[(images * outputs * blocks,)](
-            values, chosen, steps, places, position, out, blocks, planes, outputs, area, len(places), slots, BLOCK=block,
-            num_warps=4, enable_fp_fusion=False,
+        launch(
+            edge_bytes, images * outputs * blocks, values, chosen, steps, places, position, out, blocks, int(len(position) > 1), planes, outputs, area, len(places), slots,
+            BLOCK=block, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 
@@ -96,26 +99,30 @@ def weigh_row(gate, entries):
 
 @triton.jit
 def add_gated(
-    pieces, here, gates, gated, gating, displacements, classes, weighed, slots, mask,
-    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, CACHE: tl.constexpr, GATES: tl.constexpr,
+    pieces, here, gates, gated, gating, steps, classes, weighed, slots, part,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
-    """Adds the gated rows of all neighbours to a tuple of pieces.
+    """Adds the gated rows of neighbours to a tuple of pieces, of every SPLIT-th class with gates from ``part`` on.
 
     here: uint8 pointers [B] to the sites' labels; gates: uint8 pointers [B] to the first of the sites' gates; the rest as in
-    `Edges`, displacements int32 [classes].
+    `Edges`, steps: int32 [classes], displacements.
     """
     column = tl.arange(0, WIDTH)
     pitch = slots.to(tl.int64)
-    for place in range(weighed):
-        step = tl.load(displacements + tl.load(gating + classes + place))
-        ahead = tl.load(here + step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
-        behind = tl.load(here - step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
+    for turn in range(0, (weighed + SPLIT - 1) // SPLIT):
+        place = turn * SPLIT + part
+        within = place < weighed
+        place = tl.minimum(place, weighed - 1)
+        step = tl.load(steps + tl.load(gating + classes + place))
+        # Past the last one as of void.
+        ahead = tl.where(within, tl.load(here + step).to(tl.int32), LABELS)
+        behind = tl.where(within, tl.load(here - step).to(tl.int32), LABELS)
         for rank in tl.static_range(GATES):
             near, far = place * (2 * GATES) + rank, place * (2 * GATES) + (GATES + rank)
             first = gated + (near * (LABELS + 1) + ahead) * PAD
             second = gated + (far * (LABELS + 1) + behind) * PAD
-            one = tl.load(gates + near * pitch, mask=mask, other=0)
-            two = tl.load(gates + far * pitch, mask=mask, other=0)
+            one = tl.load(gates + near * pitch)
+            two = tl.load(gates + far * pitch)
             total = ()
             for q in tl.static_range(PAD // WIDTH):
                 shift = (q * WIDTH + column)[None, :]
@@ -126,28 +133,48 @@ def add_gated(
 
 
 @triton.jit
-def add_all(
-    pieces, here, image, rank, rows, words, narrow, displacements, edges, classes, weighed, slots, mask,
-    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, CACHE: tl.constexpr, KINDS: tl.constexpr,
-    GATES: tl.constexpr,
+def neighbours(
+    here, image, column, tables, edges, classes, weighed, slots, part, EXACT: tl.constexpr,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
+    KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
-    """Adds all that the neighbours of sites do to their energies, a tuple of pieces.
+    """What neighbours do to the energies of sites, a tuple of pieces [B / SPLIT, WIDTH].
 
-    here: uint8 pointers [B] to the sites' labels; image: int64 scalar; rank: int32 [B], their columns; rows, words: as in
-    `gather_phase`, narrow: whether the latter hold; edges: the four pointers of `Edges`.
+    Unless EXACT up to a number a site that all its labels share. here: uint8 pointers [B] to labels, around which all neighbours
+    lie within the row, also where no site is meant; image: int64
+    scalar; column: int32 [B], the sites' columns in their image's lists; tables: rows, words, steepest as in `Rows`, and the
+    displacements; edges: the four pointers of `Edges`; part: int32 [B], which of its site's SPLIT lanes each is, or 0.
     """
+    rows, words, steepest, steps = tables
     kinds, gates, gated, gating = edges
     if KINDS:
-        kinds = kinds + image * (2 * classes) * slots + rank
-    if narrow:
-        pieces = add_packed(pieces, here, words, displacements, kinds, classes, slots, mask, LABELS, PAD, CACHE, KINDS)
+        kinds = kinds + image * (2 * classes) * slots + column
+    if EXACT:
+        pieces = fold(add_floats(here, rows, steps, kinds, classes, slots, part, LABELS, PAD, WIDTH, SPLIT, KINDS), SPLIT)
     else:
-        pieces = add_neighbours(
-            pieces, here, rows, displacements, kinds, classes, slots, mask, LABELS, PAD, WIDTH, CACHE, KINDS
-        )
+        if steepest < STEEP:
+            lows, highs = add_words(
+                here, words, steepest, steps, kinds, classes, slots, part, LABELS, PAD, SPLIT, AHEAD, KINDS
+            )
+            pieces = counted(fold(lows, SPLIT), fold(highs, SPLIT), PAD)
+        else:
+            pieces = fold(
+                add_floats(here, rows, steps, kinds, classes, slots, part, LABELS, PAD, WIDTH, SPLIT, KINDS), SPLIT
+            )
     if GATES:
-        gates = gates + image * (2 * GATES * weighed) * slots + rank
-        pieces = add_gated(
-            pieces, here, gates, gated, gating, displacements, classes, weighed, slots, mask, LABELS, PAD, WIDTH, CACHE, GATES
-        )
+        gates = gates + image * (2 * GATES * weighed) * slots + column
+        further = ()
+        for _ in tl.static_range(PAD // WIDTH):
+            further = further + (tl.zeros((here.shape[0], WIDTH), tl.float32),)  # noqa: RUF005
+        further = fold(
+            add_gated(
+                further, here, gates, gated, gating, steps, classes, weighed, slots, part, LABELS, PAD, WIDTH,
+                SPLIT, GATES,
+            ),
+            SPLIT,
+        )  # fmt: skip
+        total = ()
+        for q in tl.static_range(PAD // WIDTH):
+            total = total + (pieces[q] + further[q],)  # noqa: RUF005
+        pieces = total
     return pieces

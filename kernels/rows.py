@@ -1,15 +1,11 @@
-"""Where do a site's energies come from? Rows of L numbers, one lane per site, read in pieces and split into registers.
+"""Where do a site's energies come from? Rows of numbers, one lane per site or several, read in pieces and added up.
 
-A row holds PAD >= L numbers, PAD a multiple of WIDTH (4, or 2 for two labels), so that a lane reads 16 bytes at once. The
-pieces [B, WIDTH] of a row add up to its site's energies: its unary row plus, for every class c, the row
-``pairwise[c, :, y]`` of the neighbour at +d_c and ``pairwise[c, y, :]`` of the one at -d_c, of the table that the edge's kind
-chooses where there are kinds. Rule 1 makes the order harmless.
+A site's energies are its unary row plus, for every class c, the row of the neighbour at +d_c and that of the one at -d_c
+(`tritoncrf.kernels.tables`), of the table that the edge's kind chooses where there are kinds. Rule 1 makes the order harmless:
+SPLIT lanes may share a site, each taking every SPLIT-th class, and a `fold` adds up what they found.
 
-Where every table entry lies in [-8, 8 - 2^-12], gather reads half the bytes: int16 units of 2^-12, two to a 32-bit word
-``w = 65536 high + (low + 32768)``. ``S = sum w`` may wrap, ``H = sum (w >> 16)`` is the sum of the high halves, and
-``S - 65536 H`` that of the low ones, exactly. At 20 labels on sm_90 a neighbour takes 34 instructions (47 if each number is
-widened by itself, 41.5 in float32) and 40 bytes in 3 loads (80 in 5). Whether the entries fit is a number on the device that
-kernels branch on, made with the rows: the host never waits to know it.
+A lane reads 16 bytes at once, so a row of L numbers has PAD >= L of them, a multiple of WIDTH (4, or 2 for two labels). Packed
+rows halve what is read, and two labels are added by one instruction; their sums of 16 bits are widened before they can overflow.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -17,12 +13,16 @@ kernels branch on, made with the rows: the host never waits to know it.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 STEP = tl.constexpr(2.0**-12)
+# Of twice the largest entries of all tables (rule 1).
+BOUND = tl.constexpr(1023.0)
+# Of a packed row in steps of 2^-12, the smallest spread that no longer serves: AHEAD classes' rows may be added then, AHEAD <= 2.
+STEEP = tl.constexpr(16384)
+# Lists of classes are filled up to so many with classes of which nothing comes: SPLIT lanes, AHEAD at once.
+TOGETHER = 8
 
 
 def padded(labels: int) -> int:
@@ -35,27 +35,15 @@ def width(labels: int) -> int:
     return 2 if labels == 2 else 4
 
 
+def filled(classes: int) -> int:
+    """The length of lists of classes."""
+    return -(-classes // TOGETHER) * TOGETHER
+
+
 def pitch(labels: int) -> int:
     """Words from one packed row to the next: a lane reads 16 bytes at once where there are as many."""
     pad = padded(labels)
     return pad // 2 if pad < 8 else -(-pad // 8) * 4
-
-
-def pack(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Table rows float32 ``[..., PAD]`` as words int32 ``[..., pitch]``, and int32 ``[1]``: 1 where all entries fit, else 0.
-
-    Of eight labels four words hold one half each and its other half four labels on; of the last four, two words two
-    neighbouring labels each. Words of entries that do not fit are not for use.
-    """
-    fits = ((rows >= -8.0) & (rows <= 8.0 - 2.0**-12)).all().int().view(1)
-    units = (rows.nan_to_num().clamp(-8.0, 8.0 - 2.0**-12) * 4096.0).int()
-    eights = units.shape[-1] // 8 * 8
-    fours = units[..., :eights].unflatten(-1, (-1, 2, 4))
-    twos = units[..., eights:].unflatten(-1, (-1, 2))
-    low = torch.cat([fours[..., 0, :].flatten(-2), twos[..., 0]], -1)
-    high = torch.cat([fours[..., 1, :].flatten(-2), twos[..., 1]], -1)
-    words = high * 65536 + (low + 32768)
-    return torch.nn.functional.pad(words, (0, pitch(rows.shape[-1]) - words.shape[-1])), fits
 
 
 @triton.jit
@@ -111,47 +99,54 @@ def separate(pieces, PAD: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def table_base(k, LABELS: tl.constexpr, KINDS: tl.constexpr):
-    """Which row is the first of class k? Tables have L + 1 rows, and a class KINDS tables, or one if that is 0."""
-    return k * ((KINDS if KINDS else 1) * (LABELS + 1))
+def table_base(k, side, LABELS: tl.constexpr, KINDS: tl.constexpr):
+    """Which row is the first of class k for neighbours ahead (side 0) or behind (1)? A class has KINDS tables, or one if 0."""
+    return (2 * k + side) * ((KINDS if KINDS else 1) * (LABELS + 1))
 
 
 @triton.jit
-def of_kind(ahead, behind, kinds, k, classes, slots, mask, LABELS: tl.constexpr, KINDS: tl.constexpr):
-    """Rows int32 [B] within class k of neighbours' labels: in the tables that the kinds of their edges choose."""
+def both_labels(here, step, kinds, pitch, LABELS: tl.constexpr, KINDS: tl.constexpr):
+    """Which rows of a class do sites read of their neighbours at +step and -step? int32 [B] each, from its first on."""
+    ahead = tl.load(here + step).to(tl.int32)
+    behind = tl.load(here - step).to(tl.int32)
     if KINDS:
-        pitch = slots.to(tl.int64)
-        near = tl.load(kinds + k * pitch, mask=mask, other=0).to(tl.int32)
-        far = tl.load(kinds + (classes + k) * pitch, mask=mask, other=0).to(tl.int32)
-        ahead, behind = ahead + near * (LABELS + 1), behind + far * (LABELS + 1)
+        ahead += tl.load(kinds).to(tl.int32) * (LABELS + 1)
+        behind += tl.load(kinds + pitch).to(tl.int32) * (LABELS + 1)
     return ahead, behind
 
 
 @triton.jit
-def add_neighbours(
-    pieces, here, rows, displacements, kinds, classes, slots, mask,
-    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, CACHE: tl.constexpr, KINDS: tl.constexpr,
+def add_floats(
+    here, rows, steps, kinds, classes, slots, part,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
-    """Adds the table rows of all neighbours to a tuple of pieces.
+    """What neighbours add to sites' energies, a tuple of pieces [B, WIDTH], of classes ``part``, ``part`` + SPLIT, ...
 
-    here: uint8 pointers [B] to the sites' labels; rows: float32 [2, classes, R, L + 1, PAD]; displacements: int32 [classes];
-    kinds: uint8 pointers [B] to the first of the sites' kinds, not read if KINDS is 0, else it is R.
+    here: uint8 pointers [B] to the sites' labels; rows: as in `Rows`; steps: int32 [classes], displacements; kinds: uint8
+    pointers [B] to the first of the sites' kinds, not read if KINDS is 0, else it is R; part: int32 [B], or 0 where SPLIT is 1.
     """
+    ROW: tl.constexpr = (KINDS if KINDS else 1) * (LABELS + 1) * PAD
     column = tl.arange(0, WIDTH)
-    half = table_base(classes, LABELS, KINDS)
-    for k in range(classes):
-        step = tl.load(displacements + k)
-        ahead = tl.load(here + step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
-        behind = tl.load(here - step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
-        ahead, behind = of_kind(ahead, behind, kinds, k, classes, slots, mask, LABELS, KINDS)
-        first = rows + (table_base(k, LABELS, KINDS) + ahead) * PAD
-        second = rows + (half + table_base(k, LABELS, KINDS) + behind) * PAD
+    pieces = ()
+    for q in tl.static_range(PAD // WIDTH):
+        pieces = pieces + (tl.zeros((here.shape[0], WIDTH), tl.float32),)  # noqa: RUF005
+    # What belongs to a class alone moves on by itself, and takes no lane's register.
+    table, step_at, pitch = rows + part * (2 * ROW), steps + part, slots.to(tl.int64)
+    if KINDS:
+        kinds = kinds + part * (2 * pitch)
+    for _ in range(0, classes // SPLIT):
+        ahead, behind = both_labels(here, tl.load(step_at), kinds, pitch, LABELS, KINDS)
+        first, second = table + ahead * PAD, table + ROW + behind * PAD
         total = ()
         for q in tl.static_range(PAD // WIDTH):
             one = tl.load(first[:, None] + (q * WIDTH + column)[None, :])
             two = tl.load(second[:, None] + (q * WIDTH + column)[None, :])
             total = total + (pieces[q] + one + two,)  # noqa: RUF005
         pieces = total
+        table += SPLIT * 2 * ROW
+        step_at += SPLIT
+        if KINDS:
+            kinds += SPLIT * 2 * pitch
     return pieces
 
 
@@ -162,43 +157,84 @@ def load_words(pointer, q: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def add_packed(
-    pieces, here, words, displacements, kinds, classes, slots, mask,
-    LABELS: tl.constexpr, PAD: tl.constexpr, CACHE: tl.constexpr, KINDS: tl.constexpr,
+def add_words(
+    here, words, steepest, steps, kinds, classes, slots, part,
+    LABELS: tl.constexpr, PAD: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
-    """What `add_neighbours` does, from words int32 [2, classes, R, L + 1, pitch] of `pack` whose entries fit."""
+    """What `add_floats` gives, up to a number a site that all its labels share, from packed rows: as int32 halves.
+
+    steepest: int32 scalar, below `STEEP`. Returns tuples of low and of high halves' sums, int32 [B, words], of the words in
+    turn. AHEAD classes' labels and rows are asked for at once.
+    """
     PITCH: tl.constexpr = PAD // 2 if PAD < 8 else (PAD + 7) // 8 * 4
     PIECES: tl.constexpr = (PAD + 7) // 8
     # Words in the last piece: 4, 2 (four labels) or 1 (two).
     LAST: tl.constexpr = 4 if PAD % 8 == 0 else PAD % 8 // 2
-    sums, highs = (), ()
+    ROW: tl.constexpr = (KINDS if KINDS else 1) * (LABELS + 1) * PITCH
+    lows, highs = (), ()
     for q in tl.static_range(PIECES):
-        start = tl.zeros((mask.shape[0], 4 if q < PIECES - 1 else LAST), tl.int32)
-        sums, highs = sums + (start,), highs + (start,)  # noqa: RUF005
-    half = table_base(classes, LABELS, KINDS)
-    for k in range(classes):
-        step = tl.load(displacements + k)
-        ahead = tl.load(here + step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
-        behind = tl.load(here - step, mask=mask, other=LABELS, cache_modifier=CACHE).to(tl.int32)
-        ahead, behind = of_kind(ahead, behind, kinds, k, classes, slots, mask, LABELS, KINDS)
-        first = words + (table_base(k, LABELS, KINDS) + ahead) * PITCH
-        second = words + (half + table_base(k, LABELS, KINDS) + behind) * PITCH
-        new_sums, new_highs = (), ()
+        start = tl.zeros((here.shape[0], 4 if q < PIECES - 1 else LAST), tl.int32)
+        lows, highs = lows + (start,), highs + (start,)  # noqa: RUF005
+    turns = classes // SPLIT
+    # As many classes, of two rows each, as cannot overflow.
+    most = 32767 // tl.maximum(steepest, 1) // AHEAD * AHEAD
+    table, step_at, pitch = words + part * (2 * ROW), steps + part, slots.to(tl.int64)
+    if KINDS:
+        kinds = kinds + part * (2 * pitch)
+    for begin in range(0, turns, most):
+        sums = ()
         for q in tl.static_range(PIECES):
-            one = load_words(first, q, 4 if q < PIECES - 1 else LAST)
-            two = load_words(second, q, 4 if q < PIECES - 1 else LAST)
-            both = tl.add(one, two, sanitize_overflow=False)
-            new_sums = new_sums + (tl.add(sums[q], both, sanitize_overflow=False),)  # noqa: RUF005
-            new_highs = new_highs + (highs[q] + (one >> 16) + (two >> 16),)  # noqa: RUF005
-        sums, highs = new_sums, new_highs
-    total = ()
+            sums = sums + (tl.zeros((here.shape[0], 4 if q < PIECES - 1 else LAST), tl.int32),)  # noqa: RUF005
+        for _ in range(begin, tl.minimum(begin + most, turns), AHEAD):
+            for j in tl.static_range(AHEAD):
+                further = kinds
+                if KINDS:
+                    further = kinds + j * SPLIT * 2 * pitch
+                ahead, behind = both_labels(here, tl.load(step_at + j * SPLIT), further, pitch, LABELS, KINDS)
+                first = table + j * SPLIT * 2 * ROW + ahead * PITCH
+                second = table + (j * SPLIT * 2 + 1) * ROW + behind * PITCH
+                total = ()
+                for q in tl.static_range(PIECES):
+                    one = load_words(first, q, 4 if q < PIECES - 1 else LAST)
+                    two = load_words(second, q, 4 if q < PIECES - 1 else LAST)
+                    both = tl.add(one, two, sanitize_overflow=False)
+                    total = total + (tl.add(sums[q], both, sanitize_overflow=False),)  # noqa: RUF005
+                sums = total
+            table += AHEAD * SPLIT * 2 * ROW
+            step_at += AHEAD * SPLIT
+            if KINDS:
+                kinds += AHEAD * SPLIT * 2 * pitch
+        new_lows, new_highs = (), ()
+        for q in tl.static_range(PIECES):
+            new_lows = new_lows + (lows[q] + (sums[q] & 0xFFFF),)  # noqa: RUF005
+            new_highs = new_highs + (highs[q] + ((sums[q] >> 16) & 0xFFFF),)  # noqa: RUF005
+        lows, highs = new_lows, new_highs
+    return lows, highs
+
+
+@triton.jit
+def fold(pieces, SPLIT: tl.constexpr):
+    """Sums of a tuple of pieces [B * SPLIT, ...] over each SPLIT neighbouring lanes."""
+    if SPLIT == 1:
+        return pieces
+    folded = ()
+    for q in tl.static_range(len(pieces)):
+        piece = pieces[q]
+        apart = tl.reshape(piece, (piece.shape[0] // SPLIT, SPLIT, piece.shape[1]))
+        folded = folded + (tl.sum(apart, 1),)  # noqa: RUF005
+    return folded
+
+
+@triton.jit
+def counted(lows, highs, PAD: tl.constexpr):
+    """Sums of halves as pieces [B, WIDTH] of energies, lowered by 1023 so that all of them are within rule 1's bound."""
+    PIECES: tl.constexpr = (PAD + 7) // 8
+    LAST: tl.constexpr = 4 if PAD % 8 == 0 else PAD % 8 // 2
+    pieces = ()
     for q in tl.static_range(PIECES):
-        # Every row lent its low halves 32768.
-        low = tl.sub(tl.sub(sums[q], highs[q] << 16, sanitize_overflow=False), classes << 16, sanitize_overflow=False)
-        even, odd = low.to(tl.float32) * STEP, highs[q].to(tl.float32) * STEP
+        even, odd = lows[q].to(tl.float32) * STEP - BOUND, highs[q].to(tl.float32) * STEP - BOUND
         if q < PIECES - 1 or LAST == 4:
-            total = total + (pieces[2 * q] + even, pieces[2 * q + 1] + odd)  # noqa: RUF005
+            pieces = pieces + (even, odd)  # noqa: RUF005
         else:
-            together = tl.reshape(tl.join(even, odd), (mask.shape[0], 2 * LAST))
-            total = total + (pieces[2 * q] + together,)  # noqa: RUF005
-    return total
+            pieces = pieces + (tl.reshape(tl.join(even, odd), (even.shape[0], 2 * LAST)),)  # noqa: RUF005
+    return pieces

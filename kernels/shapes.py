@@ -1,74 +1,79 @@
 """Which launch shape? A static table by labels and way; no kernel that writes labels is ever tuned by running it.
 
-None of the rows was measured: they are chosen from registers and instructions of the compiled code. A lane holds a site, so a
-program of ``block`` sites runs on ``block / 32`` warps (of 64 lanes on AMD: half as many).
+A program of ``lanes`` lanes runs on ``lanes / 32`` warps (of 64 lanes on AMD: half as many). A large program fills a
+multiprocessor alone; of small ones several share it, so that one image's sites go over the whole device.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_LABELS = 64
-MEASURED = False
-# Chains from which one program an image, with no launch between phases, keeps most multiprocessors of a large GPU busy.
-FUSED_PROGRAMS = 64
+# Programs of a team; 0: by the table. For tests, which no label depends on.
+TEAM = 0
+# Registers of a multiprocessor.
+REGISTERS = 65536
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a sweep is launched."""
+    """How chains are swept."""
 
-    block: int
+    lanes: int
     """Sites a program redraws at once."""
     warps: int
-    fused: bool
-    """One program for all phases and sweeps of a group of chains, instead of a launch a phase."""
-
-    @property
-    def scan(self) -> int:
-        """Sites whose stay bounds a fused program looks at at once."""
-        return 2 * self.block
+    split: int = 1
+    """Lanes to a site where few sites are left."""
+    scan: int = 1024
+    """Sites whose odds a program looks at at once."""
+    ahead: int = 2
+    """Classes whose neighbours' labels and rows a lane asks for at once."""
+    resident: int = 1
+    """Programs that a multiprocessor holds."""
+    team: int = 1
+    """Programs that go through a group of chains together."""
 
     def together(self, replicas: int, length: int) -> int:
-        """Replicas of an image in one fused program: as many as fill a block with phases of ``length`` sites."""
-        return max(1, min(replicas, self.block // max(length, 1)))
+        """Replicas of an image in one team: as many as fill its lanes with phases of ``length`` sites."""
+        return max(1, min(replicas, self.lanes // max(length, 1)))
 
-    def options(self, roomy: bool = False) -> dict[str, int | bool]:
-        """Compiler options. roomy: as many registers as one program on a multiprocessor may have.
-
-        Left to itself the assembler spills a few bytes of the longest kernels to fit a second program that never comes.
-        """
+    def options(self) -> dict[str, int | bool]:
+        """Compiler options: as many registers as leave room for all resident programs."""
         found: dict[str, int | bool] = {"num_warps": self.warps, "enable_fp_fusion": False}
-        if roomy and self.block < 64 * self.warps:
-            found["maxnreg"] = min(255, 65536 // (32 * self.warps))
-        return found
+        found["maxnreg"] = min(255, REGISTERS // (32 * self.warps * self.resident))
+        return found | ({"launch_cooperative_grid": True} if self.team > 1 else {})
 
 
-# (most labels, way, fused) -> sites a program redraws at once.
-TABLE: dict[tuple[int, str, bool], int] = {
-    (8, "gather", False): 128,
-    (8, "gather", True): 512,
-    (8, "incremental", False): 128,
-    (8, "incremental", True): 256,
-    (32, "gather", False): 128,
-    (32, "gather", True): 512,
-    (32, "incremental", False): 128,
-    (32, "incremental", True): 256,
-    (64, "gather", False): 64,
-    (64, "gather", True): 256,
-    (64, "incremental", False): 64,
-    (64, "incremental", True): 256,
+# (most labels, lazy) -> of large programs, and of small ones.
+TABLE: dict[tuple[int, bool], tuple[Launch, Launch]] = {
+    (32, False): (Launch(512, 16, 1), Launch(128, 4, 4, resident=4)),
+    (32, True): (Launch(512, 16, 4), Launch(128, 4, 4, scan=512, resident=4)),
+    (64, False): (Launch(256, 8, 1), Launch(64, 2, 4, resident=4)),
+    (64, True): (Launch(256, 8, 4), Launch(64, 2, 4, scan=256, resident=4)),
 }
 
 
-def launch(labels: int, way: str, fused: bool, wide: bool) -> Launch:
-    """The row of the table; wide: warps have 64 lanes (AMD) instead of 32."""
-    block = TABLE[next(most for most, *_ in TABLE if labels <= most), way, fused]
-    return Launch(block, max(1, block // (64 if wide else 32)), fused)
+def plain(labels: int, wide: bool = False) -> tuple[int, int]:
+    """Sites and warps of a program that visits each site once."""
+    block = 128 if labels <= 32 else 64
+    return block, max(1, block // (64 if wide else 32))
 
 
-def choose(labels: int, way: str, images: int, replicas: int, length: int, wide: bool = False) -> Launch:
-    """The shape for ``images`` images of ``replicas`` chains whose phases have ``length`` sites."""
-    fused = launch(labels, way, True, wide)
-    programs = images * -(-replicas // fused.together(replicas, length))
-    return fused if programs >= FUSED_PROGRAMS else launch(labels, way, False, wide)
+def choose(
+    labels: int, lazy: bool, images: int, replicas: int, length: int, processors: int = 1, wide: bool = False
+) -> Launch:
+    """The shape for ``images`` images of ``replicas`` chains whose phases have ``length`` sites, on so many multiprocessors."""
+    large, small = TABLE[next(most for most, _ in TABLE if labels <= most), lazy]
+    if wide:
+        large, small = (replace(one, warps=max(1, one.warps // 2)) for one in (large, small))
+    together = large.together(replicas, length)
+    groups = images * -(-replicas // together)
+    if TEAM:
+        return replace(small, team=TEAM) if TEAM > 1 else large
+    # More than half as many groups as multiprocessors: a second program would find no room of its own.
+    if 2 * groups > processors or wide:
+        return large
+    groups = images * -(-replicas // small.together(replicas, length))
+    sites = length * small.together(replicas, length)
+    team = min(processors * small.resident // groups, -(-sites // (small.lanes // small.split)))
+    return replace(small, team=max(1, team))

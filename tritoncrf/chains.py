@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tritoncrf.engines import Plan, Tables, Work
 from tritoncrf.layout import Layout, Shape, unpack
+from tritoncrf.rates import Rate
 
 
 @dataclass
@@ -33,12 +34,12 @@ class ChainState:
     flips: Tensor
     """int64 [N, R]: label changes in the last run."""
     purpose: int
-    sites: int | None
-    """Free sites of all chains, where counting them stalls nothing."""
+    sites: int
+    """Free sites of all chains; where counting them would stall something, sites."""
     field: Tensor | None = None
     """What the engine keeps for the incremental way."""
-    rate: float | None = None
-    """Flips per site update of an earlier run, where the host knows it."""
+    rate: Rate = made(default_factory=Rate, repr=False, compare=False)
+    """Flips per site update of an earlier run."""
     moving: dict[str, object] = made(default_factory=dict, repr=False, compare=False)
     """Who moves them, while somebody does; a dict, for setting a default in it cannot be divided among threads."""
     seen: Tables | None = None

@@ -8,8 +8,6 @@ and count of sweeps alone, not on engine, way, batch, padding or threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -127,14 +125,18 @@ class Sampler:
         rounded = self.crf.rounded(self.guard, self.crf.tables if tables is None else tables)
         return Batch(logits.detach(), present, layout, plan, count, rounded, version)
 
-    def begin(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
-        """Chains of a laid out batch; start: uint8 ``[N, R, *shape]``, labels or 255; clamp: bool ``[N, *shape]`` or None."""
+    def begin(
+        self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None, like: ChainState | None = None
+    ) -> ChainState:
+        """Chains of a laid out batch; start: uint8 ``[N, R, *shape]``, labels or 255; clamp: bool ``[N, *shape]`` or None;
+        like: chains begun on it before."""
         plan, purpose = hold(batch.plan, clamp), contract.PURPOSES[phase]
-        work = self.engine.prepare(plan, batch.logits, batch.tables)
+        work = self.engine.prepare(plan, batch.logits, batch.tables, None if like is None else like.work)
         rows = pack(plan, batch.layout, start, batch.present)
         self.engine.initial(work, rows, contract.key_of(self.seed), batch.count, purpose)
         flips = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
-        sites = int(plan.free.sum()) * plan.replicas if rows.device.type == "cpu" else None
+        cpu = rows.device.type == "cpu"
+        sites = (int(plan.free.sum()) if cpu else len(plan.index) * start[0, 0].numel()) * plan.replicas
         return ChainState(
             plan, batch.layout, tuple(start.shape[2:]), batch.logits, work, batch.tables, rows, batch.count.clone(), flips,
             purpose, sites, version=batch.version,
@@ -152,8 +154,7 @@ class Sampler:
             scale = self._ready(chains, sweeps, beta)
             with chains.alone():
                 self._refresh(chains, logits)
-                with self._voidable(chains):
-                    self._sweep(chains, int(sweeps), scale)
+                self._sweep(chains, int(sweeps), scale, bad=self._bad())
             return chains
 
     def advance(self, chains: ChainState, sweeps: int) -> None:
@@ -177,27 +178,18 @@ class Sampler:
         self._room(chains, sweeps)
         return scale
 
-    @contextmanager
-    def _voidable(self, chains: ChainState, *written: Tensor) -> Iterator[None]:
-        """Puts chains and ``written`` back after what runs inside, where a deferred check turns out to have failed."""
-        if self.guard.waits(chains.rows.device):
-            yield
-            return
-        bad, before = self.guard.flag(self.device), (chains.rows.clone(), chains.count.clone(), chains.flips)
-        kept = [tensor.clone() for tensor in written]
-        yield
-        now = chains.rows, chains.count, chains.flips
-        chains.rows, chains.count, chains.flips = map(torch.where, (bad,) * 3, before, now)
-        for tensor, earlier in zip(written, kept, strict=True):
-            tensor.copy_(torch.where(bad, earlier, tensor))
-        chains.field = None
+    def _bad(self) -> Tensor | None:
+        """Whether a check that is still on the device has failed: chains must not move then; None if all is looked at."""
+        return None if self.guard.waits(self.device) else self.guard.flag(self.device)
 
-    def _sweep(self, chains: ChainState, sweeps: int, scale: float, out: Tensor | None = None) -> list[Tensor]:
+    def _sweep(
+        self, chains: ChainState, sweeps: int, scale: float, out: Tensor | None = None, bad: Tensor | None = None
+    ) -> list[Tensor]:  # fmt: skip
         """Sweeps in pieces, the way chosen before each; with ``out``, conditionals are added to it and energies returned."""
         energies, flips, done = list[Tensor](), torch.zeros_like(chains.flips), 0
-        look = self.way == "auto" and chains.sites is not None
         # Every look costs a call of the engine: few, once the way is settled. Nor is a Ctrl-C heard before a piece is done.
-        cpu, stride = chains.rows.device.type == "cpu", STRIDE if chains.rate is None or not look else LONGEST
+        cpu, look = chains.rows.device.type == "cpu", self.way == "auto"
+        stride = STRIDE if chains.rate.value is None or not look else LONGEST
         while done < sweeps:
             step = min(sweeps - done, stride) if cpu else sweeps - done
             started = time.monotonic()
@@ -205,16 +197,16 @@ class Sampler:
             where, key = (chains.work, chains.rows, chains.field), contract.key_of(self.seed)
             with unbroken():
                 if out is None:
-                    moved = self.engine.sweep(*where, step, scale, key, chains.count, chains.purpose)
+                    moved = self.engine.sweep(*where, step, scale, key, chains.count, chains.purpose, bad)
                 else:
-                    moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out)
+                    moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out, bad)
                     energies.append(energy)
-                chains.count += step
-            flips, done = flips + moved, done + step
+                chains.count += step if bad is None else torch.where(bad, 0, step)
+            flips, done = flips + moved if cpu else moved, done + step
             stride = min(2 * stride, LONGEST) if time.monotonic() - started < PATIENCE else max(stride // 2, 1)
-            if look and chains.sites:
-                chains.rate = int(moved.sum()) / (step * chains.sites)
-        chains.flips = flips
+            if look:
+                chains.rate.look(moved, step * chains.sites)
+        chains.flips = flips if bad is None else torch.where(bad, chains.flips, flips)
         return energies
 
     @uncompiled
@@ -242,8 +234,7 @@ class Sampler:
             scale = self._ready(chains, sweeps, beta)
             with chains.alone():
                 self._refresh(chains, None)
-                with self._voidable(chains, out):
-                    energies = self._sweep(chains, int(sweeps), scale, out)
+                energies = self._sweep(chains, int(sweeps), scale, out, self._bad())
             return torch.cat(energies, -1) if energies else out.new_zeros((*chains.flips.shape, 0))
 
     def pair_counts(self, chains: ChainState) -> Tensor:
@@ -264,7 +255,7 @@ class Sampler:
 
     def _choose(self, chains: ChainState) -> None:
         """Builds or drops the field: the way of the next sweeps."""
-        low = chains.rate is not None and chains.rate < self.engine.break_even
+        low = chains.rate.value is not None and chains.rate.value < self.engine.break_even
         if self.way == "incremental" or (self.way == "auto" and low):
             if chains.field is None:
                 chains.field = self.engine.field(chains.work, chains.rows)

@@ -27,6 +27,7 @@ from tritoncrf.lookup import find, looked_at
 from tritoncrf.monitor import TableWatch
 from tritoncrf.outcome import Found, Terms, outcome
 from tritoncrf.ranks import Ranks, fingerprint
+from tritoncrf.rates import Rate
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 from tritoncrf.targets import TargetWatch
@@ -55,7 +56,7 @@ class Visit(metaclass=Unopened):
         self._group = Ranks(group)
         self._watches: dict[str, TableWatch] = {}
         self._targets = TargetWatch()
-        self._rates: dict[str, float | None] = {}
+        self._rates: dict[str, Rate] = {}
         # What was seen alike on all ranks: how many they were, which store, and how often it was loaded.
         self._met: tuple[int, int, int] | None = None
 
@@ -218,9 +219,8 @@ class Visit(metaclass=Unopened):
     def _phase(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
         chains = self.sampler.begin(batch, start, phase, clamp)
         # As many labels change as at the last visit, most likely: the way need not be found out anew.
-        chains.rate = self._rates.get(phase)
+        chains.rate = self._rates.setdefault(phase, chains.rate)
         self.sampler.advance(chains, self.sweeps)
-        self._rates[phase] = chains.rate
         return chains
 
     def targets(self, batch: Batch, target: Tensor, clamp: Tensor | None) -> tuple[Tensor, Tensor]:

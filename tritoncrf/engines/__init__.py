@@ -165,8 +165,8 @@ class Engine(Protocol):
     def missing(self, device: torch.device, labels: int = FEWEST) -> str | None:
         """Why the engine cannot run on this device with so many labels, with the way to get it; None if it can."""
 
-    def prepare(self, plan: Plan, logits: Tensor, tables: Tables) -> Work:
-        """Rounds logits ``[N, L, *shape]`` and tables (rule 1)."""
+    def prepare(self, plan: Plan, logits: Tensor, tables: Tables, like: Work | None = None) -> Work:
+        """Rounds logits ``[N, L, *shape]`` and tables (rule 1); like: work of the same ones where other sites are free."""
 
     def retable(self, work: Work, tables: Tables) -> Work:
         """The same work with other tables."""
@@ -179,17 +179,21 @@ class Engine(Protocol):
 
     def sweep(
         self, work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
-        key: tuple[int, int], count: Tensor, purpose: int,
+        key: tuple[int, int], count: Tensor, purpose: int, bad: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Runs sweeps in place: by gather, or incrementally where a field is given. Flips, int64 ``[N, R]``."""
+        """Runs sweeps in place: by gather, or incrementally where a field is given. Flips, int64 ``[N, R]``.
 
-    def conditionals(self, work: Work, labels: Tensor, field: Tensor | None, scale: float, out: Tensor) -> Tensor:
+        bad: bool ``[]``, true where nothing may be done, here and below; None: it is false."""
+
+    def conditionals(
+        self, work: Work, labels: Tensor, field: Tensor | None, scale: float, out: Tensor, bad: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         """Adds each free site's local conditional, averaged over replicas, to ``out`` float64 ``[N, S, L]``; returns the
         sum over free sites of the energy of their own label given the rest, float64 ``[N, R]``."""
 
     def average(
         self, work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
-        key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
+        key: tuple[int, int], count: Tensor, purpose: int, out: Tensor, bad: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `sweep`, with `conditionals` after every sweep: flips, int64 ``[N, R]``, and what `conditionals` returned after
         each, float64 ``[N, R, sweeps]``. A site whose conditional stands need not be visited for it."""
@@ -214,13 +218,13 @@ def averaging(sweep: Callable[..., Tensor], conditionals: Callable[..., Tensor])
 
     def average(
         work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
-        key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
+        key: tuple[int, int], count: Tensor, purpose: int, out: Tensor, bad: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         flips = labels.new_zeros(labels.shape[:2], dtype=int64)
         energies = labels.new_zeros((*labels.shape[:2], sweeps), dtype=float64)
         for done in range(sweeps):
-            flips += sweep(work, labels, field, 1, scale, key, count + done, purpose)
-            energies[..., done] = conditionals(work, labels, field, scale, out)
+            flips += sweep(work, labels, field, 1, scale, key, count + done, purpose, bad)
+            energies[..., done] = conditionals(work, labels, field, scale, out, bad)
         return flips, energies
 
     return average

@@ -63,7 +63,7 @@ def missing(device: torch.device, labels: int = FEWEST) -> str | None:
     return None
 
 
-def prepare(plan: Plan, logits: Tensor, tables: Tables) -> Work:
+def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = None) -> Work:
     sites = listed(plan)
     width = -(-plan.labels // LANES) * LANES
     unary = aligned((len(sites.position), width), np.float32)
@@ -100,24 +100,26 @@ def field(work: AnyWork, labels: Tensor) -> Tensor:
 
 def sweep(
     work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
-    key: tuple[int, int], count: Tensor, purpose: int,
+    key: tuple[int, int], count: Tensor, purpose: int, bad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     work = _own(work)
     flips = torch.zeros(work.plan.chains, dtype=torch.int64, device="cpu")
-    share(compiled.sweep, work.sites.work, *_sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips))
+    if bad is None or not bool(bad):
+        share(compiled.sweep, work.sites.work, *_sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips))
     return flips.view(-1, work.plan.replicas)
 
 
 def average(
     work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
-    key: tuple[int, int], count: Tensor, purpose: int, out: Tensor,
+    key: tuple[int, int], count: Tensor, purpose: int, out: Tensor, bad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     work = _own(work)
     flips = torch.zeros(work.plan.chains, dtype=torch.int64, device="cpu")
     energies = np.zeros((work.plan.chains, sweeps))
     arguments = _sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips)
     # An image's replicas add to the same place: a thread takes all of them.
-    share(lazily, work.sites.first, *arguments, work.sites.slot, _lookup(work), out.numpy(), energies)
+    if bad is None or not bool(bad):
+        share(lazily, work.sites.first, *arguments, work.sites.slot, _lookup(work), out.numpy(), energies)
     return flips.view(-1, work.plan.replicas), torch.from_numpy(energies).view(-1, work.plan.replicas, sweeps)
 
 
@@ -148,10 +150,14 @@ def _sweeping(
     )  # fmt: skip
 
 
-def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor) -> Tensor:
+def conditionals(
+    work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor, bad: Tensor | None = None
+) -> Tensor:  # fmt: skip
     work = _own(work)
     plan, s, t = work.plan, work.sites, work.tables
     energy = np.zeros(plan.chains)
+    if bad is not None and bool(bad):
+        return torch.from_numpy(energy).view(-1, plan.replicas)
     share(
         compiled.conditionals, s.first, plan.replicas, _flat(labels), s.first, s.position, s.slot, work.unary, t.rows,
         t.short, s.steps, t.parts, plan.labels, np.float32(scale), _seen(work), out.numpy(), energy,

@@ -72,7 +72,7 @@ def missing(device: torch.device, labels: int = FEWEST) -> str | None:
     return None
 
 
-def prepare(plan: Plan, logits: Tensor, tables: Tables) -> Work:
+def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = None) -> Work:
     device = logits.device
     images, slots, bounds = [], [], [0]
     for a, b in zip(plan.phases, plan.phases[1:], strict=False):
@@ -131,12 +131,12 @@ def field(work: AnyWork, labels: Tensor) -> Tensor:
 
 def sweep(
     work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
-    key: tuple[int, int], count: Tensor, purpose: int,
+    key: tuple[int, int], count: Tensor, purpose: int, bad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     work = _own(work)
     plan, flat = work.plan, labels.view(-1)
     flips = torch.zeros(plan.chains, dtype=torch.int64, device=labels.device)
-    if not len(work.where):
+    if not len(work.where) or (bad is not None and bool(bad)):
         return flips.view(-1, plan.replicas)
     listed = None if field is None else _listed(work, flat.numel())
     everything = slice(None)
@@ -157,11 +157,13 @@ def sweep(
     return flips.view(-1, plan.replicas)
 
 
-def conditionals(work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor) -> Tensor:
+def conditionals(
+    work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor, bad: Tensor | None = None
+) -> Tensor:  # fmt: skip
     work = _own(work)
     plan, flat = work.plan, labels.view(-1)
     energy = torch.zeros(plan.chains, dtype=torch.float64, device=labels.device)
-    for a, b in _chunks(work.bounds):
+    for a, b in _chunks((0,) if bad is not None and bool(bad) else work.bounds):
         energies = _gather(work, flat, a, b) if field is None else field[a:b]
         weight = contract.weights(energies.T.contiguous(), scale)
         weight /= contract.in_label_order(weight) * plan.replicas

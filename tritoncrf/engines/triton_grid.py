@@ -17,20 +17,22 @@ class Grid:
 
     phases: Tensor
     """int32 [phases + 1]."""
-    phase: Tensor
-    """int64 [S]: the phase of each slot."""
-    ends: Tensor
-    """int64 [phases + 1]: as ``phases``, to index by."""
     displacements: Tensor
     """int32 [K]."""
     tables: Tensor
     """int32 [K]."""
+    steps: Tensor
+    """int32 [F]: displacements, filled up with zeros to a length that suits the kernels (`tritoncrf.kernels.rows.filled`)."""
+    chosen: Tensor
+    """int32 [F]: tables, filled up with -1."""
+    planes: Tensor
+    """int32 [K]: where each displacement's kinds stand, -1: nowhere."""
     kinded: Tensor
-    """int32 [2, 2K]: of `by_rank`'s outputs the planes, and how far before its site an edge begins."""
+    """int32 [2, 2F]: of `by_rank`'s outputs the planes, and how far before its site an edge begins."""
     weighing: Tensor
     """int32 [2, Kg * 2 * G]: likewise, of gates."""
     gating: Tensor
-    """int32 [K + 2 Kg]: as `tritoncrf.kernels.edges.Edges` has it."""
+    """int32 [F + 2 Kg]: as `tritoncrf.kernels.edges.Edges` has it."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -38,19 +40,24 @@ def _grid(
     phases: tuple[int, ...], displacements: tuple[int, ...], classes: tuple[int, ...], ranks: int, planes: int,
     kinded: tuple[int, ...], gating: tuple[int, ...], device: torch.device,
 ) -> Grid:  # fmt: skip
+    from tritoncrf.kernels.rows import filled
+
     # Copied to the device once a layout: a step that is captured or must not stall finds them there.
-    ends = torch.tensor(phases, dtype=torch.int64, device="cpu")
-    phase = torch.repeat_interleave(torch.arange(len(phases) - 1, device="cpu"), ends.diff())
     gated = [k for k, plane in enumerate(gating) if plane >= 0]
     outputs = [
         (rank * planes + gating[k], step) for k in gated for step in (0, displacements[k]) for rank in range(ranks)
     ]
+    empty = filled(len(displacements)) - len(displacements)
+    steps, chosen = displacements + (0,) * empty, classes + (-1,) * empty
+    ends = [(plane, step) for plane, far in zip(kinded, displacements, strict=False) for step in (0, far)]
+    ends += [(-1, 0)] * (2 * empty if kinded else 0)
     lists = (
-        displacements, classes, (kinded * 2, (0,) * len(kinded) + (displacements if kinded else ())),
+        phases, displacements, classes, steps, chosen, kinded, ([plane for plane, _ in ends], [step for _, step in ends]),
         ([plane for plane, _ in outputs], [step for _, step in outputs]),
-        ([gated.index(k) if k in gated else -1 for k in range(len(gating))] + gated + [gating[k] for k in gated]),
+        ([gated.index(k) if k in gated else -1 for k in range(len(gating))] + [-1] * (empty if gating else 0) + gated
+         + [gating[k] for k in gated]),
     )  # fmt: skip
-    parts = ends.int(), phase, ends, *(torch.tensor(numbers, dtype=torch.int32, device="cpu") for numbers in lists)
+    parts = (torch.tensor(numbers, dtype=torch.int32, device="cpu") for numbers in lists)
     return Grid(*(part.to(device) for part in parts))
 
 

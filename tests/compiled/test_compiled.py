@@ -22,10 +22,13 @@ import torch
 from bench.compiled import KERNELS
 from tests.compiled import matrices
 from tests.compiled.arithmetic import MEANINGS
-from tests.compiled.memory import Clock, Memory
+from tests.compiled.memory import Memory
+from tests.compiled.order import Clock, Unordered
 from tests.compiled.parse import Unknown, parse
 from tests.compiled.planted import OTHERS, SWEEPS, places, plant
-from tests.compiled.program import Code, Program
+from tests.compiled.program import Code
+from tests.compiled.registers import Program
+from tests.compiled.turns import alone
 
 ROOT = Path(__file__).parent.parent.parent
 NO_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
@@ -155,13 +158,12 @@ def toy(body: str, programs: int = 1) -> tuple[list[int], list[str]]:
     memory = Memory(clock)
     content, written = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
     start = memory.add("out", content, written)
-    memory.open()
+    memory.open(Unordered)
+    shared = Memory(clock, 1)
+    shared.open()
     code = Code(parse(HEAD + body.lstrip("\n")))
-    for clock.program in range(programs):
-        shared = Memory(clock, 1)
-        shared.open()
-        code.run(Program(clock.program, 64, [np.full(64, start, np.uint64)], memory, shared))
-        clock.interval += 1
+    for _ in alone(code, [*range(programs)], lambda own: Program(own, 64, [np.full(64, start, np.uint64)], memory, shared)):
+        pass
     memory.close()
     return content.view(np.uint32).tolist(), [what for what, *_ in clock.found]
 

@@ -1,7 +1,8 @@
 """Does the compiled code give the torch engine's labels? ``python -m tests.compiled small`` says so as JSON, with no GPU.
 
 ``small`` and ``full`` compare problems in both ways and both launch shapes; ``standard`` the problem of 130 x 330 sites, 20
-labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it. Not with TRITON_INTERPRET.
+labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it, ``team`` the same of a small kernel
+whose programs wait for each other. Not with TRITON_INTERPRET.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -62,7 +63,7 @@ def standard(way: str, fused: bool, sweeps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["small", "full", "standard", "planted"])
+    parser.add_argument("what", choices=["small", "full", "standard", "planted", "team"])
     parser.add_argument("--way", choices=problems.WAYS, default="gather", help="of the standard problem")
     parser.add_argument("--fused", action="store_true", help="one program for all phases of the standard problem")
     parser.add_argument("--sweeps", type=int, default=1, help="of the standard problem")
@@ -74,6 +75,11 @@ def main() -> None:
         found: dict[str, Any] = {}
         for kernel in options.kernels:
             found |= planted.verdicts(kernel, tuple(options.kinds))
+    elif options.what == "team":
+        # Compiled kernels need Triton to be read.
+        from tests.compiled import team
+
+        found = {name: by for poll in team.POLLS for name, by in team.verdicts(poll).items()}
     elif options.what == "standard":
         found = standard(options.way, options.fused, options.sweeps)
     else:

@@ -1,7 +1,7 @@
 """How is a launch emulated? Each is compiled for sm_90 as Triton would for these arguments, and its PTX run on CPU tensors.
 
-Programs run one after the other in an order of chance, or in turns where the launch is cooperative (`turns`). What a kernel's launcher made
-with ``torch.empty`` counts as unwritten until a kernel wrote it, and is filled with what no answer looks like.
+Programs run one after the other in an order of chance, or in turns where the launch is cooperative. What a kernel's launcher
+made with ``torch.empty`` counts as unwritten until a kernel wrote it, and is filled with what no answer looks like.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -71,6 +71,9 @@ class Emulator:
 
     def launch(self, kernel: Any, grid: tuple[int, ...], given: dict[str, Any], options: dict[str, Any]) -> None:
         signature, constants, aligned, running = arguments(kernel, given)
+        # Of no matter to the code.
+        cooperative = bool(options.get("launch_cooperative_grid"))
+        options = {name: value for name, value in options.items() if name != "launch_cooperative_grid"}
         if self.contract == kernel.__name__:
             options = options | {"enable_fp_fusion": True}
         key = (kernel.__name__, *map(str, (signature, constants, aligned, options)))
@@ -82,7 +85,7 @@ class Emulator:
             self.code[key] = Code(parse(self.edits.get(text, text))), shared
             self.seconds["compile"] += time.perf_counter() - began
         began = time.perf_counter()
-        self.run(*self.code[key], grid[0], running, bool(options.get("launch_cooperative_grid")))
+        self.run(*self.code[key], grid[0], running, cooperative)
         self.seconds[kernel.__name__] += time.perf_counter() - began
 
     def run(self, code: Code, shared: int, programs: int, running: list[tuple[str, Any]], cooperative: bool = False) -> None:

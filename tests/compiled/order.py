@@ -1,11 +1,12 @@
 """Who has seen what of whom? Which program of a launch did what to a cell last, and whether that was before what is done now.
 
 Programs of a common launch are `Unordered`: what one wrote no other may touch. Those of a cooperative launch are `Ordered` by
-vector clocks. Time is a program's barrier intervals, numbered through the launch; ``known[p, q]`` is the last interval of q that
-is over for all threads of p. A release at an atomic leaves the program's clock there (with what its thread acquired, and all
-intervals before this one: what other threads did since the last barrier is not covered); an acquire there joins it into the
-clock, of its own threads at once, of the others behind the next barrier. Relaxed atomics do neither. A touch of another program
-that is no atomic beside an atomic, and not covered by the clock, is a race.
+vector clocks. Time is a program's barrier intervals, numbered through the launch; ``known[p, q]`` is the last one of q that is
+before all that p does now. A release at an atomic leaves the program's clock there: what its thread has acquired, and the
+program's intervals before this one, for what threads did since the last barrier is not covered. An acquire there joins it into
+the clock of the threads that acquire at once, of all others behind the next barrier. Relaxed atomics do neither. Two programs'
+accesses to a cell, one of which writes and not both of which are atomic, are a race unless the clock of the later covers the
+earlier.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Ordered:
     def __init__(self, cells: int, clock: Clock, programs: int, threads: int) -> None:
         self.clock, self.threads = clock, threads
         self.version = 0
-        """Counts changes of what a program polls."""
+        """Counts changes of what is polled, or hands clocks on."""
         self.known = np.zeros((programs, programs), np.int32)
         np.fill_diagonal(self.known, ALWAYS)
         self.pending: list[list[tuple[Mask, NDArray[np.int32]]]] = [[] for _ in range(programs)]
@@ -109,7 +110,9 @@ class Ordered:
         """By cell."""
         self.stored_by, self.stored_at = np.zeros(cells, np.int32), np.zeros(cells, np.int32)
         # Zeros cost no memory where nobody writes.
-        self.loaded, self.added, self.polled = (np.zeros((programs, cells), np.int32) for _ in range(3))
+        self.loaded, self.added = (np.zeros((programs, cells), np.int32) for _ in range(2))
+        self.polled: dict[int, NDArray[np.int32]] = {}
+        """By cell: when each program loaded it atomically."""
         self.watched = np.zeros(cells, bool)
         self.everybody = np.arange(programs)[:, None]
 
@@ -134,19 +137,24 @@ class Ordered:
             found |= self._touched(self.added, cells, threads)
             self.loaded[own, cells] = self.clock.interval
             return found
-        self.polled[own, cells], self.watched[cells] = self.clock.interval, True
+        self.watched[cells] = True
+        for cell in set(cells.tolist()):
+            self.polled.setdefault(cell, np.zeros(len(self.known), np.int32))[own] = self.clock.interval
         if sem == "acquire":
             self._acquire(cells, threads)
         return found
 
     def store(self, cells: Index, threads: Index) -> tuple[Mask, Mask]:
         theirs, other = self._stored(cells, threads), self._touched(self.loaded, cells, threads)
-        other |= self._touched(self.added, cells, threads) | self._touched(self.polled, cells, threads)
+        other |= self._touched(self.added, cells, threads)
         self.stored_by[cells], self.stored_at[cells] = self.clock.program, self.clock.interval
-        if self.watched[cells].any():
+        if (seen := self.watched[cells]).any():
             self.version += 1
-        for cell in self.published.keys() & set(cells.tolist()) if self.published else ():
-            del self.published[cell]
+            nobody = np.zeros(len(self.known), np.int32)
+            polled = np.stack([self.polled.get(cell, nobody) for cell in cells[seen].tolist()], 1)
+            other[seen] |= self._unseen(self.everybody, polled, threads[seen])
+            for cell in cells[seen].tolist():
+                self.published.pop(cell, None)
         return theirs, other
 
     def atomic(self, cells: Index, threads: Index, sem: str, changed: bool, anew: bool = False) -> Mask:
@@ -163,10 +171,9 @@ class Ordered:
             # It is covered by what itself leaves.
             at -= 1
         self.added[own, cells] = np.maximum(self.added[own, cells], at)
-        if not changed:
+        self.version += changed and bool(self.watched[cells].any())
+        if sem != "relaxed" or not changed:
             self.watched[cells] = True
-        elif self.watched[cells].any():
-            self.version += 1
         return found
 
     def _acquire(self, cells: Index, threads: Index) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-
 LEAVES = re.compile(r"bra|ret")
 # Where programs that run together may take turns: behind a barrier, and behind what others of them can see at once.
 PAUSES = re.compile(r"bar\.|atom\.|red\.|(ld|st)\..*(relaxed|acquire|release)")

@@ -21,7 +21,6 @@ import torch
 
 from bench.compiled import KERNELS
 from tests.compiled import matrices
-from tests.compiled.arithmetic import MEANINGS
 from tests.compiled.memory import Memory
 from tests.compiled.order import Clock, Unordered
 from tests.compiled.parse import Unknown, parse
@@ -200,28 +199,6 @@ def test_memory_faults_are_named() -> None:
 def test_an_unknown_instruction_is_named(instruction: str) -> None:
     with pytest.raises(Unknown, match=f"expected one of the subset .* got '{re.escape(instruction)}'"):
         toy(NEIGHBOURS.replace("STEP", "32").replace("bar.sync \t0;", instruction))
-
-
-def test_arithmetic_wraps_and_rounds() -> None:
-    def of(opcode: str, *numbers: Any) -> Any:
-        meaning = MEANINGS[opcode]
-        sources = [np.array([number]).astype(kind) for number, kind in zip(numbers, meaning.sources, strict=True)]
-        with np.errstate(all="ignore"):
-            return meaning.of(*sources).astype(meaning.result)[0]
-
-    assert of("div.s32", -7, 2) == -3
-    assert of("shl.b32", 1, 32) == 0
-    assert of("shr.s32", -5, 40) == -1
-    assert of("bfe.s32", 0b1000000, 6, 1) == -1
-    assert of("bfe.u32", 0b1100000, 5, 2) == 3
-    assert of("prmt.b32", 0x88442211, 0, 0x7770) == 0x11
-    assert of("prmt.b32", 0x88442211, 0, 0x777B) == 0xFF
-    assert of("cvt.rzi.s32.f32", 3e9) == 2**31 - 1
-    assert of("cvt.rzi.s32.f32", np.nan) == 0
-    assert of("mul.hi.u32", 2**32 - 1, 2**32 - 1) == 2**32 - 2
-    assert not of("setp.ne.f32", np.nan, 0.0)
-    assert of("setp.neu.f32", np.nan, 0.0)
-    assert of("mul.rn.f32", 2.0**-100, 2.0**-40) == np.float32(2.0**-140)
 
 
 def test_matrices_multiply() -> None:

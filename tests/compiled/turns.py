@@ -1,7 +1,7 @@
 """Whose turn is it? Programs of a common launch run one after the other, those of a cooperative launch in turns.
 
-The order is one of chance. In a cooperative launch a program pauses behind barriers, atomics and jumps back, and the next one is
-drawn. One that polls and was told the same again sleeps until something polled has changed: others may have come to it by then.
+The order is one of chance. In a cooperative launch a program pauses behind barriers, atomics and jumps back, and the next is
+drawn. One that polls and was told the same again sleeps until something that is polled has changed.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Lanes = NDArray[Any]
+from tests.compiled.approximate import Lanes, flushed, logarithm, power, roughly
+
 WARP = 32
 TYPES = {f"{letter}{8 * size}": np.dtype(f"{code}{size}") for letter, code in (("u", "u"), ("s", "i"), ("b", "u"))
          for size in (1, 2, 4, 8)} | {f"f{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)}  # fmt: skip
@@ -78,39 +78,6 @@ def to_whole(a: Lanes, kind: np.dtype[Any]) -> Lanes:
         inside = np.trunc(np.nan_to_num(a.astype(np.float64), nan=0.0))
         whole = np.clip(inside, -(2.0**62), 2.0**62).astype(np.int64)
     return np.where(inside >= float(ends.max), ends.max, np.where(inside <= float(ends.min), ends.min, whole)).astype(kind)
-
-
-def flushed(a: Lanes) -> Lanes:
-    """.ftz: subnormals are zeros of their sign."""
-    found: Lanes = np.where(np.abs(a) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), a), a)
-    return found
-
-
-def astray(exact: Lanes, which: Lanes) -> Lanes:
-    """float32 up to two units off where ``which`` holds, never past zero or infinity."""
-    bits = exact.view(np.uint32) & 0x7FFFFFFF
-    units = np.random.default_rng(int(bits.sum(dtype=np.uint64))).integers(-2, 3, exact.shape)
-    moved = np.clip(bits + units, 0, 0x7F800000).astype(np.uint32).view(np.float32)
-    return np.where(which & np.isfinite(exact), np.copysign(moved, exact), exact)
-
-
-def roughly(a: Lanes, b: Lanes) -> Lanes:
-    """div.full: any number within two units of the quotient."""
-    exact = a / b
-    return astray(exact, np.abs(exact) > 1e-30)
-
-
-def power(a: Lanes) -> Lanes:
-    """ex2.approx: within two units, 1 of zeros."""
-    return astray(np.exp2(a.astype(np.float64)).astype(np.float32), a != 0)
-
-
-def logarithm(a: Lanes) -> Lanes:
-    """lg2.approx: within two units, and 2^-22 of numbers between 0.5 and 2."""
-    exact = np.log2(a.astype(np.float64))
-    near = np.random.default_rng(int(a.view(np.uint32).sum(dtype=np.uint64))).uniform(-(2.0**-22), 2.0**-22, a.shape)
-    middle = (a > 0.5) & (a < 2)
-    return astray((exact + np.where(middle, near, 0.0)).astype(np.float32), ~middle)
 
 
 def looked_up(a: Lanes, b: Lanes, c: Lanes, table: Lanes) -> Lanes:

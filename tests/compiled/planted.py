@@ -3,7 +3,8 @@
 "barrier": a ``bar.sync`` is gone; "barriers": several that stand together are. "address": a global access is one element
 further. "store": an atomic addition is a plain store, or a guarded store has lost its guard, so that lanes race. "release",
 "acquire": an atomic has lost it. "contraction": compiled with fused multiply-adds. What is not found on any problem is
-redundant there: no two threads touched a byte in the intervals that a barrier parted, or what was read elsewhere did not matter.
+redundant there: no two threads touched a byte in the intervals that a barrier parted, or what was read elsewhere did not
+matter.
 """
 
 from __future__ import annotations

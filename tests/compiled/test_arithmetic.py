@@ -89,7 +89,8 @@ def test_warps_are_reduced(verb: str, of: Any) -> None:
 
 
 def test_ceilings_and_whole_parts() -> None:
-    numbers = np.concatenate([RNG.normal(0, 1e3, 200), RNG.normal(0, 1e10, 50), [0.0, -0.0, 2.0, -2.0, -0.5]]).astype(np.float32)
+    numbers = np.concatenate([RNG.normal(0, 1e3, 200), RNG.normal(0, 1e10, 50), [0.0, -0.0, 2.0, -2.0, -0.5]])
+    numbers = numbers.astype(np.float32)
     for mode in ("", ".ftz"):
         assert np.array_equal(run(f"cvt.rpi{mode}.f32.f32", numbers), np.ceil(numbers))
         assert np.array_equal(run(f"cvt.rmi{mode}.f32.f32", numbers), np.floor(numbers))

@@ -130,3 +130,4 @@ def test_what_flushes_knows_no_subnormals() -> None:
     assert 0 < run("ex2.approx.f32", -127.0)[0] < TINY
     assert run("lg2.approx.ftz.f32", TINY / 2).tolist() == [-np.inf]
     assert abs(run("lg2.approx.f32", TINY / 2)[0] + 127) < 1e-4
+    assert set(run("ex2.approx.ftz.f32", np.linspace(-TINY, TINY, 100)[1:-1]).tolist()) == {1.0}

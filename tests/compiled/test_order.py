@@ -124,6 +124,53 @@ def test_plain_accesses_beside_atomics_are_races() -> None:
     assert toy(read) == ([4] * (THREADS + 1), [])
 
 
+def test_a_thread_passes_on_at_once_what_it_acquired() -> None:
+    """Threads 0 of the second and third program hand on what the first did, with no barrier; the fourth works on it."""
+    work = PASSED_ON[PASSED_ON.index("\tld.global.b32") : PASSED_ON.index("\tmov.b32 %r7")]
+    first = f"\tsetp.ne.b32 %p2, %r2, 0;\n\t@%p2 bra $ON;\n{work}$ON:\n\tmov.b32 %r7"
+    chain = PASSED_ON.replace(work, "").replace("\tmov.b32 %r7", first)
+    last = f"\tsetp.ne.b32 %p2, %r2, 3;\n\t@%p2 bra $END;\n\tbar.sync \t0;\n{work}$END:\n\tret;"
+    poll = PASSED_ON[PASSED_ON.index("\t@%p1 st.shared") : PASSED_ON.index("\tsetp.ne.b32")]
+    own = chain.replace(poll, "").replace(POLL, "ld.relaxed.gpu.global.b32 %r4, [ %rd1 + 256 ];\n\t" + POLL)
+    content, found = toy(own.replace("\tret;", last))
+    assert (content[:THREADS], found) == ([2] * THREADS, [])
+
+
+# What two programs do to a word with no order between them, and whether that is a race.
+TWO = """
+	ld.param.b64 %rd1, [toy_param_0];
+	mov.u32 %r1, %tid.x;
+	mov.u32 %r2, %ctaid.x;
+	setp.eq.b32 %p1, %r1, 0;
+	mov.b32 %r7, 1;
+	setp.eq.b32 %p2, %r2, 0;
+	@%p2 bra $OTHER;
+	@%p1 FIRST;
+	ret;
+$OTHER:
+	@%p1 SECOND;
+	ret;
+}
+"""
+DOES = {
+    "load": "ld.global.b32 { %r3 }, [ %rd1 + 0 ]", "store": "st.global.b32 [ %rd1 + 0 ], { %r7 }",
+    "atomic load": "ld.global.gpu.acquire.b32 %r3, [ %rd1 + 0 ]", "atomic store": "st.release.gpu.global.b32 [ %rd1 + 0 ], %r7",
+    "addition": "red.global.gpu.relaxed.add.u32 [ %rd1 + 0 ], %r7",
+    "maximum": "atom.global.gpu.acq_rel.max.u32 %r3, [ %rd1 + 0 ], %r7",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", DOES)
+@pytest.mark.parametrize("second", DOES)
+def test_two_touch_a_word(first: str, second: str) -> None:
+    changes = first, second
+    race = not {*changes} <= {"load", "atomic load"} and bool({*changes} & {"load", "store"})
+    for seed in range(2):
+        found = toy(TWO.replace("FIRST", DOES[first]).replace("SECOND", DOES[second]), 2, seed)[1]
+        # Of equal stores nobody can tell.
+        assert [what.partition(":")[0] for what in found] == (["equal"] if changes == ("store", "store") else ["race"] * race)
+
+
 @pytest.mark.parametrize("poll", [POLL, "@%p1 ld.global.b32 { %r3 }, [ %rd1 + 256 ];"], ids=["atomic", "plain"])
 def test_waiting_for_ever_is_an_error(poll: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.compiled.turns.CALM", 3000)

@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 
-from tests.compiled.arithmetic import TYPES, Lanes
+from tests.compiled.approximate import Lanes
+from tests.compiled.arithmetic import TYPES
 from tests.compiled.parse import Instruction, words
 from tests.compiled.registers import Program, Step, address_of, chosen, kind_of, reader, unset
 

@@ -123,7 +123,8 @@ class Ordered:
         if found.any():
             for which, clock in self.pending[own]:
                 found &= ~(which[threads] & (at <= clock[who]))
-        return found.any(0)
+        anywhere: Mask = np.logical_or.reduce(found, 0)
+        return anywhere
 
     def _stored(self, cells: Index, threads: Index) -> Mask:
         return self._unseen(self.stored_by[cells][None], self.stored_at[cells][None], threads)

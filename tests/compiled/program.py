@@ -12,7 +12,8 @@ import numpy as np
 
 from tests.compiled import matrices
 from tests.compiled.access import access
-from tests.compiled.arithmetic import MEANINGS, PREDICATE, Lanes
+from tests.compiled.approximate import Lanes
+from tests.compiled.arithmetic import MEANINGS, PREDICATE
 from tests.compiled.parse import LEAVES, PAUSES, Instruction, Kernel, words
 from tests.compiled.registers import Program, Step, address_of, chosen, kind_of, reader, write
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.compiled.arithmetic import PREDICATE, Lanes
+from tests.compiled.approximate import Lanes
+from tests.compiled.arithmetic import PREDICATE
 from tests.compiled.memory import GAP, Memory
 from tests.compiled.parse import Instruction
 

@@ -103,7 +103,8 @@ def test_ceilings_and_whole_parts() -> None:
 
 
 def units(found: NDArray[Any], exact: NDArray[Any]) -> NDArray[Any]:
-    return np.abs(found - exact) / np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    off: NDArray[Any] = np.abs(found - exact) / np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    return off
 
 
 @pytest.mark.parametrize("mode", ["", ".ftz"])

@@ -35,9 +35,9 @@ def report(emulator: Emulator, began: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared(cases: list[Case]) -> dict[str, Any]:
+def compared(cases: list[Case], seed: int) -> dict[str, Any]:
     """Each case, way and launch shape; the differences are told, not raised."""
-    began, emulator = time.perf_counter(), Emulator()
+    began, emulator = time.perf_counter(), Emulator(seed=seed)
     updates, count, differences = 0, 0, []
     for case in cases:
         for fused in (False, True):
@@ -50,8 +50,8 @@ def compared(cases: list[Case]) -> dict[str, Any]:
     return {"problems": count, "site_updates": updates, "differences": differences, **report(emulator, began)}
 
 
-def standard(way: str, fused: bool, sweeps: int) -> dict[str, Any]:
-    began, emulator = time.perf_counter(), Emulator()
+def standard(way: str, fused: bool, sweeps: int, seed: int) -> dict[str, Any]:
+    began, emulator = time.perf_counter(), Emulator(seed=seed)
     differ, updates = problems.standard(emulator, way, fused, sweeps)
     kernel = f"{way}_{'fused' if fused else 'phase'}"
     site = round(32 * emulator.executed[kernel] / updates, 1)
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--way", choices=problems.WAYS, default="gather", help="of the standard problem")
     parser.add_argument("--fused", action="store_true", help="one program for all phases of the standard problem")
     parser.add_argument("--sweeps", type=int, default=1, help="of the standard problem")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of programs")
     parser.add_argument("--kernels", nargs="*", choices=KERNELS, default=KERNELS, help="to plant in")
     parser.add_argument("--kinds", nargs="*", choices=list(planted.PATTERNS), default=list(planted.PATTERNS), help="of faults")
     options = parser.parse_args()
@@ -81,9 +82,9 @@ def main() -> None:
 
         found = {name: by for poll in team.POLLS for name, by in team.verdicts(poll).items()}
     elif options.what == "standard":
-        found = standard(options.way, options.fused, options.sweeps)
+        found = standard(options.way, options.fused, options.sweeps, options.seed)
     else:
-        found = compared(problems.SMALL if options.what == "small" else problems.FULL)
+        found = compared(problems.SMALL if options.what == "small" else problems.FULL, options.seed)
     print(json.dumps(found, indent=1))
 
 

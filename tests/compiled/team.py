@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from tests.compiled.launch import Emulator
+from tests.compiled.launch import Emulator, emulated
 from tests.compiled.planted import line_of, places, plant
 
 TEAM, TEAMS, BLOCK, ROUNDS = 3, 2, 64, 3
@@ -86,7 +86,8 @@ def play(emulator: Emulator, poll: str, awaited: int = TEAM, cooperative: bool =
     given |= {"POLL": POLLS[poll], "TEAM": TEAM, "BLOCK": BLOCK}
     options = {"num_warps": 2, "enable_fp_fusion": False, "launch_cooperative_grid": cooperative}
     try:
-        emulator.launch(relay, (TEAM * TEAMS,), given, options)
+        with emulated(emulator):
+            relay[(TEAM * TEAMS,)](**given, **options)
     except ValueError as error:
         return str(error)
     differ = int((rows.numpy() != right).sum())

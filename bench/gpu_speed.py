@@ -1,8 +1,8 @@
 """How many site updates a nanosecond on this card, and by which launch shape? Sweeps of the standard problem, by events.
 
 A row is one way, batch and kind. Chains that have settled are timed in calls of 10 sweeps and of 30: a call's first sweep may
-build the field, so the slope between the two is what a sweep itself takes (``sweep_us``), and ``updates_per_ns`` is of calls of
-10. ``first`` is the first ten sweeps after `Sampler.init`. A throughput means nothing without its flip rate, which stands beside.
+build the field, so the slope between the two is what a sweep itself takes (``sweep_us``), and ``updates_per_ns`` is of calls
+of 10. ``first`` is the first ten sweeps after `Sampler.init`. A throughput means nothing without its flip rate beside it.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -13,11 +13,16 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
 from bench.gpu_jobs import Found, Job, Setting
-from bench.problem import KINDS, Standard, standard
+
+if TYPE_CHECKING:
+    from tritoncrf import GridCRF
+
+KINDS = ("calm", "busy", "hot")
 
 BATCHES = (128, 16, 1)
 FEW, MANY, SETTLED = 10, 30, 40
@@ -27,22 +32,28 @@ Candidate = Mapping[str, int | str | bool]
 
 
 @cache
-def problem(kind: str) -> Standard:
-    return standard(kind)
+def problem(kind: str, toy: bool) -> tuple[GridCRF, Tensor]:
+    """The standard problem's CRF and logits; nine of its pixels and the two nearest displacements at toy size."""
+    import tritoncrf as tc
+    from bench.problem import standard
+
+    asked = standard(kind)
+    if not toy:
+        return asked.crf, asked.logits
+    hood = tc.Neighborhood.from_offsets(asked.crf.neighborhood.offsets[:2])
+    return tc.GridCRF(asked.crf.num_labels, hood, asked.crf.pairwise.detach()[:2]), asked.logits[:, :, 60:63, 160:163]
 
 
 def row(setting: Setting, way: str, images: int, kind: str, engine: str = "triton", wide: bool = False) -> Found:
     """One row of the table; wide: one entry of the tables fits no int16, so that float32 rows are read."""
     import tritoncrf as tc
 
-    asked = problem(kind)
-    tables, logits = asked.crf.pairwise.detach().clone(), asked.logits
-    if setting.toy:
-        logits = logits[:, :, 60:63, 160:163]
+    asked, logits = problem(kind, setting.toy)
+    tables = asked.pairwise.detach().clone()
     if wide:
         # Of one pair of labels at one offset: chains move as they did, near enough.
         tables[0, 1, 2] = 8.0
-    crf = tc.GridCRF(asked.crf.num_labels, asked.crf.neighborhood, tables).to(setting.device)
+    crf = tc.GridCRF(asked.num_labels, asked.neighborhood, tables).to(setting.device)
     sampler = tc.Sampler(crf, engine, seed=1, way=way)
     logits = logits.to(setting.device).expand(images, -1, -1, -1)
     slow = setting.toy or engine == "torch"
@@ -125,14 +136,13 @@ def shaped(candidate: Candidate) -> Iterator[None]:
             setattr(shapes.Launch, name, value)
 
 
-def labels(setting: Setting, way: str, images: int, kind: str) -> torch.Tensor:
+def labels(setting: Setting, way: str, images: int, kind: str) -> Tensor:
     """Of three sweeps, ``[N, 1, S]`` as chains hold them."""
     import tritoncrf as tc
 
-    logits = problem(kind).logits
-    logits = (logits[:, :, 60:63, 160:163] if setting.toy else logits).to(setting.device).expand(images, -1, -1, -1)
-    sampler = tc.Sampler(problem(kind).crf.to(setting.device), "triton", seed=1, way=way)
-    return sampler.run(sampler.init(logits), 3).rows
+    crf, logits = problem(kind, setting.toy)
+    sampler = tc.Sampler(crf.to(setting.device), "triton", seed=1, way=way)
+    return sampler.run(sampler.init(logits.to(setting.device).expand(images, -1, -1, -1)), 3).rows
 
 
 def compiled(setting: Setting, candidate: Candidate) -> Found:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,7 @@ FIGURES = {
 }  # fmt: skip
 LINE = re.compile(r"^ {4}(?P<name>\S.*?) {2,}(?:(?P<unit>[^\s\d]\S*) +)?(?P<value>[\d,]+(?:\.\d+)?)\s*$")
 STALL = re.compile(r"stalled_(?P<reason>\w+?)_per_issue_active\.ratio")
+TOP_STALL = re.compile(r"spends ([\d.]+) cycles being stalled (.+?)\. ")
 
 
 def figures(text: str) -> Found:
@@ -49,6 +51,8 @@ def figures(text: str) -> Found:
         elif key := FIGURES.get(match["name"]):
             unit = match["unit"]
             found[f"{key}_{unit}" if key == "duration" else key] = value
+    if top := TOP_STALL.search(" ".join(text.split())):
+        found["top_stall"] = f"{top[1]} cycles {top[2]}"
     return found | {"stalls": dict(sorted(stalls.items(), key=lambda pair: -pair[1]))}
 
 
@@ -68,18 +72,26 @@ def told(command: list[str], seconds: float, extra: dict[str, str] | None = None
 
 
 def profiled_by(ncu: str, way: str, out: Path, seconds: float) -> Found:
-    asked = [word for section in SECTIONS for word in ("--section", section)]
-    asked += ["--metrics", "regex:^" + STALLS.format(".*").replace(".ratio", r"\.ratio") + "$"]
-    code, text = told(
-        [ncu, "--clock-control", "none", "-k", f"regex:{KERNELS[way]}", "--launch-skip", "2", "--launch-count", "1", *asked,
-         sys.executable, "-m", "bench.gpu_tools", "profiled", way], min(seconds, TOOL_SECONDS),
-    )  # fmt: skip
+    sections = [word for section in SECTIONS for word in ("--section", section)]
+    stalls = ["--metrics", "regex:^" + STALLS.format(".*").replace(".ratio", r"\.ratio") + "$"]
+    until, code, text = time.monotonic() + min(seconds, TOOL_SECONDS), 1, ""
+    # Sections alone where this ncu knows no such metrics, which it says at once.
+    for asked in (sections + stalls, sections):
+        code, text = told(
+            [ncu, "--clock-control", "none", "-k", f"regex:{KERNELS[way]}", "--launch-skip", "2", "--launch-count", "1",
+             *asked, sys.executable, "-m", "bench.gpu_tools", "profiled", way], until - time.monotonic(),
+        )  # fmt: skip
+        if code == 0 or code == -signal.SIGKILL:
+            break
     (out / f"ncu_{way}.txt").write_text(text)
     found = figures(text)
-    if code or len(found) == 1:
-        last = " ".join(text.split())[-300:]
-        return found | {FAILED: f"ncu ended with {code} and {'no' if len(found) == 1 else 'some'} figures: {last}"}
+    if code or "instructions" not in found:
+        return found | {FAILED: f"ncu ended with {code}, {len(found) - 1} figures in its text: {tail(text)}"}
     return found
+
+
+def tail(text: str) -> str:
+    return " ".join(text.split())[-300:]
 
 
 def profile(setting: Setting, out: Path, seconds: float) -> list[Job]:
@@ -94,8 +106,8 @@ def sanitized_by(sanitizer: str, tool: str, out: Path, seconds: float) -> Found:
     # Blocks of torch's own allocator would hide what lies past a tensor's end.
     code, text = told(command, min(seconds, TOOL_SECONDS), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     (out / f"sanitizer_{tool}.txt").write_text(text)
-    last = text.strip().splitlines()[-1:] or [""]
-    return {"last_line": last[0]} | ({FAILED: f"{tool} ended with {code}: {last[0][:300]}"} if code else {})
+    last = tail(text.strip().rpartition("\n")[2])
+    return {"last_line": last} | ({FAILED: f"{tool} ended with {code}: {last}"} if code else {})
 
 
 def sanitizer(setting: Setting, out: Path, seconds: float) -> list[Job]:

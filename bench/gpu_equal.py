@@ -81,6 +81,7 @@ def named(labels: int, way: str, fused: bool, groups: tuple[str, ...]) -> str:
 
 def equality(setting: Setting) -> list[Job]:
     """20 labels first, in jobs of their own: speed and profile read their compiled kernels later."""
+    rows: list[tuple[int, str, bool, tuple[str, ...]]]
     if setting.toy:
         rows = [(2, "gather", True, ("single",)), (2, "incremental", False, ("seeing",))]
     else:
@@ -95,6 +96,7 @@ def equality(setting: Setting) -> list[Job]:
 
 def rare(setting: Setting) -> list[Job]:
     """33 and 64 labels, whose kernels compile for half a minute each."""
+    rows: list[tuple[int, str, bool, tuple[str, ...]]]
     if setting.toy:
         rows = [(33, "gather", False, ("single",))]
     else:
@@ -132,7 +134,9 @@ def steps(setting: Setting) -> list[Job]:
 
     # The interpreter's own tests have both.
     methods = ("pcd",) if setting.toy else ("pcd", "cd")
-    rows = [(name, (method,)) for name in ("steps_never_wait", "captured_steps_agree") for method in methods]
+    rows: list[tuple[str, tuple[str, ...]]] = [
+        (name, (method,)) for name in ("steps_never_wait", "captured_steps_agree") for method in methods
+    ]  # fmt: skip
     rows += [("loss_is_voided", FAULTS), ("chains_are_voided", WAYS)]
     jobs: list[Job] = [(f"{name}, {', '.join(given)}", partial(body, setting, name, given)) for name, given in rows]
     return [("the paper's network never waits", partial(never_waits, setting)), *jobs]

@@ -88,7 +88,7 @@ def answer(job: Job) -> tuple[str, Found]:
     name, work = job
     began = time.perf_counter()
     try:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             # Raises what an earlier job of this process left behind, before it is taken for this one's.
             torch.cuda.synchronize()
     except Exception as error:

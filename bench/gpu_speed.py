@@ -5,15 +5,14 @@ build the field, so the slope between the two is what a sweep itself takes (``sw
 of 10. ``first`` is the first ten sweeps after `Sampler.init`. A throughput means nothing without its flip rate beside it.
 """
 
-# mypy: disable-error-code="import-not-found"
-
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -112,8 +111,7 @@ def named(way: str, images: int, kind: str) -> str:
 def shaped(candidate: Candidate) -> Iterator[None]:
     """Sweeps inside are launched with the candidate's values in place of the table's: of a launch shape's fields, or of what it
     works out from them. The one place that knows how to ask for it."""
-    from tritoncrf.kernels import shapes
-
+    shapes: Any = importlib.import_module("tritoncrf.kernels.shapes")
     wanted = {name: value for name, value in candidate.items() if name not in ("way", "images", "kind")}
     fields = {field.name for field in dataclasses.fields(shapes.Launch)}
     derived = {name for name, value in vars(shapes.Launch).items() if isinstance(value, property)}
@@ -122,18 +120,23 @@ def shaped(candidate: Candidate) -> Iterator[None]:
     choose, kept = shapes.choose, {name: vars(shapes.Launch)[name] for name in wanted.keys() & derived}
     changes = {name: value for name, value in wanted.items() if name in fields}
 
-    def chosen(*given: object, **named: object) -> object:
-        return dataclasses.replace(choose(*given, **named), **changes)
+    def chosen(*asked: object, **named: object) -> Any:
+        return dataclasses.replace(choose(*asked, **named), **changes)
 
     shapes.choose = chosen
     for name in kept:
-        setattr(shapes.Launch, name, property(lambda self, value=wanted[name]: value))
+        setattr(shapes.Launch, name, property(partial(given, wanted[name])))
     try:
         yield
     finally:
         shapes.choose = choose
         for name, value in kept.items():
             setattr(shapes.Launch, name, value)
+
+
+def given(value: object, launch: object) -> object:
+    """What a property answers in place of what it works out."""
+    return value
 
 
 def labels(setting: Setting, way: str, images: int, kind: str) -> Tensor:

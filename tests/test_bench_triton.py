@@ -68,7 +68,9 @@ def test_the_bodies_run() -> None:
 
 
 # Beside what the command does by itself.
-CANDIDATE = {"way": "incremental", "images": 2, "kind": "calm", "fused": True, "block": 32, "scan": 64}
+CANDIDATE: dict[str, int | str | bool] = {
+    "way": "incremental", "images": 2, "kind": "calm", "fused": True, "block": 32, "scan": 64,
+}  # fmt: skip
 
 
 def test_a_bare_machine_goes_through_every_stage(tmp_path: Path) -> None:

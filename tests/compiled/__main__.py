@@ -1,7 +1,8 @@
 """Does the compiled code give the torch engine's labels? ``python -m tests.compiled small`` says so as JSON, with no GPU.
 
 ``small`` and ``full`` compare problems in both ways and both launch shapes; ``standard`` the problem of 130 x 330 sites, 20
-labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it. Not with TRITON_INTERPRET.
+labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it, ``team`` the same of a small kernel
+whose programs wait for each other. Not with TRITON_INTERPRET.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -34,9 +35,9 @@ def report(emulator: Emulator, began: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared(cases: list[Case]) -> dict[str, Any]:
+def compared(cases: list[Case], seed: int) -> dict[str, Any]:
     """Each case, way and launch shape; the differences are told, not raised."""
-    began, emulator = time.perf_counter(), Emulator()
+    began, emulator = time.perf_counter(), Emulator(seed=seed)
     updates, count, differences = 0, 0, []
     for case in cases:
         for fused in (False, True):
@@ -49,8 +50,8 @@ def compared(cases: list[Case]) -> dict[str, Any]:
     return {"problems": count, "site_updates": updates, "differences": differences, **report(emulator, began)}
 
 
-def standard(way: str, fused: bool, sweeps: int) -> dict[str, Any]:
-    began, emulator = time.perf_counter(), Emulator()
+def standard(way: str, fused: bool, sweeps: int, seed: int) -> dict[str, Any]:
+    began, emulator = time.perf_counter(), Emulator(seed=seed)
     differ, updates = problems.standard(emulator, way, fused, sweeps)
     kernel = f"{way}_{'fused' if fused else 'phase'}"
     site = round(32 * emulator.executed[kernel] / updates, 1)
@@ -62,10 +63,11 @@ def standard(way: str, fused: bool, sweeps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["small", "full", "standard", "planted"])
+    parser.add_argument("what", choices=["small", "full", "standard", "planted", "team"])
     parser.add_argument("--way", choices=problems.WAYS, default="gather", help="of the standard problem")
     parser.add_argument("--fused", action="store_true", help="one program for all phases of the standard problem")
     parser.add_argument("--sweeps", type=int, default=1, help="of the standard problem")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of programs")
     parser.add_argument("--kernels", nargs="*", choices=KERNELS, default=KERNELS, help="to plant in")
     parser.add_argument("--kinds", nargs="*", choices=list(planted.PATTERNS), default=list(planted.PATTERNS), help="of faults")
     options = parser.parse_args()
@@ -74,10 +76,15 @@ def main() -> None:
         found: dict[str, Any] = {}
         for kernel in options.kernels:
             found |= planted.verdicts(kernel, tuple(options.kinds))
+    elif options.what == "team":
+        # Compiled kernels need Triton to be read.
+        from tests.compiled import team
+
+        found = {name: by for poll in team.POLLS for name, by in team.verdicts(poll).items()}
     elif options.what == "standard":
-        found = standard(options.way, options.fused, options.sweeps)
+        found = standard(options.way, options.fused, options.sweeps, options.seed)
     else:
-        found = compared(problems.SMALL if options.what == "small" else problems.FULL)
+        found = compared(problems.SMALL if options.what == "small" else problems.FULL, options.seed)
     print(json.dumps(found, indent=1))
 
 

@@ -1,7 +1,7 @@
 """What does an instruction compute? Each opcode of the subset as a function of numpy arrays, one number a thread.
 
 Whole numbers wrap. float32 is IEEE with subnormals and one rounding an operation, as PTX has it without ``.ftz``; there is no
-fused multiply-add, for where labels are decided none may be. ``div.full`` may err by two units, so it does, at random.
+fused multiply-add, for where labels are decided none may be. What may err, ``div.full`` and ``.approx``, does so at random.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Lanes = NDArray[Any]
+from tests.compiled.approximate import Lanes, flushed, logarithm, power, roughly
+
 WARP = 32
 TYPES = {f"{letter}{8 * size}": np.dtype(f"{code}{size}") for letter, code in (("u", "u"), ("s", "i"), ("b", "u"))
          for size in (1, 2, 4, 8)} | {f"f{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)}  # fmt: skip
@@ -80,17 +80,24 @@ def to_whole(a: Lanes, kind: np.dtype[Any]) -> Lanes:
     return np.where(inside >= float(ends.max), ends.max, np.where(inside <= float(ends.min), ends.min, whole)).astype(kind)
 
 
-def floor_flushed(a: Lanes) -> Lanes:
-    """cvt.rmi.ftz."""
-    return np.floor(np.where(np.abs(a) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), a), a))
+def looked_up(a: Lanes, b: Lanes, c: Lanes, table: Lanes) -> Lanes:
+    """lop3: bit by bit, the table's bit 4 a + 2 b + c."""
+    found = np.zeros_like(a)
+    for place in range(8):
+        match = (a if place & 4 else ~a) & (b if place & 2 else ~b) & (c if place & 1 else ~c)
+        found |= np.where(table >> np.uint32(place) & 1 != 0, match, 0).astype(a.dtype)
+    return found
 
 
-def roughly(a: Lanes, b: Lanes) -> Lanes:
-    """div.full: any number within two units of the quotient."""
-    exact = a / b
-    units = np.random.default_rng(int(exact.view(np.uint32).sum(dtype=np.uint64))).integers(-2, 3, exact.shape, dtype=np.int32)
-    normal = np.isfinite(exact) & (np.abs(exact) > 1e-30)
-    return np.where(normal, (exact.view(np.int32) + np.where(normal, units, 0)).view(np.float32), exact)
+def funnel(left: bool, wraps: bool) -> Callable[..., Lanes]:
+    """shf: of the 64 bits b, a the upper half after a shift to the left, the lower after one to the right."""
+
+    def of(a: Lanes, b: Lanes, by: Lanes) -> Lanes:
+        both, by = b.astype(np.uint64) << np.uint64(32) | a, (by & 31 if wraps else np.minimum(by, 32)).astype(np.uint64)
+        found: Lanes = ((both << by) >> np.uint64(32) if left else both >> by).astype(np.uint32)
+        return found
+
+    return of
 
 
 def shuffled(kind: str) -> Callable[..., Lanes]:
@@ -108,11 +115,15 @@ def shuffled(kind: str) -> Callable[..., Lanes]:
     return of
 
 
-def summed(a: Lanes, members: Lanes) -> Lanes:
-    """redux.sync.add of whole warps."""
-    if (members != 0xFFFFFFFF).any():
-        raise ValueError("redux: expected whole warps, got parts of them")
-    return np.repeat(a.reshape(-1, WARP).sum(1, dtype=np.int32), WARP)
+def reduced(of: Any) -> Callable[..., Lanes]:
+    """redux.sync of whole warps."""
+
+    def whole(a: Lanes, members: Lanes) -> Lanes:
+        if (members != 0xFFFFFFFF).any():
+            raise ValueError("redux: expected whole warps, got parts of them")
+        return np.repeat(of.reduce(a.reshape(-1, WARP), 1, dtype=a.dtype), WARP)
+
+    return whole
 
 
 def selected(a: Lanes, b: Lanes, which: Lanes) -> Lanes:
@@ -136,11 +147,13 @@ def _conversions() -> dict[str, Meaning]:
             found[f"cvt.rn.{to}.{source}"] = Meaning(TYPES[to], (TYPES[source],), lambda a, to=TYPES[to]: a.astype(to))
     for to, source, mode in (("f64", "f32", ""), ("f32", "f16", ""), ("f32", "f64", ".rn")):
         found[f"cvt{mode}.{to}.{source}"] = Meaning(TYPES[to], (TYPES[source],), lambda a, to=TYPES[to]: a.astype(to))
-    for to in ("s32", "s64"):
-        for source in ("f32", "f64"):
-            found[f"cvt.rzi.{to}.{source}"] = Meaning(TYPES[to], (TYPES[source],), lambda a, to=TYPES[to]: to_whole(a, to))
-    found["cvt.rmi.ftz.f32.f32"] = Meaning(TYPES["f32"], (TYPES["f32"],), floor_flushed)
-    found["cvt.rmi.f32.f32"] = Meaning(TYPES["f32"], (TYPES["f32"],), np.floor)
+    for to in ("s32", "s64", "u32"):
+        for source, mode in (("f32", ""), ("f32", ".ftz"), ("f64", "")):
+            whole: Any = lambda a, to=TYPES[to]: to_whole(a, to)  # noqa: E731
+            found[f"cvt.rzi{mode}.{to}.{source}"] = Meaning(TYPES[to], (TYPES[source],), whole)
+    for mode, of in (("rmi", np.floor), ("rpi", np.ceil)):
+        found[f"cvt.{mode}.f32.f32"] = Meaning(TYPES["f32"], (TYPES["f32"],), of)
+        found[f"cvt.{mode}.ftz.f32.f32"] = Meaning(TYPES["f32"], (TYPES["f32"],), lambda a, of=of: of(flushed(a)))
     # A bfloat16 is a float32's upper half.
     found["cvt.f32.bf16"] = Meaning(TYPES["u32"], (TYPES["u16"],), lambda a: a.astype(np.uint32) << np.uint32(16))
     return found
@@ -191,6 +204,7 @@ def _table() -> dict[str, Meaning]:
         found |= {f"{verb}.{name}": Meaning(kind, (kind, kind), of) for verb, of in bits.items()}
         if name != "pred":
             found[f"shl.{name}"] = Meaning(kind, (kind, TYPES["u32"]), shift_left)
+            found[f"shr.{name}"] = Meaning(kind, (kind, TYPES["u32"]), shift_right)
     for name in ("f32", "f64"):
         kind = TYPES[name]
         for verb, of in REAL.items():
@@ -202,7 +216,16 @@ def _table() -> dict[str, Meaning]:
     found["div.full.f32"] = Meaning(TYPES["f32"], (TYPES["f32"],) * 2, roughly)
     found["prmt.b32"] = Meaning(word, (word,) * 3, permuted)
     found |= {f"shfl.sync.{kind}.b32": Meaning(word, (word,) * 4, shuffled(kind)) for kind in ("up", "down", "bfly", "idx")}
-    found["redux.sync.add.s32"] = Meaning(TYPES["s32"], (TYPES["s32"], word), summed)
+    for verb in ("add", "min", "max"):
+        for name in ("s32", "u32"):
+            found[f"redux.sync.{verb}.{name}"] = Meaning(TYPES[name], (TYPES[name], word), reduced(WHOLE[verb]))
+    found["lop3.b32"] = Meaning(word, (word,) * 4, looked_up)
+    for mode in ("wrap", "clamp"):
+        found |= {f"shf.{way}.{mode}.b32": Meaning(word, (word,) * 3, funnel(way == "l", mode == "wrap")) for way in "lr"}
+    real = TYPES["f32"]
+    found |= {f"{name}.approx.f32": Meaning(real, (real,), of) for name, of in (("ex2", power), ("lg2", logarithm))}
+    found["ex2.approx.ftz.f32"] = Meaning(real, (real,), lambda a: flushed(power(flushed(a))))
+    found["lg2.approx.ftz.f32"] = Meaning(real, (real,), lambda a: logarithm(flushed(a)))
     return found
 
 

@@ -1,7 +1,7 @@
 """How is a launch emulated? Each is compiled for sm_90 as Triton would for these arguments, and its PTX run on CPU tensors.
 
-Programs run one after the other in an order of chance: what depends on their order is a race. What a kernel's launcher made
-with ``torch.empty`` counts as unwritten until a kernel wrote it, and is filled with what no answer looks like.
+Programs run one after the other in an order of chance, or in turns where the launch is cooperative. What a kernel's launcher
+made with ``torch.empty`` counts as unwritten until a kernel wrote it, and is filled with what no answer looks like.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.compiled.memory import Clock, Memory
+from tests.compiled.memory import Memory
+from tests.compiled.order import Clock, Ordered, Unordered
 from tests.compiled.parse import parse
-from tests.compiled.program import Code, Program
+from tests.compiled.program import Code
+from tests.compiled.registers import Program
+from tests.compiled.turns import alone, together
 
 TYPES = {
     torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8",
@@ -41,6 +45,8 @@ class Emulator:
 
     edits: dict[str, str] = field(default_factory=dict)
     """PTX -> PTX to run in its place, to plant a fault."""
+    seed: int = 0
+    """Of the order of programs."""
     contract: str = ""
     """The kernel to compile with contraction, as no launcher does."""
     found: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
@@ -65,6 +71,9 @@ class Emulator:
 
     def launch(self, kernel: Any, grid: tuple[int, ...], given: dict[str, Any], options: dict[str, Any]) -> None:
         signature, constants, aligned, running = arguments(kernel, given)
+        # Of no matter to the code.
+        cooperative = bool(options.get("launch_cooperative_grid"))
+        options = {name: value for name, value in options.items() if name != "launch_cooperative_grid"}
         if self.contract == kernel.__name__:
             options = options | {"enable_fp_fusion": True}
         key = (kernel.__name__, *map(str, (signature, constants, aligned, options)))
@@ -76,10 +85,10 @@ class Emulator:
             self.code[key] = Code(parse(self.edits.get(text, text))), shared
             self.seconds["compile"] += time.perf_counter() - began
         began = time.perf_counter()
-        self.run(*self.code[key], grid[0], running)
+        self.run(*self.code[key], grid[0], running, cooperative)
         self.seconds[kernel.__name__] += time.perf_counter() - began
 
-    def run(self, code: Code, shared: int, programs: int, running: list[tuple[str, Tensor | NDArray[Any]]]) -> None:
+    def run(self, code: Code, shared: int, programs: int, running: list[tuple[str, Any]], cooperative: bool = False) -> None:
         kernel = code.kernel
         clock = Clock(kernel.name, found=self.found)
         # Each storage once, whatever tensors see it; cells of a byte where one holds bytes.
@@ -91,7 +100,7 @@ class Emulator:
                 content = bytes_of(storage)
                 written = self.fresh.get(storage.data_ptr(), (None, None))[1]
                 starts[storage.data_ptr()] = memory.add(name, content, written)
-        memory.open()
+        memory.open(partial(Ordered, programs=programs, threads=kernel.threads) if cooperative else Unordered)
         values = []
         for _, value in running:
             if isinstance(value, Tensor):
@@ -100,17 +109,18 @@ class Emulator:
             values.append(np.repeat(value, kernel.threads))
         # Behind the kernel's own come pointers to scratch that it does not use.
         values += [np.zeros(kernel.threads, np.uint64)] * (len(kernel.parameters) - len(values))
-        for number in np.random.default_rng(programs).permutation(programs):
+
+        def made(number: int) -> Program:
             own = Memory(clock, 1)
             own.add("shared", np.zeros(shared, np.uint8), np.zeros(shared, np.uint8))
             own.open()
-            program = Program(int(number), kernel.threads, values, memory, own)
-            clock.program = int(number)
-            with np.errstate(all="ignore"):
-                code.run(program)
-            clock.interval += 1
-            clock.warp_interval += 1
-            self.executed[kernel.name] += program.executed * kernel.threads // WARP
+            return Program(number, kernel.threads, values, memory, own)
+
+        rng = np.random.default_rng([self.seed, programs])
+        order = rng.permutation(programs).tolist()
+        with np.errstate(all="ignore"):
+            for program in together(code, order, made, rng) if cooperative else alone(code, order, made):
+                self.executed[kernel.name] += program.executed * kernel.threads // WARP
         memory.close()
         self.launches[kernel.name] += 1
         self.programs[kernel.name] += programs

@@ -1,39 +1,27 @@
 """Who touched which bytes? Memory that checks bounds, unwritten bytes and alignment, and finds races by barrier intervals.
 
 Between two barriers of a program no thread may touch what another wrote, nor write what another read; within a warp a
-``bar.warp.sync`` between the two is enough. Programs of a launch are never ordered, so between them no barrier helps. Atomic
-additions may meet each other. Stores of the value that stands there already are counted apart, as "equal".
+``bar.warp.sync`` between the two is enough. What lies between programs `order` says; between them no barrier helps. Atomic
+operations may meet each other. Stores of the value that stands there already are counted apart, as "equal".
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Index = NDArray[np.int64]
+from tests.compiled.order import Clock, Index, Ordered, Unordered
+
 Bytes = NDArray[np.uint8]
 GAP = 4096
 WARP = 32
-SEVERAL = -2
-
-
-@dataclass
-class Clock:
-    """Where a launch stands: which program runs, its barrier intervals, and what was found."""
-
-    kernel: str
-    program: int = 0
-    interval: int = 0
-    warp_interval: int = 0
-    line: str = ""
-    found: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
-    """(what, kernel, line, tensor) -> how often."""
-
-    def note(self, what: str, where: str) -> None:
-        self.found[what, self.kernel, self.line, where] += 1
+# Of atomic operations, by what they are called.
+VERBS: dict[str, Any] = {
+    "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+}  # fmt: skip
 
 
 class Marks:
@@ -83,7 +71,8 @@ class Memory:
         self.size = (start + len(content) + 2 * GAP - 1) // GAP * GAP
         return start
 
-    def open(self) -> None:
+    def open(self, between: Callable[[int, Clock], Unordered | Ordered] | None = None) -> None:
+        """between: made of how many cells there are, it tells races with other programs; None for what one program has."""
         self.content = np.full(self.size, 0x7F, np.uint8)
         self.inside, self.written = np.zeros(self.size, bool), np.zeros(self.size, bool)
         for start, content, written, _ in self.blocks:
@@ -92,7 +81,8 @@ class Memory:
             self.written[stretch] = True if written is None else written
         cells = self.size // self.cell
         self.stores, self.loads, self.atomics = Marks(cells), Marks(cells), Marks(cells)
-        self.stored_by, self.loaded_by, self.added_by = (np.full(cells, -1, np.int32) for _ in range(3))
+        self.polls: Marks | None = None
+        self.between = None if between is None else between(cells, self.clock)
 
     def close(self) -> None:
         for start, content, written, _ in self.blocks:
@@ -126,27 +116,28 @@ class Memory:
         if which.any():
             self.clock.note(what, self.where(int(cells[which][0]) * self.cell))
 
-    def _others(self, marks: NDArray[np.int32], cells: Index) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = (marks[cells] != -1) & (marks[cells] != self.clock.program)
-        return found
-
-    def load(self, address: Index, threads: Index, width: int, part: int) -> tuple[Bytes, Index]:
-        """uint8 [those that may, width] and who they are; part: bytes of one element."""
+    def load(self, address: Index, threads: Index, width: int, part: int, sem: str = "") -> tuple[Bytes, Index]:
+        """uint8 [those that may, width] and who they are; part: bytes of one element; sem: of an atomic load."""
         address, threads = self._within(address, threads, width, part, "load")
         spread = address[:, None] + np.arange(width)
         if not self.written[spread].all():
             self.clock.note("uninitialised: load", self.where(int(address[(~self.written[spread]).any(1)][0])))
         cells, by = self._cells(address, threads, width)
         self._race("race: load of a store", cells, self.stores.conflict(cells, by, self.clock))
-        self._race("race: load of an addition", cells, self.atomics.conflict(cells, by, self.clock))
-        other = self._others(self.stored_by, cells) | self._others(self.added_by, cells)
-        self._race("race: load of what another program wrote", cells, other)
-        self.loads.join(cells, by, self.clock)
-        previous = self.loaded_by[cells]
-        self.loaded_by[cells] = np.where((previous == -1) | (previous == self.clock.program), self.clock.program, SEVERAL)
+        if sem:
+            if self.polls is None:
+                self.polls = Marks(len(self.stores.thread))
+            self.polls.join(cells, by, self.clock)
+        else:
+            self._race("race: load of an atomic", cells, self.atomics.conflict(cells, by, self.clock))
+            self.loads.join(cells, by, self.clock)
+        if self.between is not None:
+            other = self.between.load(cells, by, sem)
+            self._race("race: load of what another program wrote", cells, other)
         return self.content[spread], threads
 
-    def store(self, address: Index, threads: Index, values: Bytes, part: int) -> None:
+    def store(self, address: Index, threads: Index, values: Bytes, part: int) -> bool:
+        """Whether it changed anything."""
         width = values.shape[1]
         kept = np.arange(len(threads))
         address, kept = self._within(address, kept, width, part, "store")
@@ -155,13 +146,16 @@ class Memory:
         cells, by = self._cells(address, threads, width)
         same = (self.content[spread] == values).reshape(len(cells), -1).all(1) if len(cells) else np.zeros(0, bool)
         again = self.stores.conflict(cells, by, self.clock)
-        theirs = self._others(self.stored_by, cells)
+        nobody = np.zeros(len(cells), bool)
+        theirs, other = (nobody, nobody) if self.between is None else self.between.store(cells, by)
         for which, where in ((again, "threads"), (theirs, "programs")):
             self._race(f"equal: stores of {where}", cells, which & same)
             self._race(f"race: stores of {where}", cells, which & ~same)
-        self._race("race: store where a thread loads", cells, self.loads.conflict(cells, by, self.clock, both=True))
-        self._race("race: store where a thread adds", cells, self.atomics.conflict(cells, by, self.clock))
-        other = self._others(self.loaded_by, cells) | self._others(self.added_by, cells)
+        loads = self.loads.conflict(cells, by, self.clock, both=True)
+        if self.polls is not None:
+            loads |= self.polls.conflict(cells, by, self.clock, both=True)
+        self._race("race: store where a thread loads", cells, loads)
+        self._race("race: store beside an atomic", cells, self.atomics.conflict(cells, by, self.clock))
         self._race("race: store of what another program loads or adds to", cells, other)
         self.content[spread] = values
         # Where two lanes of one store meet, one of them stands; equal if neither sees another value.
@@ -169,25 +163,43 @@ class Memory:
         self._race("race: lanes of one store", cells, lost)
         self.stores.set(cells, by, self.clock)
         self._race("equal: lanes of one store", cells, (self.stores.thread[cells] != by) & ~lost)
-        self.stored_by[cells] = self.clock.program
         self.written[spread] = True
+        return not same.all()
 
-    def add_to(self, address: Index, threads: Index, values: NDArray[np.generic]) -> None:
-        """Atomically; values [those, elements], in an order of chance."""
+    def atomic(
+        self, address: Index, threads: Index, values: NDArray[Any], verb: str, sem: str = "relaxed", returns: bool = False
+    ) -> tuple[NDArray[Any], Index, bool]:
+        """One of `VERBS`, "exch" or "store" with values [those, elements], in an order of chance.
+
+        What stood there (only where ``returns``), which of those given may, and whether anything may have changed.
+        """
         part = values.dtype.itemsize
         width = part * values.shape[1]
-        address, kept = self._within(address, np.arange(len(threads)), width, part, "addition")
+        address, kept = self._within(address, np.arange(len(threads)), width, part, "atomic")
         threads, values = threads[kept], values[kept]
-        if not self.written[address[:, None] + np.arange(width)].all():
-            self.clock.note("uninitialised: addition", self.where(int(address[0])))
+        spread = address[:, None] + np.arange(width)
+        if verb in ("exch", "store"):
+            self.written[spread] = True
+        elif not self.written[spread].all():
+            self.clock.note("uninitialised: atomic", self.where(int(address[0])))
         cells, by = self._cells(address, threads, width)
-        self._race("race: addition to a store", cells, self.stores.conflict(cells, by, self.clock))
-        self._race("race: addition where a thread loads", cells, self.loads.conflict(cells, by, self.clock, both=True))
-        other = self._others(self.stored_by, cells) | self._others(self.loaded_by, cells)
-        self._race("race: addition to what another program loads or stores", cells, other)
+        self._race("race: atomic beside a store", cells, self.stores.conflict(cells, by, self.clock))
+        self._race("race: atomic where a thread loads", cells, self.loads.conflict(cells, by, self.clock, both=True))
         self.atomics.set(cells, by, self.clock)
-        self.added_by[cells] = self.clock.program
         order = np.random.default_rng(self.clock.interval).permutation(len(address))
-        into = self.content.view(values.dtype)
-        for column in range(values.shape[1]):
-            np.add.at(into, address[order] // part + column, values[order, column])
+        into, before = self.content.view(values.dtype), values.copy()
+        changed = len(address) > 0
+        if returns or verb not in VERBS:
+            changed = False
+            for lane in order:
+                place = slice(address[lane] // part, address[lane] // part + values.shape[1])
+                before[lane] = into[place]
+                into[place] = VERBS[verb](before[lane], values[lane]) if verb in VERBS else values[lane]
+                changed |= bool((into[place] != before[lane]).any())
+        else:
+            for column in range(values.shape[1]):
+                VERBS[verb].at(into, address[order] // part + column, values[order, column])
+        if self.between is not None:
+            other = self.between.atomic(cells, by, sem, changed, verb == "store")
+            self._race("race: atomic on what another program loads or stores", cells, other)
+        return before, kept, changed

@@ -1,9 +1,13 @@
-"""What does a compiled kernel say? PTX text as instructions, in blocks that only their last instruction leaves."""
+"""What does a compiled kernel say? PTX text as instructions, in blocks that only their last instruction leaves or pauses at."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+
+LEAVES = re.compile(r"bra|ret")
+# Where programs that run together may take turns: behind a barrier, and behind what others of them can see at once.
+PAUSES = re.compile(r"bar\.|atom\.|red\.|(ld|st)\..*(relaxed|acquire|release)")
 
 
 class Unknown(Exception):
@@ -66,7 +70,7 @@ def parse(text: str) -> Kernel:
             kernel.starts[stripped[:-1]] = len(kernel.blocks) - 1
         elif stripped and not re.match(r"\.(reg|pragma)\b", stripped):
             kernel.blocks[-1].append(_instruction(stripped, line))
-            if re.match(r"bra|ret", kernel.blocks[-1][-1].opcode):
+            if LEAVES.match(kernel.blocks[-1][-1].opcode) or PAUSES.match(kernel.blocks[-1][-1].opcode):
                 kernel.blocks.append([])
     return kernel
 

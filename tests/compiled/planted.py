@@ -1,9 +1,10 @@
 """Would a fault be seen? Faults planted in the PTX, one at a time: is each found, and by what?
 
-"barrier": a ``bar.sync`` is gone. "address": a global access is one element further. "store": an atomic addition is a plain
-store, or a guarded store has lost its guard, so that lanes race. "contraction": compiled with fused multiply-adds. What is not
-found on any problem is redundant there: no two threads touched a byte in the intervals that a barrier parted, or what was read
-elsewhere did not matter.
+"barrier": a ``bar.sync`` is gone; "barriers": several that stand together are. "address": a global access is one element
+further. "store": an atomic addition is a plain store, or a guarded store has lost its guard, so that lanes race. "release",
+"acquire": an atomic has lost it. "contraction": compiled with fused multiply-adds. What is not found on any problem is
+redundant there: no two threads touched a byte in the intervals that a barrier parted, or what was read elsewhere did not
+matter.
 """
 
 from __future__ import annotations
@@ -35,9 +36,14 @@ OTHERS = ("pair_products", "gated_products", "add_conditionals")
 MATRICES = Case((13, 17), 4, FIVE, sweeps=1, kinds=2, gates=1)
 PATTERNS = {
     "barrier": r"\tbar\.sync \t0;",
+    "barriers": r"\tbar\.sync \t0;(?:\s+(?:\.loc[^\n]*|//[^\n]*|\$L__tmp\d+:|bar\.sync \t0;))*\s+bar\.sync \t0;",
     "address": r"(?<=\s)(?:ld|st|red)\.global\.[\w.]+[^\n]*;",
     "store": r"red\.global\.gpu\.relaxed\.add\.[\w.]+[^\n]*;|@%p\d+ st\.global[^\n]*;",
+    "release": r"(?<=\s)(?:st|red|atom)\.[\w.]*\b(?:release|acq_rel)\b",
+    "acquire": r"(?<=\s)(?:ld|atom)\.[\w.]*\b(?:acquire|acq_rel)\b",
 }
+# What is left of an atomic without one of the two.
+WEAKER = {"release": {"release": "relaxed", "acq_rel": "acquire"}, "acquire": {"acquire": "relaxed", "acq_rel": "release"}}
 
 
 def places(kind: str, text: str) -> list[re.Match[str]]:
@@ -49,6 +55,10 @@ def plant(kind: str, place: re.Match[str], text: str) -> str:
     before, own, after = text[: place.start()], place[0], text[place.end() :]
     if kind == "barrier":
         return before + after
+    if kind == "barriers":
+        return before + own.replace("bar.sync \t0;", "") + after
+    if kind in WEAKER:
+        return before + re.sub(r"acq_rel|release|acquire", lambda sem: WEAKER[kind][sem[0]], own) + after
     if kind == "address":
         bits = re.search(r"\.[bfu](\d+)\b", own)
         assert bits is not None

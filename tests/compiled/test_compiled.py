@@ -21,11 +21,13 @@ import torch
 
 from bench.compiled import KERNELS
 from tests.compiled import matrices
-from tests.compiled.arithmetic import MEANINGS
-from tests.compiled.memory import Clock, Memory
+from tests.compiled.memory import Memory
+from tests.compiled.order import Clock, Unordered
 from tests.compiled.parse import Unknown, parse
 from tests.compiled.planted import OTHERS, SWEEPS, places, plant
-from tests.compiled.program import Code, Program
+from tests.compiled.program import Code
+from tests.compiled.registers import Program
+from tests.compiled.turns import alone
 
 ROOT = Path(__file__).parent.parent.parent
 NO_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
@@ -155,13 +157,12 @@ def toy(body: str, programs: int = 1) -> tuple[list[int], list[str]]:
     memory = Memory(clock)
     content, written = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
     start = memory.add("out", content, written)
-    memory.open()
+    memory.open(Unordered)
+    shared = Memory(clock, 1)
+    shared.open()
     code = Code(parse(HEAD + body.lstrip("\n")))
-    for clock.program in range(programs):
-        shared = Memory(clock, 1)
-        shared.open()
-        code.run(Program(clock.program, 64, [np.full(64, start, np.uint64)], memory, shared))
-        clock.interval += 1
+    for _ in alone(code, [*range(programs)], lambda own: Program(own, 64, [np.full(64, start, np.uint64)], memory, shared)):
+        pass
     memory.close()
     return content.view(np.uint32).tolist(), [what for what, *_ in clock.found]
 
@@ -198,28 +199,6 @@ def test_memory_faults_are_named() -> None:
 def test_an_unknown_instruction_is_named(instruction: str) -> None:
     with pytest.raises(Unknown, match=f"expected one of the subset .* got '{re.escape(instruction)}'"):
         toy(NEIGHBOURS.replace("STEP", "32").replace("bar.sync \t0;", instruction))
-
-
-def test_arithmetic_wraps_and_rounds() -> None:
-    def of(opcode: str, *numbers: Any) -> Any:
-        meaning = MEANINGS[opcode]
-        sources = [np.array([number]).astype(kind) for number, kind in zip(numbers, meaning.sources, strict=True)]
-        with np.errstate(all="ignore"):
-            return meaning.of(*sources).astype(meaning.result)[0]
-
-    assert of("div.s32", -7, 2) == -3
-    assert of("shl.b32", 1, 32) == 0
-    assert of("shr.s32", -5, 40) == -1
-    assert of("bfe.s32", 0b1000000, 6, 1) == -1
-    assert of("bfe.u32", 0b1100000, 5, 2) == 3
-    assert of("prmt.b32", 0x88442211, 0, 0x7770) == 0x11
-    assert of("prmt.b32", 0x88442211, 0, 0x777B) == 0xFF
-    assert of("cvt.rzi.s32.f32", 3e9) == 2**31 - 1
-    assert of("cvt.rzi.s32.f32", np.nan) == 0
-    assert of("mul.hi.u32", 2**32 - 1, 2**32 - 1) == 2**32 - 2
-    assert not of("setp.ne.f32", np.nan, 0.0)
-    assert of("setp.neu.f32", np.nan, 0.0)
-    assert of("mul.rn.f32", 2.0**-100, 2.0**-40) == np.float32(2.0**-140)
 
 
 def test_matrices_multiply() -> None:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.device import launch
-from tritoncrf.kernels.draw import weigh
+from tritoncrf.kernels.draw import far, weigh
 from tritoncrf.kernels.edges import NONE, Edges, neighbours
 from tritoncrf.kernels.listing import Listing
 from tritoncrf.kernels.rows import load_row, padded, separate, width
@@ -26,7 +26,7 @@ def add_conditionals(
     labels, unary, rows, words, steepest, steps, slot, position, bad, out, energy, kinds, gates, gated, gating,
     scale, blocks, apart, replicas, volume, slots, classes, weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KINDS: tl.constexpr,
-    GATES: tl.constexpr,
+    GATES: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """Adds to ``out``; program ``image * blocks + block`` takes BLOCK ranks and goes through the replicas.
 
@@ -57,7 +57,7 @@ def add_conditionals(
         for q in tl.static_range(PAD // WIDTH):
             total_pieces = total_pieces + (alone[q] + pieces[q],)  # noqa: RUF005
         energies = separate(total_pieces, PAD, WIDTH)
-        weights, total = weigh(energies, scale, LABELS)
+        weights, total = weigh(energies, scale, LABELS, FAR)
         current = tl.load(here, mask=valid, other=LABELS).to(tl.int32)
         own = total * 0.0
         for label in tl.static_range(LABELS):
@@ -82,6 +82,6 @@ def conditionals(
         add_conditionals, images * blocks, labels, unary, tables.rows, tables.words, tables.steepest, steps, listing.slot, listing.position, bad, out,
         energy, *edges[:4], scale, blocks, int(len(listing.slot) > 1), replicas, volume, slots, len(steps), edges.weighed,
         LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), BLOCK=block, **edges.flags(tables.rows),
-        num_warps=warps, enable_fp_fusion=False, maxnreg=255,
+        FAR=far(scale), num_warps=warps, enable_fp_fusion=False, maxnreg=255,
     )  # fmt: skip
     return energy

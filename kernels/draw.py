@@ -20,6 +20,8 @@ import triton.language as tl
 MIN_EXPONENT = tl.constexpr(-100.0)
 CUTOFF = tl.constexpr(1024.0)
 INITIAL = tl.constexpr(128)
+# Added to a small number it leaves the nearest whole one in the last bits.
+MAGIC = tl.constexpr(1.5 * 2.0**23)
 A5 = tl.constexpr(0.0018793180352076888)
 A4 = tl.constexpr(0.008990994654595852)
 A3 = tl.constexpr(0.05581868067383766)
@@ -32,6 +34,11 @@ MOST = tl.constexpr(float(1 << 18))
 LOST = tl.constexpr(2.0**-23)
 INFLATE = tl.constexpr(1.0 + 2.0**-14)
 FLOOR = tl.constexpr(2.0**-90)
+
+
+def far(scale: float) -> bool:
+    """Whether the cut at 1024 nat is felt, as at small scales; then no bound of odds holds either."""
+    return scale * CUTOFF.value <= 1.0 - MIN_EXPONENT.value
 
 
 @triton.jit
@@ -76,8 +83,11 @@ def uniform(site, sweep, index, replica, purpose, key0, key1):
 @triton.jit
 def exp2(t):
     """2^t of rule 3 for float32 ``t`` in [-100, 0]; outside of it some number."""
-    whole = tl.floor(t)
-    part = t - whole
+    # The nearest whole number, without instructions that convert: those are slow. Below it the part is from the one below.
+    shifted = t + MAGIC
+    part = t - (shifted - MAGIC)
+    under = part < 0.0
+    part = tl.where(under, part + 1.0, part)
     value = A5 * part
     value = (value + A4) * part
     value = (value + A3) * part
@@ -85,12 +95,16 @@ def exp2(t):
     value = (value + A1) * part
     value = value + 1.0
     # value lies in [1, 2]: adding to its exponent bits multiplies by the power of two, exactly.
-    return (value.to(tl.int32, bitcast=True) + (whole.to(tl.int32) << 23)).to(tl.float32, bitcast=True)
+    power = (shifted.to(tl.int32, bitcast=True) << 23) - tl.where(under, 1 << 23, 0)
+    return (value.to(tl.int32, bitcast=True) + power).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def weigh(energies, scale, LABELS: tl.constexpr):
-    """Rule 3's weights of a tuple of L float32 [B], and their sum in label order."""
+def weigh(energies, scale, LABELS: tl.constexpr, FAR: tl.constexpr):
+    """Rule 3's weights of a tuple of L float32 [B], and their sum in label order.
+
+    FAR: whether a label 1024 nat above the best could have a weight at this scale, which rule 3 takes from it (`far`).
+    """
     low = energies[0]
     for label in tl.static_range(1, LABELS):
         low = tl.minimum(low, energies[label])
@@ -99,19 +113,22 @@ def weigh(energies, scale, LABELS: tl.constexpr):
     for label in tl.static_range(LABELS):
         gap = low - energies[label]
         t = gap * scale
-        weight = tl.where((gap > -CUTOFF) & (t >= MIN_EXPONENT), exp2(t), 0.0)
+        allowed = t >= MIN_EXPONENT
+        if FAR:
+            allowed = allowed & (gap > -CUTOFF)
+        weight = tl.where(allowed, exp2(t), 0.0)
         weights = weights + (weight,)  # noqa: RUF005
         total = weight if label == 0 else total + weight
     return weights, total
 
 
 @triton.jit
-def draw(energies, current, u, scale, LABELS: tl.constexpr):
+def draw(energies, current, u, scale, LABELS: tl.constexpr, FAR: tl.constexpr):
     """Rule 3: new labels int32 [B], and bounds of their odds against staying int32 [B] in units.
 
-    energies: tuple of L float32 [B]; current: int32 [B]; u: float32 [B]; scale: float32 scalar.
+    energies: tuple of L float32 [B]; current: int32 [B]; u: float32 [B]; scale: float32 scalar; FAR: as in `weigh`.
     """
-    weights, total = weigh(energies, scale, LABELS)
+    weights, total = weigh(energies, scale, LABELS, FAR)
     own = total * 0.0
     for label in tl.static_range(LABELS):
         own = tl.where(current == label, weights[label], own)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.device import launch
-from tritoncrf.kernels.rows import STEEP, add_floats, add_words, counted, fold
+from tritoncrf.kernels.rows import ROOM, add_floats, add_words, counted, fold
 
 GATE_STEPS = 128
 UNIT = tl.constexpr(1.0 / GATE_STEPS)
@@ -152,7 +152,7 @@ def neighbours(
     if EXACT:
         pieces = fold(add_floats(here, rows, steps, kinds, classes, slots, part, LABELS, PAD, WIDTH, SPLIT, KINDS), SPLIT)
     else:
-        if steepest < STEEP:
+        if steepest < ROOM // AHEAD:
             lows, highs = add_words(
                 here, words, steepest, steps, kinds, classes, slots, part, LABELS, PAD, SPLIT, AHEAD, KINDS
             )

@@ -99,7 +99,7 @@ def initial_draw(
     energies = separate(load_row(unary + row * PAD, valid, PAD, WIDTH, ""), PAD, WIDTH)
     sweep, number = tl.load(count + image), tl.load(index + image)
     u = uniform(tl.load(site + column, mask=valid, other=0), sweep, number, replica, purpose + INITIAL, key0, key1)
-    drawn, _ = draw(energies, rank * 0, u, scale, LABELS)
+    drawn, _ = draw(energies, rank * 0, u, scale, LABELS, False)
     tl.store(here, drawn.to(tl.uint8), mask=valid)
 
 

@@ -19,8 +19,8 @@ import triton.language as tl
 STEP = tl.constexpr(2.0**-12)
 # Of twice the largest entries of all tables (rule 1).
 BOUND = tl.constexpr(1023.0)
-# Of a packed row in steps of 2^-12, the smallest spread that no longer serves: AHEAD classes' rows may be added then, AHEAD <= 2.
-STEEP = tl.constexpr(16384)
+# Steps of 2^-12 that two rows' halves may hold together.
+ROOM = tl.constexpr(32768)
 # Lists of classes are filled up to so many with classes of which nothing comes: SPLIT lanes, AHEAD at once.
 TOGETHER = 8
 
@@ -163,7 +163,7 @@ def add_words(
 ):  # fmt: skip
     """What `add_floats` gives, up to a number a site that all its labels share, from packed rows: as int32 halves.
 
-    steepest: int32 scalar, below `STEEP`. Returns tuples of low and of high halves' sums, int32 [B, words], of the words in
+    steepest: int32 scalar, below 2^15 / AHEAD. Returns tuples of low and of high halves' sums, int32 [B, words], of the words in
     turn. AHEAD classes' labels and rows are asked for at once.
     """
     PITCH: tl.constexpr = PAD // 2 if PAD < 8 else (PAD + 7) // 8 * 4

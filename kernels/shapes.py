@@ -37,6 +37,11 @@ class Launch:
         """Replicas of an image in one team: as many as fill its lanes with phases of ``length`` sites."""
         return max(1, min(replicas, self.lanes // max(length, 1)))
 
+    def asked(self, classes: int, split: int) -> int:
+        """Classes asked for at once where ``split`` lanes share a filled up list of them: a power of two that divides theirs."""
+        turns = classes // split
+        return max(1, min(self.ahead, turns & -turns))
+
     def options(self) -> dict[str, int | bool]:
         """Compiler options: as many registers as leave room for all resident programs."""
         found: dict[str, int | bool] = {"num_warps": self.warps, "enable_fp_fusion": False}

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.device import launch
-from tritoncrf.kernels.draw import draw, uniform
+from tritoncrf.kernels.draw import draw, far, uniform
 from tritoncrf.kernels.edges import NONE, Edges, neighbours
 from tritoncrf.kernels.listing import Listing
 from tritoncrf.kernels.odds import doubtful, push
@@ -54,15 +54,24 @@ def meet(arrivals, target, TEAMED: tl.constexpr):
 
 
 @triton.jit
+def take(counter, wanted):
+    """Places int32 [B] in a list for the lanes that want one, in any order: the counter is how long the list is.
+
+    Few lanes do, and one addition of theirs is less work than a running sum of all.
+    """
+    return tl.atomic_add(counter + wanted.to(tl.int32) * 0, wanted.to(tl.int32), mask=wanted, sem="relaxed")
+
+
+@triton.jit
 def redraw(
-    labels, unary, tables, edges, lists, flips, odds, waiting, changes, changed, moved, image, origin, start, end, first, length,
-    available, here_replicas, sweep, index, scale, key0, key1, purpose, apart, replicas, volume, slots, classes, weighed,
+    labels, unary, tables, edges, lists, flips, odds, waiting, changes, counter, image, origin, start, end, first,
+    length, available, here_replicas, sweep, index, scale, key0, key1, purpose, apart, replicas, volume, slots, classes, weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
-    SINGLE: tl.constexpr, LAZY: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
+    SINGLE: tl.constexpr, LAZY: tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """Redraws items ``start`` to ``end`` of a phase, or of the waiting ones, at most LANES / SPLIT of them.
 
-    Returns how many flips are now listed in ``changes`` (LAZY), and how many there were in all (SINGLE).
+    LAZY: flips are listed in ``changes``, at places that ``counter`` gives.
     """
     slot, position, site = lists
     column = (image * apart).to(tl.int64) * slots + first
@@ -70,7 +79,7 @@ def redraw(
     valid = chosen < end
     item = chosen
     if LAZY:
-        item = tl.load(waiting + 2 * chosen.to(tl.int64), mask=valid, other=0)
+        item = tl.load(waiting + 2 * chosen, mask=valid, other=0)
     rank, replica, free = lanes(item, length, available, here_replicas, SINGLE)
     valid = valid & free
     replica = replica + origin
@@ -88,7 +97,7 @@ def redraw(
         shared = start + lane // SPLIT
         also = shared < end
         if LAZY:
-            shared = tl.load(waiting + 2 * shared.to(tl.int64), mask=also, other=0)
+            shared = tl.load(waiting + 2 * shared, mask=also, other=0)
         row, turn, exists = lanes(shared, length, available, here_replicas, SINGLE)
         also = also & exists
         there = labels + (image.to(tl.int64) * replicas + (turn + origin)) * volume
@@ -103,26 +112,39 @@ def redraw(
     for q in tl.static_range(PAD // WIDTH):
         total = total + (alone[q] + pieces[q],)  # noqa: RUF005
     if LAZY:
-        u = tl.load(waiting + 2 * chosen.to(tl.int64) + 1, mask=valid, other=0).to(tl.float32, bitcast=True)
+        u = tl.load(waiting + 2 * chosen + 1, mask=valid, other=0).to(tl.float32, bitcast=True)
     else:
         u = uniform(tl.load(site + column + rank, mask=valid, other=0), sweep, index, replica, purpose, key0, key1)
     current = tl.load(here, mask=valid, other=0).to(tl.int32)
-    drawn, bound = draw(separate(total, PAD, WIDTH), current, u, scale, LABELS)
+    drawn, bound = draw(separate(total, PAD, WIDTH), current, u, scale, LABELS, FAR)
     flipped = valid & (drawn != current)
     tl.store(here, drawn.to(tl.uint8), mask=flipped)
-    many = tl.sum(flipped.to(tl.int32), 0)
-    if SINGLE:
-        moved += many
-    else:
-        tl.atomic_add(flips + chain, flipped.to(tl.int64), mask=flipped, sem="relaxed")
+    tl.atomic_add(flips + chain, flipped.to(tl.int64), mask=flipped, sem="relaxed")
     if LAZY:
         tl.store(odds + chain * slots + first + rank, bound, mask=valid)
         # Position, and replica | old | new, so that a lane can then hold a flip's neighbour.
-        place = changes + 2 * (changed + tl.cumsum(flipped.to(tl.int32), 0) - 1).to(tl.int64)
+        place = changes + 2 * take(counter, flipped)
         tl.store(place, tl.load(position + column + rank, mask=valid, other=0), mask=flipped)
         tl.store(place + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
-        changed += many
-    return changed, moved
+
+
+@triton.jit
+def scan(
+    odds, lists, waiting, counter, image, origin, start, end, first, length, available, here_replicas, known, sweep, index, key0,
+    key1, purpose, apart, replicas, slots, LABELS: tl.constexpr, SIZE: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """Lists the doubtful ones of SIZE items from ``start`` on, those below ``end``: item and uniform number of each."""
+    _, _, site = lists
+    item = start + tl.arange(0, SIZE)
+    rank, replica, valid = lanes(item, length, available, here_replicas, SINGLE)
+    valid = valid & (item < end)
+    replica = replica + origin
+    column = (image * apart).to(tl.int64) * slots + first + rank
+    row = (image.to(tl.int64) * replicas + replica) * slots + first + rank
+    u, open_ = doubtful(odds, site, valid, column, row, replica, known, sweep, index, purpose, key0, key1, LABELS)
+    place = waiting + 2 * take(counter, open_)
+    tl.store(place, item, mask=open_)
+    tl.store(place + 1, u.to(tl.int32, bitcast=True), mask=open_)
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -132,8 +154,8 @@ def sweep_chains(
     scale, mark, key0, key1, purpose, sweeps, groups, together, team, room, apart, replicas, volume, slots, colors, classes,
     weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, SCAN: tl.constexpr,
-    AHEAD: tl.constexpr, SPREAD: tl.constexpr, SINGLE: tl.constexpr, LAZY: tl.constexpr, TEAMED: tl.constexpr,
-    KINDS: tl.constexpr, GATES: tl.constexpr,
+    WIDE: tl.constexpr, AHEAD: tl.constexpr, SPREAD: tl.constexpr, SINGLE: tl.constexpr, LAZY: tl.constexpr, TEAMED: tl.constexpr,
+    FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """All phases of ``sweeps`` sweeps; program ``(image * groups + group) * team + member`` holds ``together`` replicas.
 
@@ -142,7 +164,7 @@ def sweep_chains(
     each; slot, position, site, counts, lookup: as in `Listing`; index, count: int64 [N]; flips: int64 [N, R], added to; bad:
     bool [1], where it is true nothing happens, or None; kinds, gates, gated, gating, steep: as
     in `Edges`. LAZY: odds: int32 [N, R, slots], tags: int32 [N, R], as in
-    `tritoncrf.kernels.odds`, and mark: the bits of scale; scratch: int32 [programs, 2, room, 2]. TEAMED: arrivals: int32 [teams * 32], 0. All contiguous.
+    `tritoncrf.kernels.odds`, and mark: the bits of scale; scratch: int32 [programs, 32 + 4 room]. TEAMED: arrivals: int32 [teams * 32], 0. All contiguous.
 
     SCAN items at once are looked at, LANES redrawn, or LANES / SPLIT by SPLIT lanes each where few are left.
     """
@@ -165,14 +187,20 @@ def sweep_chains(
         tables = (rows, words, tl.load(steepest), steps)
         edges = (kinds, gates, gated, gating)
         chains = image.to(tl.int64) * replicas + origin
-        counter, waiting, changes = arrivals, scratch, scratch
+        gate, counters, waiting, changes, flipping = arrivals, scratch, scratch, scratch, scratch
         if TEAMED:
-            counter = arrivals + (image * groups + group) * APART
+            gate = arrivals + (image * groups + group) * APART
         if LAZY:
-            waiting = scratch + tl.program_id(0).to(tl.int64) * (4 * room)
-            changes = waiting + 2 * room.to(tl.int64)
+            counters = scratch + tl.program_id(0).to(tl.int64) * (4 * room + APART)
+            waiting = counters + APART
+            changes = waiting + 2 * room
+            # How many wait, and how many flips there are, of phases in turn.
+            tl.store(counters, 0)
+            tl.store(counters + 1, 0)
+            tl.store(counters + 2, 0)
+            tl.debug_barrier()
         target = team
-        moved = 0
+        turn = 0
         if LAZY:
             chosen = tl.arange(0, LANES)
             inside = chosen < here_replicas
@@ -187,59 +215,58 @@ def sweep_chains(
                 stretch = (items + team - 1) // team
                 begin = tl.minimum(member * stretch, items)
                 end = tl.minimum(begin + stretch, items)
-                changed = 0
                 if LAZY:
-                    waits = 0
-                    for start in range(begin, end, SCAN):
-                        item = start + tl.arange(0, SCAN)
-                        rank, replica, valid = lanes(item, length, available, here_replicas, SINGLE)
-                        valid = valid & (item < end)
-                        replica = replica + origin
-                        column = listed.to(tl.int64) * slots + first + rank
-                        row = (image.to(tl.int64) * replicas + replica) * slots + first + rank
-                        u, open_ = doubtful(
-                            odds, site, valid, column, row, replica, known, begun + done, number, purpose, key0, key1, LABELS
-                        )
-                        place = waiting + 2 * (waits + tl.cumsum(open_.to(tl.int32), 0) - 1).to(tl.int64)
-                        tl.store(place, item, mask=open_)
-                        tl.store(place + 1, u.to(tl.int32, bitcast=True), mask=open_)
-                        waits += tl.sum(open_.to(tl.int32), 0)
+                    # What a last large look would leave mostly idle goes by small ones.
+                    whole = end - (end - begin) % SCAN
+                    for start in range(begin, whole, SCAN):
+                        scan(
+                            odds, lists, waiting, counters, image, origin, start, end, first, length, available, here_replicas,
+                            known, begun + done, number, key0, key1, purpose, apart, replicas, slots, LABELS, SCAN, SINGLE,
+                        )  # fmt: skip
+                    for start in range(whole, end, LANES):
+                        scan(
+                            odds, lists, waiting, counters, image, origin, start, end, first, length, available, here_replicas,
+                            known, begun + done, number, key0, key1, purpose, apart, replicas, slots, LABELS, LANES, SINGLE,
+                        )  # fmt: skip
                     tl.debug_barrier()
                     begin = 0
-                    end = waits
+                    end = tl.load(counters, cache_modifier=".cg")
+                    flipping = counters + 1 + turn
                 wide = end
                 if SPLIT > 1:
                     # What a last round by single lanes would leave mostly idle goes by several lanes each.
                     rest = (end - begin) % LANES
                     wide = tl.where(rest > 2 * (LANES // SPLIT), end, end - rest)
                 for start in range(begin, wide, LANES):
-                    changed, moved = redraw(
-                        labels, unary, tables, edges, lists, flips, odds, waiting, changes, changed, moved, image, origin, start,
-                        end, first, length, available, here_replicas, begun + done, number, scale, key0, key1, purpose, apart,
-                        replicas, volume, slots, classes, weighed, LABELS, PAD, WIDTH, LANES, 1, AHEAD, SINGLE, LAZY, KINDS,
+                    redraw(
+                        labels, unary, tables, edges, lists, flips, odds, waiting, changes, flipping, image, origin,
+                        start, end, first, length, available, here_replicas, begun + done, number, scale, key0, key1, purpose, apart,
+                        replicas, volume, slots, classes, weighed, LABELS, PAD, WIDTH, LANES, 1, WIDE, SINGLE, LAZY, FAR, KINDS,
                         GATES,
                     )  # fmt: skip
                 if SPLIT > 1:
                     for start in range(wide, end, LANES // SPLIT):
-                        changed, moved = redraw(
-                            labels, unary, tables, edges, lists, flips, odds, waiting, changes, changed, moved, image, origin,
+                        redraw(
+                            labels, unary, tables, edges, lists, flips, odds, waiting, changes, flipping, image, origin,
                             start, end, first, length, available, here_replicas, begun + done, number, scale, key0, key1,
                             purpose, apart, replicas, volume, slots, classes, weighed, LABELS, PAD, WIDTH, LANES, SPLIT, AHEAD,
-                            SINGLE, LAZY, KINDS, GATES,
+                            SINGLE, LAZY, FAR, KINDS, GATES,
                         )  # fmt: skip
                 if LAZY:
                     tl.debug_barrier()
+                    changed = tl.load(flipping, cache_modifier=".cg")
+                    tl.store(counters, 0)
+                    turn = 1 - turn
+                    tl.store(counters + 1 + turn, 0)
                     push(
                         odds, spreads, steep, steps, (kinds, gates, gating), lookup, changes, changed, image, apart,
                         replicas, volume, slots, classes, weighed, scale, LABELS, LANES, SPREAD, KINDS, GATES,
                     )  # fmt: skip
                 # The next phase reads what was drawn and pushed, and its lists take these ones' place.
-                meet(counter, target, TEAMED)
+                meet(gate, target, TEAMED)
                 target += team
             if LAZY:
                 known = known | (done >= 0)
-        if SINGLE:
-            tl.atomic_add(flips + image, moved.to(tl.int64), mask=moved > 0, sem="relaxed")
         if LAZY:
             # Members have read the tags before they first met.
             chosen = tl.arange(0, LANES)
@@ -265,7 +292,7 @@ def sweep(
     room = -(-longest * together // shape.team)
     if field is not None:
         odds, tags = field[: images * replicas * slots], field[images * replicas * slots :]
-        scratch = torch.empty((programs, 2, max(room, 1), 2), dtype=torch.int32, device=device)
+        scratch = torch.empty((programs, 4 * room + APART.value), dtype=torch.int32, device=device)
     (mark,) = struct.unpack("<i", struct.pack("<f", scale))
     if shape.team > 1:
         arrivals = torch.zeros(images * groups * APART.value, dtype=torch.int32, device=device)
@@ -274,6 +301,6 @@ def sweep(
         flips, bad, odds, tags, scratch, arrivals, *edges, scale, mark, *key, purpose, sweeps, groups, together, shape.team,
         room, int(len(listing.slot) > 1), replicas, volume, slots, colors, classes, edges.weighed, LABELS=num_labels,
         PAD=padded(num_labels), WIDTH=width(num_labels), LANES=shape.lanes, SPLIT=shape.split, SCAN=shape.scan,
-        AHEAD=shape.ahead, SPREAD=triton.next_power_of_2(max(2 * classes, 1)), SINGLE=replicas == 1, LAZY=field is not None,
-        TEAMED=shape.team > 1, **edges.flags(tables.rows), **shape.options(),
+        WIDE=shape.asked(classes, 1), AHEAD=shape.asked(classes, shape.split), SPREAD=triton.next_power_of_2(max(2 * classes, 1)), SINGLE=replicas == 1, LAZY=field is not None,
+        TEAMED=shape.team > 1, FAR=far(scale), **edges.flags(tables.rows), **shape.options(),
     )  # fmt: skip

@@ -6,7 +6,7 @@ A row holds PAD >= L energies: for the neighbour at +d_c with label y ``pairwise
 Packed, a row is counted from its smallest entry on, in steps of 2^-12 as unsigned 16 bits: what is taken away is the same for all
 labels, and no probability changes. Two labels share a word, ``65536 high + low``, so that words of several rows are added
 plainly as long as no half passes 65535. The steepest row of all, the largest difference between two entries of one, says how
-many may be added before their halves are counted apart; where it is 4 or more words are not for use. That is a number on the
+many may be added before their halves are counted apart; where it is too large words are not for use. That is a number on the
 device, which the host never waits to know.
 """
 

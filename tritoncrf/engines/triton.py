@@ -130,12 +130,12 @@ def sweep(
     key: tuple[int, int], count: Tensor, purpose: int, bad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     from tritoncrf.kernels import shapes, sweeps as moving
+    from tritoncrf.kernels.draw import far
 
     work = _own(work)
     plan, grid = work.plan, work.grid
     flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
-    # At smaller scales a label can pass the 1024 nat at a weight that is not small, and no bound holds.
-    lazy = field is not None and scale * contract.CUTOFF > 1 - contract.MIN_EXPONENT
+    lazy = field is not None and not far(scale)
     length = len(plan.positions) // max(len(plan.phases) - 1, 1)
     shape = shapes.choose(
         plan.labels, lazy, len(plan.index), plan.replicas, length, _processors(labels.device), _wide()

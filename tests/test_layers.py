@@ -14,7 +14,7 @@ ROOMS = [
     "generators", "saved", "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome",
     "gradient", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order",
     "sampler", "intake", "chains", "store", "shares", "sizes", "ranks", "finite", "checkpoint", "model", "edge_inputs",
-    "layout", "coloring", "sublattices", "rings", "lattice", "targets", "tiles", "validation", "engines", "eager",
+    "layout", "coloring", "sublattices", "rings", "lattice", "targets", "tiles", "validation", "guard", "engines", "eager",
     "interrupts", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

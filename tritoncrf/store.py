@@ -190,7 +190,8 @@ class ChainStore(nn.Module):
         keep = keep.view(-1, *[1] * (labels.dim() - 1))
         row = self.labels[int(data and self.latent)]
         row[torch.where(keep, places, row.numel() - 1)] = labels
-        row[-1] = contract.VOID
+        # A number written into a lone place would be copied from the host, which waits for a GPU.
+        row[-1:].fill_(contract.VOID)
 
     def advance(self, index: Tensor, sweeps: int, keep: Tensor) -> None:
         """Counts ``sweeps`` more for images ``index`` where ``keep``."""

@@ -1,20 +1,19 @@
 """What is bad input? Every check raises one sentence with the argument's name, what was expected and what was got.
 
-Shapes, dtypes and devices are known on the host and raise at once. Values (NaN, ranges) are looked at through a `Guard`: at
-once on a CPU; on a GPU, where reading them would stall the stream, it sets a flag on the device, the call's results are
-voided, and the next call raises.
+Shapes, dtypes and devices are known on the host and raise at once. Values (NaN, ranges) are looked at through a `Guard`.
 """
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tritoncrf import contract
+from tritoncrf.guard import Guard as Guard
+from tritoncrf.guard import capturing as capturing
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -97,104 +96,6 @@ def beta(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= contract.MAX_BETA:
         raise ValueError(f"beta: expected an inverse temperature from 0 to {contract.MAX_BETA:g}, got {value!r}")
     return float(value)
-
-
-class Verdict:
-    """Flags on their way from the device to the host, without waiting for them."""
-
-    def __init__(self, sentences: tuple[str, ...], bad: Tensor) -> None:
-        self.sentences = sentences
-        self._bad, self._event = bad, None
-        if bad.is_cuda:
-            self._bad = torch.empty(bad.shape, dtype=torch.bool, device="cpu", pin_memory=True)
-            self._bad.copy_(bad, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-
-    @property
-    def arrived(self) -> bool:
-        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
-
-    def failed(self) -> list[str]:
-        """The sentences that do not hold; waits."""
-        if self._event is not None:
-            self._event.synchronize()
-        return [sentence for sentence, bad in zip(self.sentences, self._bad.tolist(), strict=True) if bad]
-
-
-def capturing(device: torch.device) -> bool:
-    """Whether the device's work is being recorded as a CUDA graph, during which the host may ask it nothing."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-class Guard:
-    """Looks at values: at once on a CPU, through a device flag elsewhere (``immediate`` forces one or the other).
-
-    Public calls run inside `call`. `require` states a condition; where it may not wait, a failed one turns `flag` true until
-    the next call, which raises for it as soon as the device has told; `settle` waits for that. A call that is captured as a
-    CUDA graph leaves its flag to whoever replays it.
-    """
-
-    def __init__(self, immediate: bool | None = None) -> None:
-        self._immediate = immediate
-        self._depth = 0
-        self._open: list[tuple[str, Tensor]] = []
-        self._pending: list[Verdict] = []
-
-    @contextmanager
-    def call(self, device: torch.device | None = None) -> Iterator[None]:
-        """A public call: the outermost one closes the last one's flag and raises for an earlier call now known to be bad."""
-        captured = self._depth == 0 and device is not None and capturing(device)
-        earlier = self._open
-        if captured:
-            self._open = []
-        elif self._depth == 0:
-            self._close()
-            self.settle(wait=False)
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if captured:
-                self._open = earlier
-
-    def waits(self, device: torch.device) -> bool:
-        """Whether values on ``device`` are looked at once."""
-        return device.type == "cpu" if self._immediate is None else self._immediate
-
-    def require(self, ok: Tensor, sentence: str, got: Callable[[], str]) -> None:
-        """States that all of ``ok`` is true: ``sentence`` says name and expectation, ``got()`` what there was instead."""
-        good = ok.all()
-        if not self.waits(good.device):
-            self._open.append((sentence, good))
-        elif not bool(good):
-            self._open.clear()
-            raise ValueError(f"{sentence}, got {got()}")
-
-    def flag(self, device: torch.device) -> Tensor:
-        """bool ``[]``: whether any value looked at since the call began was bad."""
-        if not self._open:
-            return torch.zeros((), dtype=torch.bool, device=device)
-        return ~torch.stack([good for _, good in self._open]).all()
-
-    def settle(self, wait: bool = True) -> None:
-        """Raises ValueError for an earlier deferred check that failed; with ``wait``, also for those still on the device."""
-        if wait:
-            self._close()
-        while self._pending:
-            if not (wait or self._pending[0].arrived):
-                return
-            failed = self._pending.pop(0).failed()
-            if failed:
-                self._pending.clear()
-                raise ValueError(f"{failed[0]}, got otherwise in an earlier call, whose loss was NaN and which moved no chain")
-
-    def _close(self) -> None:
-        if self._open:
-            sentences, flags = zip(*self._open, strict=True)
-            self._pending.append(Verdict(sentences, ~torch.stack(flags)))
-            self._open = []
 
 
 def first(bad: Tensor) -> str:

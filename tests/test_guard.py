@@ -31,8 +31,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     card = Card()
 
     class Late(guard.Verdict):
-        def __init__(self, sentences: tuple[str, ...], bad: Tensor, spare: list[Letter]) -> None:
-            super().__init__(sentences, bad, spare)
+        def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[Letter]) -> None:
+            super().__init__(sentences, good, spare)
             card.sent.append(sentences)
             self.number = len(card.sent)
 
@@ -168,9 +168,9 @@ def test_a_letter_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "Letter", Plain)
     monkeypatch.setattr(Tensor, "copy_", lambda self, other, **given: torch.add(self, other.flags, out=self.zero_()))
     spare: list[Letter] = []
-    for flags, found in ((GOOD, ["a", "b"]), (BAD, ["a"])):
+    for flags, found in ((~GOOD, ["a", "b"]), (BAD, ["b"])):
         assert guard.Verdict(("a", "b"), OnCard(flags), spare).failed() == found  # type: ignore[arg-type]
     assert spare == made
     assert len(made) == 1
-    first, second = (guard.Verdict(("a", "b"), OnCard(flags), spare) for flags in (BAD, GOOD))  # type: ignore[arg-type]
-    assert (first.failed(), second.failed(), len(made)) == (["a"], ["a", "b"], 2)
+    first, second = (guard.Verdict(("a", "b"), OnCard(flags), spare) for flags in (BAD, ~GOOD))  # type: ignore[arg-type]
+    assert (first.failed(), second.failed(), len(made)) == (["b"], ["a", "b"], 2)

@@ -74,7 +74,7 @@ class Unheard(guard.Verdict):
 
     arrived = False
 
-    def __init__(self, sentences: tuple[str, ...], bad: Tensor, spare: list[guard.Letter]) -> None:
+    def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[guard.Letter]) -> None:
         self.sentences = sentences
 
 

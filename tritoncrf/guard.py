@@ -24,16 +24,16 @@ class Letter:
 
 
 class Verdict:
-    """Flags on their way; spare: letters that are free to carry them, where this one's goes once it is read."""
+    """What holds, bool [K], on its way; spare: letters that are free to carry it, where this one's goes once it is read."""
 
-    def __init__(self, sentences: tuple[str, ...], bad: Tensor, spare: list[Letter]) -> None:
+    def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[Letter]) -> None:
         self.sentences = sentences
-        self._bad, self._letter, self._spare = bad, None, spare
-        if bad.is_cuda:
-            fits = spare and len(spare[-1].flags) >= len(bad)
-            letter = self._letter = spare.pop() if fits else Letter(len(bad))
-            self._bad = letter.flags[: len(bad)]
-            self._bad.copy_(bad, non_blocking=True)
+        self._good, self._letter, self._spare = good, None, spare
+        if good.is_cuda:
+            fits = spare and len(spare[-1].flags) >= len(good)
+            letter = self._letter = spare.pop() if fits else Letter(len(good))
+            self._good = letter.flags[: len(good)]
+            self._good.copy_(good, non_blocking=True)
             letter.event.record()  # type: ignore[no-untyped-call]
 
     @property
@@ -44,7 +44,7 @@ class Verdict:
         """The sentences that do not hold; waits, and may be asked once."""
         if self._letter is not None:
             self._letter.event.synchronize()
-        found = [sentence for sentence, bad in zip(self.sentences, self._bad.tolist(), strict=True) if bad]
+        found = [sentence for sentence, good in zip(self.sentences, self._good.tolist(), strict=True) if not good]
         if self._letter is not None:
             self._spare.append(self._letter)
         return found
@@ -69,8 +69,8 @@ class Guard:
         self._open: list[tuple[str, Tensor]] = []
         self._pending: list[Verdict] = []
         self._spare: list[Letter] = []
-        # Of the last call that left flags, bool [K].
-        self._last: Tensor | None = None
+        # Of this call, or of the last one: what holds, bool [K].
+        self._told: Tensor | None = None
 
     def __getstate__(self) -> dict[str, object]:
         # What is on its way is told to this one, not to a copy of it.
@@ -84,11 +84,11 @@ class Guard:
         """A public call: the outermost one raises for an earlier call now known to be bad, and at its end sends its own flags."""
         outermost, captured, earlier = self._depth == 0, device is not None and capturing(device), self._open
         if outermost and captured:
-            self._open = []
+            self._open, self._told = [], None
         elif outermost:
             self._send()
             self.settle(wait=False)
-            self._last = None
+            self._told = None
         self._depth += 1
         try:
             yield
@@ -108,15 +108,15 @@ class Guard:
         good = ok.all() if ok.dim() else ok
         if not self.waits(good.device):
             self._open.append((sentence, good))
+            self._told = None
         elif not bool(good):
             self._open.clear()
             raise ValueError(f"{sentence}, got {got()}")
 
     def flag(self, device: torch.device) -> Tensor:
         """bool ``[]``: whether any value looked at since the call began was bad; after it, of the last call."""
-        if self._open:
-            return ~torch.stack([good for _, good in self._open]).all()
-        return torch.zeros((), dtype=torch.bool, device=device) if self._last is None else self._last.any()
+        told = self._tell()
+        return torch.zeros((), dtype=torch.bool, device=device) if told is None else ~told.all()
 
     def settle(self, wait: bool = True) -> None:
         """Raises ValueError for an earlier deferred check that failed; with ``wait``, also for those still on the device."""
@@ -133,6 +133,13 @@ class Guard:
     def _send(self) -> None:
         """Sends open flags on their way, so early that a later call finds them arrived."""
         if self._open:
-            sentences, flags = zip(*self._open, strict=True)
-            self._open, self._last = [], ~torch.stack(flags)
-            self._pending.append(Verdict(sentences, self._last, self._spare))
+            told, sentences = self._tell(), tuple(sentence for sentence, _ in self._open)
+            self._open = []
+            if told is not None:
+                self._pending.append(Verdict(sentences, told, self._spare))
+
+    def _tell(self) -> Tensor | None:
+        """What holds of all that was required, bool [K]."""
+        if self._told is None and self._open:
+            self._told = torch.stack([good for _, good in self._open])
+        return self._told

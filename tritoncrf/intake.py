@@ -37,10 +37,12 @@ class Batch:
     """float32, rounded."""
     version: tuple[int, ...] | None
     """As in `ChainState`."""
+    whole: bool = False
+    """Whether all pixels are known to exist."""
 
     def at(self, index: Tensor, count: Tensor | None) -> Batch:
-        """The batch under other random numbers: int64 ``[N]`` positions in the data set, and sweeps done, None for 0."""
-        count = torch.zeros_like(index) if count is None else count
+        """The batch under other random numbers: int64 ``[N]`` positions in the data set, and sweeps done, None for as many."""
+        count = self.count if count is None else count
         return replace(self, plan=replace(self.plan, index=index.contiguous()), count=count)
 
 
@@ -53,14 +55,17 @@ def look(
     validation.logits(logits, labels, crf.neighborhood.ndim, device)
     replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
     images, shape = len(logits), tuple(logits.shape[2:])
-    sizes, mask = validation.extents(guard, images, shape, sizes, mask, device)
-    check(guard, crf.neighborhood, crf.form.wrap, shape, sizes)
-    index = counter(guard, "index", index, 1 << contract.INDEX_BITS, torch.arange(images, device=device))
-    count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, torch.zeros_like(index))
-    present = validation.inside(shape, images, sizes, mask, device)
-    validation.logit_values(guard, logits, present)
+    check(guard, crf.neighborhood, crf.form.wrap, shape, None)
     layout = crf.layouts.get(shape, device)
-    plan = layout.plan(labels, shape, index, replicas, sizes, mask, None)
+    frame, (order, none) = layout.frame(shape), layout.numbers(images).unbind()
+    sizes, mask = validation.extents(guard, images, shape, sizes, mask, device, frame.limits)
+    if sizes is not None:
+        check(guard, crf.neighborhood, crf.form.wrap, shape, sizes)
+    index = counter(guard, "index", index, 1 << contract.INDEX_BITS, order)
+    count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, none)
+    present = frame.exists(images, sizes, mask)
+    validation.logit_values(guard, logits, None if sizes is None and mask is None else present)
+    plan = layout.plan(labels, shape, index, replicas, sizes, mask, None, present)
     return look_at_edges(guard, crf.form, plan, layout, present, edges), layout, present, count
 
 
@@ -74,7 +79,7 @@ def look_again(guard: Guard, crf: GridCRF, chains: ChainState, logits: Tensor) -
 
 
 def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp: Tensor | None, plan: Plan) -> Tensor:
-    """uint8 ``[N, R, *shape]`` of labels given as to `Sampler.init`, 255 where a site is to be drawn."""
+    """uint8 ``[N, R, *shape]`` of labels given as to `Sampler.init`, 255 where a site is to be drawn, or none is."""
     images, *area = present.shape
     shape = images, plan.replicas, *area
     if labels is None:
@@ -90,7 +95,7 @@ def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp:
         lost = held & clamp[:, None] & (labels == contract.VOID)
         guard.require(~lost, "labels: expected a label at every clamped site",
                       lambda: f"255 at {validation.first(lost)}")  # fmt: skip
-    valid = (labels >= 0) & (labels < plan.labels)
+    valid = held & (labels >= 0) & (labels < plan.labels)
     return torch.where(valid, labels, contract.VOID).to(torch.uint8)
 
 

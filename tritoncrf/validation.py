@@ -103,23 +103,26 @@ def first(bad: Tensor) -> str:
     return "index " + shape_text(torch.nonzero(bad)[0].tolist())
 
 
-def logit_values(guard: Guard, values: Tensor, exists: Tensor, name: str = "logits") -> None:
-    """Requires neither NaN nor +inf, and an allowed label, where ``exists`` (bool ``[N, *shape]``)."""
-    # A finite sum has finite terms, and adding up costs least; one that is not says nothing yet.
-    if guard.waits(values.device) and bool(values.detach().sum(dtype=torch.float32).isfinite()):
-        return
+def logit_values(guard: Guard, values: Tensor, exists: Tensor | None, name: str = "logits") -> None:
+    """Requires neither NaN nor +inf, and an allowed label, where ``exists`` (bool ``[N, *shape]``, None: everywhere)."""
+    sentence = f"{name}: expected finite numbers or -inf for a forbidden label, one finite at least per pixel"
     # Rule 1 converts first, and a large double is an infinite float.
+    if not guard.waits(values.device):
+        top = values.detach().amax(1).to(torch.float32)
+        top = top if exists is None else top.masked_fill(~exists, 0.0)
+        guard.require(torch.linalg.vector_norm(top, torch.inf) < torch.inf, sentence, str)
+        return
+    # A finite sum has finite terms, and adding up costs least; one that is not says nothing yet.
+    if bool(values.detach().sum(dtype=torch.float32).isfinite()):
+        return
     seen = values.detach().to(torch.float32)
     top = seen.amax(1)
-    fine = ~exists | ((top < torch.inf) & (top > -torch.inf))
-    guard.require(
-        fine,
-        f"{name}: expected finite numbers or -inf for a forbidden label, one finite at least per pixel",
-        lambda: _logit_fault(seen, exists, fine),
-    )
+    fine = (top < torch.inf) & (top > -torch.inf)
+    fine = fine if exists is None else fine | ~exists
+    guard.require(fine, sentence, lambda: _logit_fault(seen, fine))
 
 
-def _logit_fault(values: Tensor, exists: Tensor, fine: Tensor) -> str:
+def _logit_fault(values: Tensor, fine: Tensor) -> str:
     place = torch.nonzero(~fine)[0].tolist()
     pixel = values[(place[0], slice(None), *place[1:])]
     what = "NaN" if bool(pixel.isnan().any()) else "+inf" if bool((pixel == torch.inf).any()) else "no allowed label"
@@ -141,12 +144,13 @@ def label_values(guard: Guard, name: str, values: Tensor, labels: int, looked_at
 def tables(guard: Guard, rounded: Tensor, gated: Tensor | None = None, gating: Sequence[int] = ()) -> None:
     """Requires finite tables within rule 1's bound; gating: where each class stands among those of ``gated``, -1: nowhere."""
     mass = contract.table_mass(rounded)
+    # In double precision it is finite if all are.
+    total, also = mass.sum(dtype=torch.float64), ""
     guard.require(
-        mass.isfinite(),
+        total < torch.inf,
         "pairwise: expected finite table entries",
         lambda: f"NaN or infinity in class {int((~mass.isfinite()).int().argmax())}",
     )
-    total, also = mass.sum(), ""
     if gated is not None:
         largest = gated.abs().amax((2, 3))
         guard.require(
@@ -169,19 +173,23 @@ def tables(guard: Guard, rounded: Tensor, gated: Tensor | None = None, gating: S
 
 
 def extents(
-    guard: Guard, images: int, shape: Sequence[int], sizes: object, mask: object, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Checks ``sizes`` (integers ``[N, d]`` of 1 .. shape) and ``mask`` (bool ``[N, *shape]``); sizes come back as int64."""
+    guard: Guard, images: int, shape: Sequence[int], sizes: object, mask: object, device: torch.device,
+    limits: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Checks ``sizes`` (integers ``[N, d]`` of 1 .. shape) and ``mask`` (bool ``[N, *shape]``); sizes come back as int64.
+
+    limits: int64 ``[d]``, the shape, where it is on the device already.
+    """
     if sizes is not None:
         sizes = shaped("sizes", sizes, [(images, len(shape))], INTEGERS, device).long()
-        # Length by length: a tensor of them would be copied from the host, and a GPU's stream would stall.
-        fitting = torch.stack([own.clamp(1, n) for own, n in zip(sizes.unbind(1), shape, strict=True)], 1)
-        bad = sizes != fitting
-        told = sizes
+        if limits is None:
+            limits = torch.tensor(shape, device=device)
+        fitting = sizes.clamp(min=1).minimum(limits)
+        fine, told = sizes.eq(fitting), sizes
         guard.require(
-            ~bad,
+            fine,
             f"sizes: expected sizes from 1 to those of the padded batch {tuple(shape)}",
-            lambda: f"{told[bad.any(1)][0].tolist()} at {first(bad.any(1))}",
+            lambda: f"{told[~fine.all(1)][0].tolist()} at {first(~fine.all(1))}",
         )
         sizes = fitting
     if mask is not None:

@@ -81,7 +81,7 @@ class Guard:
 
     @contextmanager
     def call(self, device: torch.device | None = None) -> Iterator[None]:
-        """A public call: the outermost one raises for an earlier call now known to be bad, and at its end sends its own flags."""
+        """A public call: the outermost one raises for an earlier one now known to be bad, and at its end sends its flags."""
         outermost, captured, earlier = self._depth == 0, device is not None and capturing(device), self._open
         if outermost and captured:
             self._open, self._told = [], None

@@ -1,4 +1,4 @@
-"""What comes in? A batch of images and the labels its chains start from, looked at once for all phases that begin on it.
+"""What comes in? A batch of images, its targets and the labels chains start from, looked at once for all of its phases.
 
 Whatever a deferred check will report is made harmless here: it must not index out of anything meanwhile.
 """
@@ -19,6 +19,8 @@ from tritoncrf.layout import Layout
 from tritoncrf.model import GridCRF
 from tritoncrf.rings import check
 from tritoncrf.validation import Guard
+
+ALLOWED = "target: expected labels that the logits allow"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,40 @@ def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp:
                       lambda: f"255 at {validation.first(lost)}")  # fmt: skip
     valid = held & (labels >= 0) & (labels < plan.labels)
     return torch.where(valid, labels, contract.VOID).to(torch.uint8)
+
+
+def targets(
+    guard: Guard, batch: Batch, target: Tensor, clamp: Tensor | None, ignore_index: int, later: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Which pixels are labelled (bool), and their labels (uint8, 255 elsewhere), both ``[N, *shape]``.
+
+    later: whether somebody else looks at it that the logits allow them.
+    """
+    present, labels = batch.present, batch.plan.labels
+    target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device)
+    # Bytes hold every label; narrower integers with a sign do not.
+    target = target if target.dtype == torch.uint8 else target.long()
+    safe = target.clamp(0, labels - 1)
+    labelled = safe.eq(target)
+    fine = labelled
+    if target.dtype != torch.uint8 or 0 <= ignore_index <= contract.VOID:
+        fine = labelled | target.eq(ignore_index)
+    if not batch.whole:
+        labelled, fine = labelled & present, fine.ge(present)
+    told = f"target: expected labels from 0 to {labels - 1} (or {ignore_index})"
+    guard.require(fine, told, lambda: f"{int(target[~fine][0])} at {validation.first(~fine)}")
+    void = batch.layout.frame(tuple(present.shape[1:])).void
+    known = torch.where(labelled, safe, void).to(torch.uint8)
+    if not later:
+        forbidden = labelled & torch.isneginf(batch.logits.gather(1, safe.long()[:, None])[:, 0])
+        guard.require(~forbidden, ALLOWED,
+                      lambda: f"{int(target[forbidden][0])} with logit -inf at {validation.first(forbidden)}")  # fmt: skip
+    if clamp is not None:
+        # A clamped pixel without a label is less than one with it.
+        held = labelled.ge(clamp if batch.whole else clamp & present)
+        guard.require(held, "clamp: expected a label in target at every clamped pixel",
+                      lambda: f"ignore_index at {validation.first(~held)}")  # fmt: skip
+    return labelled, known
 
 
 def counter(guard: Guard, name: str, value: Tensor | None, limit: int, default: Tensor) -> Tensor:

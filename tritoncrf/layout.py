@@ -112,7 +112,8 @@ class Layout:
     def numbers(self, images: int) -> Tensor:
         """int64 ``[2, N]``: 0 to N - 1, and zeros; nobody writes into it."""
         device = self.positions.device
-        return self._share(images, lambda: torch.arange(images, device=device) * torch.arange(1, -1, -1, device=device)[:, None])
+        steps = torch.arange
+        return self._share(images, lambda: steps(images, device=device) * steps(1, -1, -1, device=device)[:, None])
 
     def _share(self, key: Shape | int, make: Callable[[], T]) -> T:
         device = self.positions.device
@@ -123,7 +124,7 @@ class Layout:
                 return make()
             self.captured[key] = found
         elif found is None:
-            found = made = make()
+            found = make()
             if device.type == "cuda":
                 # Another stream may be the next to read it.
                 torch.cuda.current_stream(device).synchronize()

@@ -65,3 +65,35 @@ def look_at(guard: Guard, labels: Tensor, most: int) -> None:
         return f"label {int(labels[~own][0])} in it at {validation.first(~own)} of the batch"
 
     guard.require(own, f"chains: expected a store of chains of {most} labels", got)
+
+
+def renew(
+    store: ChainStore, places: Tensor, samples: tuple[Tensor, Tensor], chains: list[Tensor | None], index: Tensor,
+    good: Tensor, moved: bool,
+) -> None:  # fmt: skip
+    """Writes samples of the free phase and the data phase back, or where not ``good``, bool ``[]``, what was there before.
+
+    places: of the batch, or images ``[N]`` of one shape; samples: uint8 ``[N, R, *shape]``, 255 where no pixel is; chains: what
+    was fetched, None where none are kept; moved: whether one image may stand in several places. Of an image ``index`` that
+    stands twice the first is kept: both write that, in whatever order.
+    """
+    first = _firsts(index)
+    for data, before in enumerate(chains):
+        if before is None:
+            continue
+        labels, where = samples[data], places
+        if first is not None:
+            labels = labels[first]
+            before, where = (before[first], where[first]) if moved else (before, where)
+        labels, whole = torch.where(good, labels, before), store.images(bool(data)) if where.dim() == 1 else None
+        if whole is None:
+            store.labels[data].index_put_((where,), labels)
+        else:
+            whole.index_copy_(0, where, labels)
+
+
+def _firsts(index: Tensor) -> Tensor | None:
+    """int64 ``[N]``: where each image of a batch stands first; None where all are known to be apart."""
+    if len(index) == 1 or (index.device.type == "cpu" and len(set(index.tolist())) == len(index)):
+        return None
+    return torch.eq(index[:, None], index).to(torch.uint8).argmax(1)

@@ -13,32 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tritoncrf.chains import ChainState
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, errors, unary_gap
-from tritoncrf.intake import Batch
+from tritoncrf.intake import ALLOWED, Batch
+from tritoncrf.phases import Sample
 from tritoncrf.ranks import Ranks
 from tritoncrf.sampler import Sampler
 from tritoncrf.tally import Tally, agreeing
 
 Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-ALLOWED = "target: expected labels that the logits allow"
 
 # Of a nat: energies of several ranks are added as whole numbers too.
 STEPS = 1 << 20
-
-
-class Sample(NamedTuple):
-    """Of a phase."""
-
-    chains: ChainState
-    labels: Tensor
-    """uint8 [N, R, *shape], 255 where no pixel exists."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +52,8 @@ def outcome(
 ) -> tuple[Found, Tally, list[Tensor]]:  # fmt: skip
     """Value, the fields of `Errors`, the factor by which they count and whether the call was bad on any rank; then the tally.
 
-    known: uint8 ``[N, *shape]``, the labels that are known; counted: bool ``[N, *shape]``, which pixels count; parcel: makes the
-    bytes that travel with the sums. Beside all that, every rank's parcel.
+    known: uint8 ``[N, *shape]``, the known labels; counted: bool ``[N, *shape]``, which pixels count; parcel: makes the bytes
+    that travel with the sums. Beside all that, every rank's parcel.
     """
     samples = data.labels, free.labels
     logits, guard = batch.logits, terms.sampler.guard

@@ -184,16 +184,13 @@ class ChainStore(nn.Module):
         return found
 
     def fetch(self, places: Tensor, *, data: bool = False) -> Tensor:
-        """The labels uint8 ``[N, R, *shape]`` at `places`, or of images ``[N]`` of one shape; 255 beyond an image's size or where
-        not drawn."""
+        """The labels uint8 ``[N, R, *shape]`` at `places`, or of images ``[N]`` of one shape; 255 beyond one or not drawn."""
         whole = self.images(data) if places.dim() == 1 else None
-        if whole is not None:
-            return whole[places]
-        return self.labels[int(data and self.latent), places]
+        return self.labels[int(data and self.latent), places] if whole is None else whole[places]
 
     @cached_property
     def uniform(self) -> Shape | None:
-        """The size of all images, where they have the same one."""
+        """The one size of all images."""
         return self.table[0] if len(set(self.table)) == 1 else None
 
     def images(self, data: bool = False) -> Tensor | None:
@@ -201,17 +198,6 @@ class ChainStore(nn.Module):
         if self.uniform is None or self.share is not None or self.staged is not None:
             return None
         return self.labels[int(data and self.latent), :-1].view(len(self), self.replicas, *self.uniform)
-
-    def renew(self, places: Tensor, labels: Tensor, before: Tensor, good: Tensor, *, data: bool = False) -> None:
-        """Writes labels back where ``before`` was fetched, or where not ``good``, bool ``[]``, ``before`` itself.
-
-        places: as `places` gave them, or images ``[N]``. What stands twice must be alike; of no pixel labels are 255.
-        """
-        found, whole = torch.where(good, labels, before), self.images(data) if places.dim() == 1 else None
-        if whole is None:
-            self.labels[int(data and self.latent)].index_put_((places,), found)
-        else:
-            whole.index_copy_(0, places, found)
 
     def put(self, places: Tensor, labels: Tensor, keep: Tensor, *, data: bool = False) -> None:
         """Writes labels uint8 ``[N, R, *shape]`` back to `places` where ``keep`` (bool ``[N]``)."""

@@ -16,16 +16,15 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
-from tritoncrf.chains import ChainState
 from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
-from tritoncrf.intake import Batch
+from tritoncrf.intake import Batch, targets
 from tritoncrf.interrupts import unbroken
-from tritoncrf.layout import pack
-from tritoncrf.lookup import find, look_at
+from tritoncrf.lookup import find, look_at, renew
 from tritoncrf.monitor import TableWatch
-from tritoncrf.outcome import ALLOWED, Found, Sample, Terms, outcome
+from tritoncrf.outcome import Found, Terms, outcome
+from tritoncrf.phases import both
 from tritoncrf.ranks import Ranks, fingerprint
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
@@ -69,7 +68,7 @@ class Visit(metaclass=Unopened):
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
         sweeps: Tensor | None,
     ) -> tuple[Found, Tally]:  # fmt: skip
-        """Value, the fields of `Errors`, their factor and whether the call was bad; beside that what `Statistics` are made from.
+        """Value, the fields of `Errors`, their factor and whether the call was bad; beside that the tally.
 
         pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
         gates want an error; each: a value for each image; visits, labels, sweeps: the loss's running number and the store's
@@ -115,7 +114,8 @@ class Visit(metaclass=Unopened):
         if clamp is not None:
             clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
         # What is not looked at at once is seen from the energies then, where each labelled pixel's is asked.
-        labelled, known = self.targets(batch, target, clamp, later=clamp is None and not guard.waits(present.device))
+        later = clamp is None and not guard.waits(present.device)
+        labelled, known = targets(guard, batch, target, clamp, self.ignore_index, later)
         index, count, places = self._positions(index, batch), None, None
         if store is not None:
             limits = batch.layout.frame(shape).limits
@@ -143,7 +143,7 @@ class Visit(metaclass=Unopened):
             # In a mask's holes, and where sizes are not the chains' own, which is heard of later, labels may be kept.
             beyond = ~present[:, None]
             begun = [None if part is None else part.masked_fill(beyond, contract.VOID) for part in chains]
-        data, free = self._phases(batch, begun, labelled, known, clamp, replicas)
+        data, free = both(sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates)
         if ranks.size > 1 and meeting.changed:
             # Heard of only now, but before anything is written.
             self._meet(ranks, *tables, terms.weight, visits)
@@ -170,14 +170,14 @@ class Visit(metaclass=Unopened):
                 kept.advance(meeting.index, self.sweeps, good & ~meeting.again)
             else:
                 if places is not None:
-                    self._renew(store, places, samples, chains, index, good, moved=view is not None)
+                    renew(store, places, samples, chains, index, good, moved=view is not None)
                     self._own = _version(kept.labels)
                 # Of an image that stands twice both write the same.
                 store.sweeps.index_copy_(0, index, batch.count.add(good, alpha=self.sweeps))
-            if store is not None:
-                # On a GPU neither is looked at: that would stall its stream.
-                if self.method == "pcd" and view is None and target.device.type == "cpu" and bool(good):
-                    self._targets.look(target, index, sizes)
+            # On a GPU neither is looked at: that would stall its stream.
+            kept_alike = store is not None and self.method == "pcd" and view is None
+            if kept_alike and target.device.type == "cpu" and bool(good):
+                self._targets.look(target, index, sizes)
         for name, parameter in sampler.crf.named_parameters():
             told = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
@@ -190,47 +190,6 @@ class Visit(metaclass=Unopened):
         for part in chains:
             if guard.waits(part.device) or not own:
                 look_at(guard, part, self.sampler.crf.num_labels)
-
-    def _phases(
-        self, batch: Batch, chains: list[Tensor | None], labelled: Tensor, known: Tensor, clamp: Tensor | None, replicas: int
-    ) -> tuple[Sample, Sample]:
-        """The data phase and the free one, from kept chains of the free phase and the data phase."""
-        known = known[:, None].expand(-1, replicas, *known.shape[1:])
-        start, first = chains
-        if start is not None and clamp is not None:
-            start = torch.where(clamp[:, None], known, start)
-        first = known if first is None else torch.where(labelled[:, None], known, first)
-        # Whether a GPU's images have latent pixels is not asked: that would stall its stream. A clamped pixel has a label.
-        if batch.present.device.type == "cpu" and not bool(batch.present.gt(labelled).any()):
-            free = self._phase(batch, first if start is None else start, "free", clamp)
-            data = replace(free, rows=pack(free.plan, free.layout, known))
-            return Sample(data, known), self._sample_of(batch, free, clamp)
-        # A clamped pixel without a label is a fault that may be heard of later: it is no pixel's label in both phases.
-        held = labelled if clamp is None else labelled | clamp
-        completed = self._sample_of(batch, self._phase(batch, first, "data", held), clamp)
-        free = self._phase(batch, completed.labels if start is None else start, "free", clamp)
-        return completed, self._sample_of(batch, free, clamp)
-
-    def _sample_of(self, batch: Batch, chains: ChainState, clamp: Tensor | None) -> Sample:
-        # Where all pixels exist and are free each has a label after a sweep; nobody writes into a phase's rows any more.
-        whole = batch.whole and clamp is None
-        labels = chains.layout.crop(chains.rows, chains.shape) if whole else chains.labels
-        return Sample(chains, labels)
-
-    def _renew(
-        self, store: ChainStore, places: Tensor, samples: tuple[Tensor, Tensor], chains: list[Tensor | None], index: Tensor,
-        good: Tensor, moved: bool,
-    ) -> None:  # fmt: skip
-        """Writes samples of the free phase and the data phase back; moved: whether one image may stand in several places."""
-        first = _firsts(index)
-        for data, before in enumerate(chains):
-            if before is None:
-                continue
-            labels, where = samples[data], places
-            if first is not None:
-                labels = labels[first]
-                before, where = (before[first], where[first]) if moved else (before, where)
-            store.renew(where, labels, before, good, data=bool(data))
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -277,47 +236,6 @@ class Visit(metaclass=Unopened):
             )
         self.chains.fresh = False
 
-    def _phase(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
-        chains = self.sampler.begin(batch, start, phase, clamp)
-        # As many labels change as at the last visit, most likely: the way need not be found out anew.
-        chains.rate = self._rates.get(phase)
-        self.sampler.advance(chains, self.sweeps)
-        self._rates[phase] = chains.rate
-        return chains
-
-    def targets(
-        self, batch: Batch, target: Tensor, clamp: Tensor | None, later: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Which pixels are labelled (bool), and their labels (uint8, 255 elsewhere), both ``[N, *shape]``.
-
-        later: whether somebody else looks at it that the logits allow them.
-        """
-        guard, present, labels = self.sampler.guard, batch.present, batch.plan.labels
-        target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device)
-        # Bytes hold every label; narrower integers with a sign do not.
-        target = target if target.dtype == torch.uint8 else target.long()
-        safe = target.clamp(0, labels - 1)
-        labelled = safe.eq(target)
-        fine = labelled
-        if target.dtype != torch.uint8 or 0 <= self.ignore_index <= contract.VOID:
-            fine = labelled | target.eq(self.ignore_index)
-        if not batch.whole:
-            labelled, fine = labelled & present, fine.ge(present)
-        told = f"target: expected labels from 0 to {labels - 1} (or {self.ignore_index})"
-        guard.require(fine, told, lambda: f"{int(target[~fine][0])} at {validation.first(~fine)}")
-        void = batch.layout.frame(tuple(present.shape[1:])).void
-        known = torch.where(labelled, safe, void).to(torch.uint8)
-        if not later:
-            forbidden = labelled & torch.isneginf(batch.logits.gather(1, safe.long()[:, None])[:, 0])
-            guard.require(~forbidden, ALLOWED,
-                          lambda: f"{int(target[forbidden][0])} with logit -inf at {validation.first(forbidden)}")  # fmt: skip
-        if clamp is not None:
-            # A clamped pixel without a label is less than one with it.
-            held = labelled.ge(clamp if batch.whole else clamp & present)
-            guard.require(held, "clamp: expected a label in target at every clamped pixel",
-                          lambda: f"ignore_index at {validation.first(~held)}")  # fmt: skip
-        return labelled, known
-
     def _positions(self, index: Tensor | None, batch: Batch) -> Tensor | None:
         if index is None:
             return None
@@ -328,13 +246,6 @@ class Visit(metaclass=Unopened):
 def _version(labels: Tensor | None) -> tuple[int, int] | None:
     """What changes when a torch operation writes into a tensor."""
     return None if labels is None or labels.is_inference() else (labels.data_ptr(), labels._version)
-
-
-def _firsts(index: Tensor) -> Tensor | None:
-    """int64 ``[N]``: where each image of a batch stands first; None where all are known to be apart."""
-    if len(index) == 1 or (index.device.type == "cpu" and len(set(index.tolist())) == len(index)):
-        return None
-    return torch.eq(index[:, None], index).to(torch.uint8).argmax(1)
 
 
 OPERATOR = unopened(Visit)

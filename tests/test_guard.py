@@ -162,7 +162,7 @@ def test_a_letter_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Plain(Letter):
         def __init__(self, flags: int) -> None:
-            self.flags, self.event = torch.zeros(max(self.ROOM, flags), dtype=torch.bool), Event()
+            self.flags, self.event = torch.zeros(max(self.ROOM, flags), dtype=torch.bool), Event()  # type: ignore[assignment]
             made.append(self)
 
     monkeypatch.setattr(guard, "Letter", Plain)

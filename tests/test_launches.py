@@ -80,9 +80,9 @@ def count(images: int = 1, method: str = "pcd", sizes: bool = False, extra: bool
 
 
 CASES: dict[str, tuple[dict[str, Any], int]] = {
-    "plain": ({}, 64), "sixteen images": ({"images": 16}, 69), "sizes": ({"sizes": True}, 90),
-    "mask and clamp": ({"extra": True}, 92), "all": ({"images": 3, "sizes": True, "extra": True}, 109),
-    "cd": ({"method": "cd"}, 57),
+    "plain": ({}, 63), "sixteen images": ({"images": 16}, 68), "sizes": ({"sizes": True}, 89),
+    "mask and clamp": ({"extra": True}, 91), "all": ({"images": 3, "sizes": True, "extra": True}, 108),
+    "cd": ({"method": "cd"}, 56),
 }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_figures_are_those_of_their_call_whatever_happens_after() -> None:
     assert monitor.numbers(loss.statistics) != monitor.numbers(first)
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert isinstance(other._told, monitor.Statistics)
-        assert monitor.numbers(other.statistics) == monitor.numbers(loss.statistics)
+        assert monitor.numbers(other._told) == monitor.numbers(loss.statistics)
     loss.statistics = None
     assert loss.statistics is None
 
@@ -164,7 +164,8 @@ def test_labels_that_others_wrote_are_looked_at_again() -> None:
     with pytest.raises(ValueError, match="chains: expected a store of chains of 4 labels"):
         step()
     # Nobody has mended them.
-    assert loss.chains.labels[0, 7] == 77 or bool((step(), loss.invalid)[1])
+    step()
+    assert bool(loss.invalid)
 
 
 def test_an_image_that_stands_twice_keeps_its_first_chain() -> None:

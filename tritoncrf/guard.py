@@ -34,7 +34,7 @@ class Verdict:
             letter = self._letter = spare.pop() if fits else Letter(len(good))
             self._good = letter.flags[: len(good)]
             self._good.copy_(good, non_blocking=True)
-            letter.event.record()  # type: ignore[no-untyped-call]
+            letter.event.record()
 
     @property
     def arrived(self) -> bool:

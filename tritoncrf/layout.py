@@ -24,12 +24,13 @@ from torch import Tensor
 from tritoncrf import contract
 from tritoncrf.coloring import sublattice_coloring
 from tritoncrf.engines import Plan
-from tritoncrf.frame import Frame, Shape
+from tritoncrf.frame import Frame
+from tritoncrf.frame import Shape as Shape
 from tritoncrf.guard import capturing
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.rings import Wrap, unroll
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Frame | Tensor)
 # Bytes that batches share which a layout keeps.
 SHARED = 1 << 26
 
@@ -124,13 +125,14 @@ class Layout:
                 return make()
             self.captured[key] = found
         elif found is None:
-            found = make()
+            made = make()
             if device.type == "cuda":
                 # Another stream may be the next to read it.
                 torch.cuda.current_stream(device).synchronize()
             if self._shared_bytes() > SHARED:
                 self.shared.clear()
-            self.shared[key] = found
+            self.shared[key] = made
+            return made
         return cast(T, found)
 
     def plan(

@@ -123,8 +123,8 @@ def _each(terms: Terms, data: Sample, free: Sample, tables: Tables) -> Errors:
     parts = []
     for n in range(len(data.labels)):
         one = slice(n, n + 1)
-        pair = [replace(of.chains, plan=_only(of.chains.plan, one), rows=of.chains.rows[one]) for of in (data, free)]
-        parts.append(errors(terms.sampler, *pair, tables, (data.labels[one], free.labels[one]), terms.flow))
+        y, drawn = (replace(of.chains, plan=_only(of.chains.plan, one), rows=of.chains.rows[one]) for of in (data, free))
+        parts.append(errors(terms.sampler, y, drawn, tables, (data.labels[one], free.labels[one]), terms.flow))
     logits, pairwise, gated, gates = zip(*parts, strict=True)
     return Errors(torch.cat(logits), torch.stack(pairwise), torch.stack(gated), torch.cat(gates))
 

@@ -21,18 +21,17 @@ def places(
     """
     axes = len(shape)
     expand = (-1, 1, *[1] * axes)
-    pixel: Tensor | None = None
-    beyond: Tensor | None = None
+    pixel, beyond = sizes, sizes
     for axis, length in enumerate(shape):
         steps = torch.arange(length, device=sizes.device).view(*[1] * (2 + axis), -1, *[1] * (axes - 1 - axis))
         own = sizes[:, axis].view(expand)
         seen = own if view is None else length if cut is None else cut[:, axis].view(expand)
         past = steps >= seen
-        beyond = past if beyond is None else beyond | past
+        beyond = past if axis == 0 else beyond | past
         if view is not None:
             corner, turned = view[:, :, axis, None].unbind(1)
             steps = corner.view(expand) + torch.where(turned.view(expand) != 0, seen - 1 - steps, steps)
-        pixel = steps if pixel is None else torch.addcmul(steps, pixel, own)
+        pixel = steps if axis == 0 else torch.addcmul(steps, pixel, own)
     found = offsets.view(expand) + pixel
     if replicas > 1:
         replica = torch.arange(replicas, device=sizes.device).view(1, -1, *[1] * axes)

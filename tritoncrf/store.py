@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -59,7 +60,7 @@ class ChainStore(nn.Module):
     """int64 [D, d]."""
     offsets: Tensor
     """int64 [D]: where each image's labels begin."""
-    staged: Mapping[int, Tensor] | None = None
+    staged: Mapping[int, Tensor] = MappingProxyType({})
     """Of a stage: each image's labels, views of its own."""
     table: tuple[tuple[int, ...], ...]
     """`sizes`, on the host."""
@@ -195,7 +196,7 @@ class ChainStore(nn.Module):
 
     def images(self, data: bool = False) -> Tensor | None:
         """uint8 ``[D, R, *shape]``, a view of labels where all images have one shape and stand here; else None."""
-        if self.uniform is None or self.share is not None or self.staged is not None:
+        if self.uniform is None or self.share is not None or self.staged:
             return None
         return self.labels[int(data and self.latent), :-1].view(len(self), self.replicas, *self.uniform)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritoncrf.validation import capturing
+from tritoncrf.guard import capturing
 
 # Of looks on a GPU one in so many is a look: rates move slowly, and each costs three calls.
 SELDOM = 8

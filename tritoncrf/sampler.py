@@ -132,7 +132,7 @@ class Sampler:
         like: chains begun on it before."""
         plan, purpose = hold(batch.plan, clamp), contract.PURPOSES[phase]
         work = self.engine.prepare(plan, batch.logits, batch.tables, None if like is None else like.work)
-        rows = pack(plan, batch.layout, start, batch.present)
+        rows = pack(plan, batch.layout, start)
         self.engine.initial(work, rows, contract.key_of(self.seed), batch.count, purpose)
         flips = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
         cpu = rows.device.type == "cpu"

@@ -83,11 +83,11 @@ def _version(package: str) -> str:
 def _interpreter(triton: str, numpy: str) -> str | None:
     """What ails Triton's interpreter with this NumPy, and what to do; None: nothing that is known."""
     ours, theirs = (tuple(int(part) for part in re.findall(r"\d+", version)[:2]) for version in (triton, numpy))
-    # Up to 3.6 it takes a loop's end with int() from an array of one dimension, which NumPy 2.4 no longer does.
+    # Up to 3.6 it takes a loop's end with int() from an array of one dimension, which NumPy 2.4 refuses.
     if not ours or ours > (3, 6) or theirs < (2, 4):
         return None
-    return (f"Triton {triton} cannot interpret kernels (TRITON_INTERPRET=1) with NumPy {numpy}, though it compiles them for a GPU: "
-            "pip install 'numpy<2.4'")  # fmt: skip
+    found = f"Triton {triton} cannot interpret kernels (TRITON_INTERPRET=1) with NumPy {numpy}"
+    return f"{found}, though it compiles them for a GPU: pip install 'numpy<2.4'"
 
 
 def _size(folder: Path) -> str:

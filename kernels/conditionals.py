@@ -31,8 +31,9 @@ def add_conditionals(
     """Adds to ``out``; program ``image * blocks + block`` takes BLOCK ranks and goes through the replicas.
 
     labels: uint8 [N, R, volume]; unary: float32 [N, slots, PAD] by slot; rows, words, steepest: as in `Rows`; steps:
-    int32 [classes], displacements; slot, position: as in `Listing`; bad: bool [1], where it is true nothing is added, or None; out: float64
-    [N, slots, L] by slot; energy: float64 [N, R], added to; kinds, gates, gated, gating: as in `Edges`. All contiguous.
+    int32 [classes], displacements; slot, position: as in `Listing`; bad: bool [1], where it is true nothing is added, or None;
+    out: float64 [N, slots, L] by slot; energy: float64 [N, R], added to; kinds, gates, gated, gating: as in `Edges`. All
+    contiguous.
     """
     image = (tl.program_id(0) // blocks).to(tl.int64)
     rank = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -50,8 +51,8 @@ def add_conditionals(
         alone = load_row(unary + row * PAD, valid, PAD, WIDTH, "")
         # Exactly: the energies themselves are told, not only their differences.
         pieces = neighbours(
-            here, image, tl.where(valid, rank, 0), (rows, words, tl.load(steepest), steps), (kinds, gates, gated, gating), classes, weighed,
-            slots, 0, True, LABELS, PAD, WIDTH, 1, 1, KINDS, GATES,
+            here, image, tl.where(valid, rank, 0), (rows, words, tl.load(steepest), steps), (kinds, gates, gated, gating),
+            classes, weighed, slots, 0, True, LABELS, PAD, WIDTH, 1, 1, KINDS, GATES,
         )  # fmt: skip
         total_pieces = ()
         for q in tl.static_range(PAD // WIDTH):
@@ -79,9 +80,9 @@ def conditionals(
     energy = torch.zeros((images, replicas), dtype=torch.float64, device=labels.device)
     blocks = -(-slots // block)
     launch(
-        add_conditionals, images * blocks, labels, unary, tables.rows, tables.words, tables.steepest, steps, listing.slot, listing.position, bad, out,
-        energy, *edges[:4], scale, blocks, int(len(listing.slot) > 1), replicas, volume, slots, len(steps), edges.weighed,
-        LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), BLOCK=block, **edges.flags(tables.rows),
-        FAR=far(scale), num_warps=warps, enable_fp_fusion=False, maxnreg=255,
+        add_conditionals, images * blocks, labels, unary, tables.rows, tables.words, tables.steepest, steps, listing.slot,
+        listing.position, bad, out, energy, *edges[:4], scale, blocks, int(len(listing.slot) > 1), replicas, volume, slots,
+        len(steps), edges.weighed, LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), BLOCK=block,
+        **edges.flags(tables.rows), FAR=far(scale), num_warps=warps, enable_fp_fusion=False, maxnreg=255,
     )  # fmt: skip
     return energy

@@ -36,17 +36,20 @@ def pair_of_labels(own, place, step, volume):
     return first, second
 
 
-@triton.jit(do_not_specialize=["sign", "volume", "parts", "stretch", "classes", "num_classes", "apart", "replicas", "planes", "area"])
+SCALARS = ["sign", "volume", "parts", "stretch", "classes", "num_classes", "apart", "replicas", "planes", "area"]
+
+
+@triton.jit(do_not_specialize=SCALARS)
 def pair_products(
-    labels, displacements, tables, out, kinds, places, kinded, sign, volume, parts, stretch, classes, num_classes, apart, replicas,
-    planes, area,
+    labels, displacements, tables, out, kinds, places, kinded, sign, volume, parts, stretch, classes, num_classes, apart,
+    replicas, planes, area,
     LABELS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
     """Adds ``sign`` times a stretch's counts of one class; program ``((chain * classes + k) * chunks + chunk) * parts + part``.
 
     labels: uint8 [chains, volume]; displacements: int32 [classes]; tables: int32 [classes], each one's place among
-    ``num_classes``; out: int64 [chains or 1, num_classes, (KINDS,) L, L], added to, of each chain if apart is 1, of all together if
-    it is 0. kinds: uint8 [N, planes, area], at edges' first
+    ``num_classes``; out: int64 [chains or 1, num_classes, (KINDS,) L, L], added to, of each chain if apart is 1, of all
+    together if it is 0. kinds: uint8 [N, planes, area], at edges' first
     ends, not read if KINDS is 0; places: int64 [volume], where there a position is; kinded: int32 [classes], the plane of each,
     -1: kind 0. A chunk has TILE pairs of kind and label; without kinds there is one. All contiguous.
     """
@@ -153,9 +156,9 @@ def _count(
     among = (1, 1) if values is None else values.shape[1:]
     if rows:
         launch(
-            pair_products, rows * parts, labels, displacements, tables, out, values, places, planes, sign, volume, parts, stretch, classes,
-            out.shape[-3 - bool(num_kinds)], int(apart), replicas, *among, LABELS=num_labels, TILE=size, BLOCK=BLOCK,
-            KINDS=num_kinds if kinds else 0, num_warps=4, enable_fp_fusion=False,
+            pair_products, rows * parts, labels, displacements, tables, out, values, places, planes, sign, volume, parts,
+            stretch, classes, out.shape[-3 - bool(num_kinds)], int(apart), replicas, *among, LABELS=num_labels, TILE=size,
+            BLOCK=BLOCK, KINDS=num_kinds if kinds else 0, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -196,8 +199,8 @@ def gated_errors(data: Tensor, free: Tensor, displacements: Tensor, num_labels: 
         parts, stretch = stretches(volume, rows)
         if rows:
             launch(
-                gated_products, rows * parts, labels, displacements, values, places, gating, out, sign, volume, parts, stretch, len(displacements), weighed,
-                replicas, planes, area, LABELS=num_labels, TILE=tile(num_labels), BLOCK=BLOCK, GATES=ranks, num_warps=4,
-                enable_fp_fusion=False,
+                gated_products, rows * parts, labels, displacements, values, places, gating, out, sign, volume, parts, stretch,
+                len(displacements), weighed, replicas, planes, area, LABELS=num_labels, TILE=tile(num_labels), BLOCK=BLOCK,
+                GATES=ranks, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
     return out

@@ -20,8 +20,6 @@ import triton.language as tl
 MIN_EXPONENT = tl.constexpr(-100.0)
 CUTOFF = tl.constexpr(1024.0)
 INITIAL = tl.constexpr(128)
-# Added to a small number it leaves the nearest whole one in the last bits.
-MAGIC = tl.constexpr(1.5 * 2.0**23)
 A5 = tl.constexpr(0.0018793180352076888)
 A4 = tl.constexpr(0.008990994654595852)
 A3 = tl.constexpr(0.05581868067383766)
@@ -30,7 +28,7 @@ A1 = tl.constexpr(0.6931517124176025)
 # Of log2 odds; and how many of them stand for odds that no u can be covered by, whatever is added.
 UNITS = tl.constexpr(1024.0)
 MOST = tl.constexpr(float(1 << 18))
-# What each addition may lose of a sum; a weight's own error, now and when next looked at; labels cut off at 2^-100 may come back.
+# What each addition may lose of a sum; a weight's own error, now and when next looked at; what is cut off may come back.
 LOST = tl.constexpr(2.0**-23)
 INFLATE = tl.constexpr(1.0 + 2.0**-14)
 FLOOR = tl.constexpr(2.0**-90)
@@ -83,11 +81,8 @@ def uniform(site, sweep, index, replica, purpose, key0, key1):
 @triton.jit
 def exp2(t):
     """2^t of rule 3 for float32 ``t`` in [-100, 0]; outside of it some number."""
-    # The nearest whole number, without instructions that convert: those are slow. Below it the part is from the one below.
-    shifted = t + MAGIC
-    part = t - (shifted - MAGIC)
-    under = part < 0.0
-    part = tl.where(under, part + 1.0, part)
+    whole = tl.floor(t)
+    part = t - whole
     value = A5 * part
     value = (value + A4) * part
     value = (value + A3) * part
@@ -95,8 +90,7 @@ def exp2(t):
     value = (value + A1) * part
     value = value + 1.0
     # value lies in [1, 2]: adding to its exponent bits multiplies by the power of two, exactly.
-    power = (shifted.to(tl.int32, bitcast=True) << 23) - tl.where(under, 1 << 23, 0)
-    return (value.to(tl.int32, bitcast=True) + power).to(tl.float32, bitcast=True)
+    return (value.to(tl.int32, bitcast=True) + (whole.to(tl.int32) << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

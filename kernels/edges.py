@@ -63,7 +63,8 @@ def edge_bytes(
 
     values: uint8 [N, planes, area]; chosen: int32 [outputs], the plane of each, -1: zeros; steps: int32 [outputs], how far
     before the site its edge begins; places: int64 [volume], the pixel of each position; position: int32 [N or 1, slots] by
-    rank, -1 where no free site is, which becomes 0, apart: 1 if there is one an image; out: uint8 [N, outputs, slots], written. All contiguous.
+    rank, -1 where no free site is, which becomes 0, apart: 1 if there is one an image; out: uint8 [N, outputs, slots],
+    written. All contiguous.
     """
     output = (tl.program_id(0) // blocks).to(tl.int64)
     image = output // outputs
@@ -84,8 +85,8 @@ def by_rank(values: Tensor, chosen: Tensor, steps: Tensor, places: Tensor, posit
     blocks = -(-slots // block)
     if out.numel():
         launch(
-            edge_bytes, images * outputs * blocks, values, chosen, steps, places, position, out, blocks, int(len(position) > 1), planes, outputs, area, len(places), slots,
-            BLOCK=block, num_warps=4, enable_fp_fusion=False,
+            edge_bytes, images * outputs * blocks, values, chosen, steps, places, position, out, blocks, int(len(position) >
+            1), planes, outputs, area, len(places), slots, BLOCK=block, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 
@@ -140,8 +141,8 @@ def neighbours(
 ):  # fmt: skip
     """What neighbours do to the energies of sites, a tuple of pieces [B / SPLIT, WIDTH].
 
-    Unless EXACT up to a number a site that all its labels share. here: uint8 pointers [B] to labels, around which all neighbours
-    lie within the row, also where no site is meant; image: int64
+    Unless EXACT up to a number a site that all its labels share. here: uint8 pointers [B] to labels, around which all
+    neighbours lie within the row, also where no site is meant; image: int64
     scalar; column: int32 [B], the sites' columns in their image's lists; tables: rows, words, steepest as in `Rows`, and the
     displacements; edges: the four pointers of `Edges`; part: int32 [B], which of its site's SPLIT lanes each is, or 0.
     """

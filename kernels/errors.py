@@ -42,7 +42,7 @@ def unary_errors(free: Tensor, data: Tensor, num_labels: int, block: int = 256) 
     out = torch.empty((images, num_labels, *shape), device=free.device)
     blocks = -(-area // block)
     launch(
-        unary_differences, images * blocks, free.contiguous(), data.contiguous(), out, 1.0 / replicas, blocks, area, replicas, LABELS=num_labels,
-        BLOCK=block, num_warps=4, enable_fp_fusion=False,
+        unary_differences, images * blocks, free.contiguous(), data.contiguous(), out, 1.0 / replicas, blocks, area, replicas,
+        LABELS=num_labels, BLOCK=block, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return out

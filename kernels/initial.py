@@ -70,8 +70,8 @@ def build_unary(logits: Tensor, pixels: Tensor, block: int, warps: int) -> Tenso
     unary = torch.empty((images, slots, padded(labels)), device=logits.device, dtype=torch.float32)
     blocks = -(-slots // block)
     launch(
-        unary_rows, images * blocks, flat, pixels, unary, *flat.stride(), blocks, slots, LABELS=labels, PAD=padded(labels), WIDTH=width(labels),
-        BLOCK=block, num_warps=warps, enable_fp_fusion=False,
+        unary_rows, images * blocks, flat, pixels, unary, *flat.stride(), blocks, slots, LABELS=labels, PAD=padded(labels),
+        WIDTH=width(labels), BLOCK=block, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
     return unary
 
@@ -112,7 +112,7 @@ def initial(
     slots = unary.shape[1]
     blocks = -(-slots * replicas // block)
     launch(
-        initial_draw, images * blocks, labels, unary, *listing[:3], index, count, scale, *key, purpose, blocks, int(len(listing.slot) > 1), replicas, volume,
-        slots, LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), BLOCK=block, SINGLE=replicas == 1,
-        num_warps=warps, enable_fp_fusion=False,
+        initial_draw, images * blocks, labels, unary, *listing[:3], index, count, scale, *key, purpose, blocks,
+        int(len(listing.slot) > 1), replicas, volume, slots, LABELS=num_labels, PAD=padded(num_labels),
+        WIDTH=width(num_labels), BLOCK=block, SINGLE=replicas == 1, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip

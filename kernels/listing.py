@@ -80,7 +80,7 @@ def build_listing(free: Tensor, sites: Tensor, positions: Tensor, phases: Tensor
     lookup = torch.full((images, volume), -1, dtype=torch.int32, device=device)
     if images and colors:
         launch(
-            list_sites, images * colors, free, sites, positions, phases, slot, position, site, counts, lookup, free.stride(0), sites.stride(0), volume,
-            slots, colors, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+            list_sites, images * colors, free, sites, positions, phases, slot, position, site, counts, lookup, free.stride(0),
+            sites.stride(0), volume, slots, colors, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return Listing(slot, position, site, counts, lookup)

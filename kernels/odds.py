@@ -4,8 +4,8 @@
 
 A flip adds ``d = row[new] - row[old]`` to a neighbour's energies, which multiplies its odds by at most
 ``2^((d_y - min d) scale) <= 2^((spread[new] + spread[old]) scale)``, spread being a row's largest minus its smallest entry. So
-bounds are kept as ``1024 log2 odds``, rounded up: a flip is one atomic addition a neighbour, exact in any order, where a field of
-energies would take one for every label. A gate b / 128 weighs a row's spread, and rounding may add a step to it.
+bounds are kept as ``1024 log2 odds``, rounded up: a flip is one atomic addition a neighbour, exact in any order, where a field
+of energies would take one for every label. A gate b / 128 weighs a row's spread, and rounding may add a step to it.
 
 Bounds belong to a scale (rule 3), whose bits stand beside them for each chain; those of another are of no use.
 """

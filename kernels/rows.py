@@ -5,7 +5,8 @@ A site's energies are its unary row plus, for every class c, the row of the neig
 SPLIT lanes may share a site, each taking every SPLIT-th class, and a `fold` adds up what they found.
 
 A lane reads 16 bytes at once, so a row of L numbers has PAD >= L of them, a multiple of WIDTH (4, or 2 for two labels). Packed
-rows halve what is read, and two labels are added by one instruction; their sums of 16 bits are widened before they can overflow.
+rows halve what is read, and two labels are added by one instruction; their sums of 16 bits are widened before they can
+overflow.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -128,7 +129,7 @@ def add_floats(
     ROW: tl.constexpr = (KINDS if KINDS else 1) * (LABELS + 1) * PAD
     column = tl.arange(0, WIDTH)
     pieces = ()
-    for q in tl.static_range(PAD // WIDTH):
+    for _ in tl.static_range(PAD // WIDTH):
         pieces = pieces + (tl.zeros((here.shape[0], WIDTH), tl.float32),)  # noqa: RUF005
     # What belongs to a class alone moves on by itself, and takes no lane's register.
     table, step_at, pitch = rows + part * (2 * ROW), steps + part, slots.to(tl.int64)
@@ -163,8 +164,8 @@ def add_words(
 ):  # fmt: skip
     """What `add_floats` gives, up to a number a site that all its labels share, from packed rows: as int32 halves.
 
-    steepest: int32 scalar, below 2^15 / AHEAD. Returns tuples of low and of high halves' sums, int32 [B, words], of the words in
-    turn. AHEAD classes' labels and rows are asked for at once.
+    steepest: int32 scalar, below 2^15 / AHEAD. Returns tuples of low and of high halves' sums, int32 [B, words], of the words
+    in turn. AHEAD classes' labels and rows are asked for at once.
     """
     PITCH: tl.constexpr = PAD // 2 if PAD < 8 else (PAD + 7) // 8 * 4
     PIECES: tl.constexpr = (PAD + 7) // 8

@@ -38,7 +38,7 @@ class Launch:
         return max(1, min(replicas, self.lanes // max(length, 1)))
 
     def asked(self, classes: int, split: int) -> int:
-        """Classes asked for at once where ``split`` lanes share a filled up list of them: a power of two that divides theirs."""
+        """Classes asked for at once where ``split`` lanes share a list of them: a power of two that divides theirs."""
         turns = classes // split
         return max(1, min(self.ahead, turns & -turns))
 
@@ -49,11 +49,11 @@ class Launch:
         return found | ({"launch_cooperative_grid": True} if self.team > 1 else {})
 
 
-# (most labels, lazy) -> of large programs, and of small ones.
+# (most labels, lazy) -> of large programs, and of small ones. Those of 20 labels were measured on an H200 (docs/gpu.md).
 TABLE: dict[tuple[int, bool], tuple[Launch, Launch]] = {
-    (32, False): (Launch(512, 16, 1), Launch(128, 4, 4, resident=4)),
-    (32, True): (Launch(512, 16, 4), Launch(128, 4, 4, scan=512, resident=4)),
-    (64, False): (Launch(256, 8, 1), Launch(64, 2, 4, resident=4)),
+    (32, False): (Launch(512, 16), Launch(128, 4, 8, ahead=4, resident=4)),
+    (32, True): (Launch(512, 16, 4), Launch(128, 4, 8, scan=512, ahead=4, resident=4)),
+    (64, False): (Launch(256, 8), Launch(64, 2, 4, resident=4)),
     (64, True): (Launch(256, 8, 4), Launch(64, 2, 4, scan=256, resident=4)),
 }
 
@@ -71,14 +71,13 @@ def choose(
     large, small = TABLE[next(most for most, _ in TABLE if labels <= most), lazy]
     if wide:
         large, small = (replace(one, warps=max(1, one.warps // 2)) for one in (large, small))
-    together = large.together(replicas, length)
-    groups = images * -(-replicas // together)
     if TEAM:
         return replace(small, team=TEAM) if TEAM > 1 else large
     # More than half as many groups as multiprocessors: a second program would find no room of its own.
-    if 2 * groups > processors or wide:
+    if 2 * images * -(-replicas // large.together(replicas, length)) > processors or wide:
         return large
-    groups = images * -(-replicas // small.together(replicas, length))
-    sites = length * small.together(replicas, length)
-    team = min(processors * small.resident // groups, -(-sites // (small.lanes // small.split)))
-    return replace(small, team=max(1, team))
+    together = small.together(replicas, length)
+    # Every site at once by gather; where few are redrawn, as many as a program has lanes.
+    share = small.lanes if lazy else small.lanes // small.split
+    fits = processors * small.resident // (images * -(-replicas // together))
+    return replace(small, team=max(1, min(fits, -(-length * together // share))))

@@ -1,4 +1,4 @@
-"""How do chains move? All sweeps of a batch in one launch: list the doubtful sites of a phase, redraw them, tell their neighbours.
+"""How do chains move? All sweeps of a batch in one launch: list a phase's doubtful sites, redraw, tell neighbours.
 
 A team of programs, most often of one, holds a group of an image's chains and goes through all phases of all sweeps. In a phase
 each program takes its stretch of the free sites. LAZY passes over those whose odds against staying are known to be small
@@ -34,8 +34,8 @@ from tritoncrf.kernels.shapes import Launch
 from tritoncrf.kernels.tables import Rows
 
 SCALARS = [
-    "scale", "mark", "key0", "key1", "purpose", "sweeps", "groups", "together", "team", "room", "apart", "replicas", "volume", "slots",
-    "colors", "classes", "weighed",
+    "scale", "mark", "key0", "key1", "purpose", "sweeps", "groups", "together", "team", "room", "apart", "replicas", "volume",
+    "slots", "colors", "classes", "weighed",
 ]  # fmt: skip
 # Numbers between the counters of two teams: they do not share a line of L2.
 APART = tl.constexpr(32)
@@ -54,24 +54,15 @@ def meet(arrivals, target, TEAMED: tl.constexpr):
 
 
 @triton.jit
-def take(counter, wanted):
-    """Places int32 [B] in a list for the lanes that want one, in any order: the counter is how long the list is.
-
-    Few lanes do, and one addition of theirs is less work than a running sum of all.
-    """
-    return tl.atomic_add(counter + wanted.to(tl.int32) * 0, wanted.to(tl.int32), mask=wanted, sem="relaxed")
-
-
-@triton.jit
 def redraw(
-    labels, unary, tables, edges, lists, flips, odds, waiting, changes, counter, image, origin, start, end, first,
-    length, available, here_replicas, sweep, index, scale, key0, key1, purpose, apart, replicas, volume, slots, classes, weighed,
-    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
-    SINGLE: tl.constexpr, LAZY: tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
+    labels, unary, tables, edges, lists, flips, odds, waiting, changes, changed, moved, image, origin, start, end, first,
+    length, available, here_replicas, sweep, index, scale, key0, key1, purpose, apart, replicas, volume, slots, classes,
+    weighed, LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, AHEAD:
+    tl.constexpr, SINGLE: tl.constexpr, LAZY: tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """Redraws items ``start`` to ``end`` of a phase, or of the waiting ones, at most LANES / SPLIT of them.
 
-    LAZY: flips are listed in ``changes``, at places that ``counter`` gives.
+    Returns how many flips are now listed in ``changes`` (LAZY), and how many there were in all (SINGLE).
     """
     slot, position, site = lists
     column = (image * apart).to(tl.int64) * slots + first
@@ -88,8 +79,8 @@ def redraw(
     here = labels + chain * volume + tl.load(position + column + rank, mask=valid, other=volume // 2)
     if SPLIT == 1:
         pieces = neighbours(
-            here, image.to(tl.int64), tl.where(valid, first + rank, 0), tables, edges, classes, weighed, slots, 0, False, LABELS, PAD, WIDTH,
-            SPLIT, AHEAD, KINDS, GATES,
+            here, image.to(tl.int64), tl.where(valid, first + rank, 0), tables, edges, classes, weighed, slots, 0, False,
+            LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
         )  # fmt: skip
     else:
         # SPLIT lanes to a site, which all look it up.
@@ -103,8 +94,8 @@ def redraw(
         there = labels + (image.to(tl.int64) * replicas + (turn + origin)) * volume
         there = there + tl.load(position + column + row, mask=also, other=volume // 2)
         pieces = neighbours(
-            there, image.to(tl.int64), tl.where(also, first + row, 0), tables, edges, classes, weighed, slots, lane % SPLIT, False, LABELS,
-            PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
+            there, image.to(tl.int64), tl.where(also, first + row, 0), tables, edges, classes, weighed, slots, lane % SPLIT,
+            False, LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
         )  # fmt: skip
     own = (image.to(tl.int64) * slots + tl.load(slot + column + rank, mask=valid, other=0)) * PAD
     alone = load_row(unary + own, valid, PAD, WIDTH, "")
@@ -119,21 +110,30 @@ def redraw(
     drawn, bound = draw(separate(total, PAD, WIDTH), current, u, scale, LABELS, FAR)
     flipped = valid & (drawn != current)
     tl.store(here, drawn.to(tl.uint8), mask=flipped)
-    tl.atomic_add(flips + chain, flipped.to(tl.int64), mask=flipped, sem="relaxed")
+    many = tl.sum(flipped.to(tl.int32), 0)
+    if SINGLE:
+        moved += many
+    else:
+        tl.atomic_add(flips + chain, flipped.to(tl.int64), mask=flipped, sem="relaxed")
     if LAZY:
         tl.store(odds + chain * slots + first + rank, bound, mask=valid)
         # Position, and replica | old | new, so that a lane can then hold a flip's neighbour.
-        place = changes + 2 * take(counter, flipped)
+        place = changes + 2 * (changed + tl.cumsum(flipped.to(tl.int32), 0) - 1)
         tl.store(place, tl.load(position + column + rank, mask=valid, other=0), mask=flipped)
         tl.store(place + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
+        changed += many
+    return changed, moved
 
 
 @triton.jit
 def scan(
-    odds, lists, waiting, counter, image, origin, start, end, first, length, available, here_replicas, known, sweep, index, key0,
+    odds, lists, waiting, waits, image, origin, start, end, first, length, available, here_replicas, known, sweep, index, key0,
     key1, purpose, apart, replicas, slots, LABELS: tl.constexpr, SIZE: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
-    """Lists the doubtful ones of SIZE items from ``start`` on, those below ``end``: item and uniform number of each."""
+    """Lists the doubtful ones of SIZE items from ``start`` on, those below ``end``, behind the ``waits`` that are listed.
+
+    Item and uniform number of each; returns how many are now listed.
+    """
     _, _, site = lists
     item = start + tl.arange(0, SIZE)
     rank, replica, valid = lanes(item, length, available, here_replicas, SINGLE)
@@ -142,9 +142,10 @@ def scan(
     column = (image * apart).to(tl.int64) * slots + first + rank
     row = (image.to(tl.int64) * replicas + replica) * slots + first + rank
     u, open_ = doubtful(odds, site, valid, column, row, replica, known, sweep, index, purpose, key0, key1, LABELS)
-    place = waiting + 2 * take(counter, open_)
+    place = waiting + 2 * (waits + tl.cumsum(open_.to(tl.int32), 0) - 1)
     tl.store(place, item, mask=open_)
     tl.store(place + 1, u.to(tl.int32, bitcast=True), mask=open_)
+    return waits + tl.sum(open_.to(tl.int32), 0)
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -154,17 +155,18 @@ def sweep_chains(
     scale, mark, key0, key1, purpose, sweeps, groups, together, team, room, apart, replicas, volume, slots, colors, classes,
     weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, SCAN: tl.constexpr,
-    WIDE: tl.constexpr, AHEAD: tl.constexpr, SPREAD: tl.constexpr, SINGLE: tl.constexpr, LAZY: tl.constexpr, TEAMED: tl.constexpr,
-    FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
+    WIDE: tl.constexpr, AHEAD: tl.constexpr, SPREAD: tl.constexpr, SINGLE: tl.constexpr, LAZY: tl.constexpr, TEAMED:
+    tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """All phases of ``sweeps`` sweeps; program ``(image * groups + group) * team + member`` holds ``together`` replicas.
 
     labels: uint8 [N, R, volume], changed in place, void (L) where no site is; unary: float32 [N, slots, PAD] by slot;
-    rows, words, spreads, steepest: as in `Rows`; steps: int32 [classes], displacements; phases: int32 [colors + 1], the first column of
-    each; slot, position, site, counts, lookup: as in `Listing`; index, count: int64 [N]; flips: int64 [N, R], added to; bad:
-    bool [1], where it is true nothing happens, or None; kinds, gates, gated, gating, steep: as
+    rows, words, spreads, steepest: as in `Rows`; steps: int32 [classes], displacements; phases: int32 [colors + 1], the first
+    column of each; slot, position, site, counts, lookup: as in `Listing`; index, count: int64 [N]; flips: int64 [N, R], added
+    to; bad: bool [1], where it is true nothing happens, or None; kinds, gates, gated, gating, steep: as
     in `Edges`. LAZY: odds: int32 [N, R, slots], tags: int32 [N, R], as in
-    `tritoncrf.kernels.odds`, and mark: the bits of scale; scratch: int32 [programs, 32 + 4 room]. TEAMED: arrivals: int32 [teams * 32], 0. All contiguous.
+    `tritoncrf.kernels.odds`, and mark: the bits of scale; scratch: int32 [programs, 2, room, 2]. TEAMED: arrivals: int32
+    [teams * 32], 0. All contiguous.
 
     SCAN items at once are looked at, LANES redrawn, or LANES / SPLIT by SPLIT lanes each where few are left.
     """
@@ -187,20 +189,14 @@ def sweep_chains(
         tables = (rows, words, tl.load(steepest), steps)
         edges = (kinds, gates, gated, gating)
         chains = image.to(tl.int64) * replicas + origin
-        gate, counters, waiting, changes, flipping = arrivals, scratch, scratch, scratch, scratch
+        gate, waiting, changes = arrivals, scratch, scratch
         if TEAMED:
             gate = arrivals + (image * groups + group) * APART
         if LAZY:
-            counters = scratch + tl.program_id(0).to(tl.int64) * (4 * room + APART)
-            waiting = counters + APART
+            waiting = scratch + tl.program_id(0).to(tl.int64) * (4 * room)
             changes = waiting + 2 * room
-            # How many wait, and how many flips there are, of phases in turn.
-            tl.store(counters, 0)
-            tl.store(counters + 1, 0)
-            tl.store(counters + 2, 0)
-            tl.debug_barrier()
         target = team
-        turn = 0
+        moved = 0
         if LAZY:
             chosen = tl.arange(0, LANES)
             inside = chosen < here_replicas
@@ -215,49 +211,46 @@ def sweep_chains(
                 stretch = (items + team - 1) // team
                 begin = tl.minimum(member * stretch, items)
                 end = tl.minimum(begin + stretch, items)
+                changed = 0
                 if LAZY:
+                    waits = 0
                     # What a last large look would leave mostly idle goes by small ones.
                     whole = end - (end - begin) % SCAN
                     for start in range(begin, whole, SCAN):
-                        scan(
-                            odds, lists, waiting, counters, image, origin, start, end, first, length, available, here_replicas,
+                        waits = scan(
+                            odds, lists, waiting, waits, image, origin, start, end, first, length, available, here_replicas,
                             known, begun + done, number, key0, key1, purpose, apart, replicas, slots, LABELS, SCAN, SINGLE,
                         )  # fmt: skip
                     for start in range(whole, end, LANES):
-                        scan(
-                            odds, lists, waiting, counters, image, origin, start, end, first, length, available, here_replicas,
+                        waits = scan(
+                            odds, lists, waiting, waits, image, origin, start, end, first, length, available, here_replicas,
                             known, begun + done, number, key0, key1, purpose, apart, replicas, slots, LABELS, LANES, SINGLE,
                         )  # fmt: skip
                     tl.debug_barrier()
                     begin = 0
-                    end = tl.load(counters, cache_modifier=".cg")
-                    flipping = counters + 1 + turn
+                    end = waits
                 wide = end
                 if SPLIT > 1:
                     # What a last round by single lanes would leave mostly idle goes by several lanes each.
                     rest = (end - begin) % LANES
                     wide = tl.where(rest > 2 * (LANES // SPLIT), end, end - rest)
                 for start in range(begin, wide, LANES):
-                    redraw(
-                        labels, unary, tables, edges, lists, flips, odds, waiting, changes, flipping, image, origin,
-                        start, end, first, length, available, here_replicas, begun + done, number, scale, key0, key1, purpose, apart,
-                        replicas, volume, slots, classes, weighed, LABELS, PAD, WIDTH, LANES, 1, WIDE, SINGLE, LAZY, FAR, KINDS,
-                        GATES,
+                    changed, moved = redraw(
+                        labels, unary, tables, edges, lists, flips, odds, waiting, changes, changed, moved, image, origin,
+                        start, end, first, length, available, here_replicas, begun + done, number, scale, key0, key1, purpose,
+                        apart, replicas, volume, slots, classes, weighed, LABELS, PAD, WIDTH, LANES, 1, WIDE, SINGLE, LAZY,
+                        FAR, KINDS, GATES,
                     )  # fmt: skip
                 if SPLIT > 1:
                     for start in range(wide, end, LANES // SPLIT):
-                        redraw(
-                            labels, unary, tables, edges, lists, flips, odds, waiting, changes, flipping, image, origin,
+                        changed, moved = redraw(
+                            labels, unary, tables, edges, lists, flips, odds, waiting, changes, changed, moved, image, origin,
                             start, end, first, length, available, here_replicas, begun + done, number, scale, key0, key1,
                             purpose, apart, replicas, volume, slots, classes, weighed, LABELS, PAD, WIDTH, LANES, SPLIT, AHEAD,
                             SINGLE, LAZY, FAR, KINDS, GATES,
                         )  # fmt: skip
                 if LAZY:
                     tl.debug_barrier()
-                    changed = tl.load(flipping, cache_modifier=".cg")
-                    tl.store(counters, 0)
-                    turn = 1 - turn
-                    tl.store(counters + 1 + turn, 0)
                     push(
                         odds, spreads, steep, steps, (kinds, gates, gating), lookup, changes, changed, image, apart,
                         replicas, volume, slots, classes, weighed, scale, LABELS, LANES, SPREAD, KINDS, GATES,
@@ -267,6 +260,8 @@ def sweep_chains(
                 target += team
             if LAZY:
                 known = known | (done >= 0)
+        if SINGLE:
+            tl.atomic_add(flips + image, moved.to(tl.int64), mask=moved > 0, sem="relaxed")
         if LAZY:
             # Members have read the tags before they first met.
             chosen = tl.arange(0, LANES)
@@ -292,15 +287,16 @@ def sweep(
     room = -(-longest * together // shape.team)
     if field is not None:
         odds, tags = field[: images * replicas * slots], field[images * replicas * slots :]
-        scratch = torch.empty((programs, 4 * room + APART.value), dtype=torch.int32, device=device)
+        scratch = torch.empty((programs, 2, max(room, 1), 2), dtype=torch.int32, device=device)
     (mark,) = struct.unpack("<i", struct.pack("<f", scale))
     if shape.team > 1:
         arrivals = torch.zeros(images * groups * APART.value, dtype=torch.int32, device=device)
     launch(
-        sweep_chains, programs, labels, unary, tables.rows, tables.words, tables.spreads, tables.steepest, steps, phases, *listing, index, count,
-        flips, bad, odds, tags, scratch, arrivals, *edges, scale, mark, *key, purpose, sweeps, groups, together, shape.team,
-        room, int(len(listing.slot) > 1), replicas, volume, slots, colors, classes, edges.weighed, LABELS=num_labels,
-        PAD=padded(num_labels), WIDTH=width(num_labels), LANES=shape.lanes, SPLIT=shape.split, SCAN=shape.scan,
-        WIDE=shape.asked(classes, 1), AHEAD=shape.asked(classes, shape.split), SPREAD=triton.next_power_of_2(max(2 * classes, 1)), SINGLE=replicas == 1, LAZY=field is not None,
+        sweep_chains, programs, labels, unary, tables.rows, tables.words, tables.spreads, tables.steepest, steps, phases,
+        *listing, index, count, flips, bad, odds, tags, scratch, arrivals, *edges, scale, mark, *key, purpose, sweeps, groups,
+        together, shape.team, room, int(len(listing.slot) > 1), replicas, volume, slots, colors, classes, edges.weighed,
+        LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), LANES=shape.lanes, SPLIT=shape.split,
+        SCAN=shape.scan, WIDE=shape.asked(classes, 1), AHEAD=shape.asked(classes, shape.split),
+        SPREAD=triton.next_power_of_2(max(2 * classes, 1)), SINGLE=replicas == 1, LAZY=field is not None,
         TEAMED=shape.team > 1, FAR=far(scale), **edges.flags(tables.rows), **shape.options(),
     )  # fmt: skip

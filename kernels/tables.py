@@ -3,8 +3,8 @@
 A row holds PAD >= L energies: for the neighbour at +d_c with label y ``pairwise[c, :, y]``, for the one at -d_c
 ``pairwise[c, y, :]``; that of void is 0. All entries are put on rule 1's grid.
 
-Packed, a row is counted from its smallest entry on, in steps of 2^-12 as unsigned 16 bits: what is taken away is the same for all
-labels, and no probability changes. Two labels share a word, ``65536 high + low``, so that words of several rows are added
+Packed, a row is counted from its smallest entry on, in steps of 2^-12 as unsigned 16 bits: what is taken away is the same for
+all labels, and no probability changes. Two labels share a word, ``65536 high + low``, so that words of several rows are added
 plainly as long as no half passes 65535. The steepest row of all, the largest difference between two entries of one, says how
 many may be added before their halves are counted apart; where it is too large words are not for use. That is a number on the
 device, which the host never waits to know.
@@ -107,8 +107,8 @@ def build_rows(tables: Tensor, chosen: Tensor) -> Rows:
     steepest = torch.zeros(1, dtype=torch.int32, device=device)
     if len(chosen):
         launch(
-            table_rows, 2 * len(chosen) * kinds, tables, chosen, rows, words, spreads, steepest, *tables.stride(), kinds, LABELS=labels,
-            PAD=padded(labels), PITCH=pitch(labels), TILE=max(16, triton.next_power_of_2(labels + 1)), num_warps=4,
-            enable_fp_fusion=False,
+            table_rows, 2 * len(chosen) * kinds, tables, chosen, rows, words, spreads, steepest, *tables.stride(), kinds,
+            LABELS=labels, PAD=padded(labels), PITCH=pitch(labels), TILE=max(16, triton.next_power_of_2(labels + 1)),
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return Rows(rows, words, spreads, steepest)

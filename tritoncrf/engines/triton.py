@@ -129,7 +129,8 @@ def sweep(
     work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
     key: tuple[int, int], count: Tensor, purpose: int, bad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    from tritoncrf.kernels import shapes, sweeps as moving
+    from tritoncrf.kernels import shapes
+    from tritoncrf.kernels import sweeps as moving
     from tritoncrf.kernels.draw import far
 
     work = _own(work)

@@ -18,6 +18,7 @@ which a cooperative launch asserts. Labels, odds and lists are those of a team a
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -291,12 +292,24 @@ def sweep(
     (mark,) = struct.unpack("<i", struct.pack("<f", scale))
     if shape.team > 1:
         arrivals = torch.zeros(images * groups * APART.value, dtype=torch.int32, device=device)
-    launch(
-        sweep_chains, programs, labels, unary, tables.rows, tables.words, tables.spreads, tables.steepest, steps, phases,
-        *listing, index, count, flips, bad, odds, tags, scratch, arrivals, *edges, scale, mark, *key, purpose, sweeps, groups,
-        together, shape.team, room, int(len(listing.slot) > 1), replicas, volume, slots, colors, classes, edges.weighed,
-        LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), LANES=shape.lanes, SPLIT=shape.split,
-        SCAN=shape.scan, WIDE=shape.asked(classes, 1), AHEAD=shape.asked(classes, shape.split),
-        SPREAD=triton.next_power_of_2(max(2 * classes, 1)), SINGLE=replicas == 1, LAZY=field is not None,
-        TEAMED=shape.team > 1, FAR=far(scale), **edges.flags(tables.rows), **shape.options(),
+    arguments = (
+        labels, unary, tables.rows, tables.words, tables.spreads, tables.steepest, steps, phases, *listing, index, count, flips,
+        bad, odds, tags, scratch, arrivals, *edges, scale, mark, *key, purpose, sweeps, groups, together, shape.team, room,
+        int(len(listing.slot) > 1), replicas, volume, slots, colors, classes, edges.weighed,
     )  # fmt: skip
+    try:
+        launch(
+            sweep_chains, programs, *arguments, LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels),
+            LANES=shape.lanes, SPLIT=shape.split, SCAN=shape.scan, WIDE=shape.asked(classes, 1),
+            AHEAD=shape.asked(classes, shape.split), SPREAD=triton.next_power_of_2(max(2 * classes, 1)), SINGLE=replicas == 1,
+            LAZY=field is not None, TEAMED=shape.team > 1, FAR=far(scale), **edges.flags(tables.rows), **shape.options(),
+        )  # fmt: skip
+    except RuntimeError as error:
+        # A device that others share, or that holds fewer programs than we thought: no label depends on the shape.
+        if shape.team == 1 or "cooperative" not in str(error):
+            raise
+        alone = replace(shape, team=1)
+        sweep(
+            labels, unary, tables, steps, phases, listing, index, count, flips, bad, field, bounds, sweeps, scale, key, purpose,
+            num_labels, alone, edges,
+        )  # fmt: skip

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, equal, float64, int64, uint8
 
 NAMES = ("triton", "numba", "torch")
-# What "auto" tries, in this order. The Triton engine joins once its checks have passed on a GPU, which none has yet run.
-AUTOMATIC = ("numba", "torch")
+# What "auto" tries, in this order; Triton on a GPU only, for elsewhere it interprets.
+AUTOMATIC = ("triton", "numba", "torch")
 # The fewest labels there are: what to ask an engine about before a model is there.
 FEWEST = 2
 
@@ -248,6 +248,8 @@ def find(name: str, device: torch.device, labels: int = FEWEST) -> tuple[str, En
     if name != "auto" and name not in NAMES:
         raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, NAMES))}, got {name!r}")
     for candidate in AUTOMATIC if name == "auto" else (name,):
+        if name == "auto" and candidate == "triton" and device.type != "cuda":
+            continue
         engine = load(candidate)
         reason = engine if isinstance(engine, str) else engine.missing(device, labels)
         if reason is None and not isinstance(engine, str):

@@ -21,32 +21,38 @@ from tritoncrf import Sampler
 from tritoncrf.engines import Engine, load
 
 PLACE = on_device.Place(torch.device("cpu"), False)
-# Every kernel, each pair of way and launch shape, kinds and gates, one replica and several, in a few seconds of compilation.
+# Every kernel, both ways by one program and by a team, kinds and gates, one replica and several, in some seconds of compilation.
 SMALL = [
     Case((4, 9), 3, FIVE, images=2, replicas=2, ragged=True, holes=True, clamps=True, kinds=2, kinds_on=(2, 0), gates=1,
          gates_on=(4, 1), entries="above"),
-    Case((9, 11), 20, FIVE),
+    Case((9, 11), 5, FIVE),
 ]  # fmt: skip
 FULL = [*CASES, *SEEING, replace(CASES[3], dtype=torch.bfloat16), *SLOW[::5]]
 WAYS = ("gather", "incremental")
+# Programs of a team, of which there are several only where they meet.
+TEAMS = (1, 3)
 
 
 @contextlib.contextmanager
-def shape(fused: bool) -> Iterator[None]:
-    """One program for all phases of some chains, or a launch a phase."""
+def shape(team: int, table: str = "small") -> Iterator[None]:
+    """Teams of so many programs, by the launch table itself or by one of ``small`` programs, which compile fast."""
     from tritoncrf.kernels import shapes
 
-    kept = shapes.FUSED_PROGRAMS
+    kept = shapes.TEAM, shapes.TABLE
+    few = {
+        (most, lazy): (shapes.Launch(64, 2, 2 if lazy else 1, scan=128), shapes.Launch(64, 2, 4, scan=128))
+        for most, lazy in shapes.TABLE
+    }
     try:
-        shapes.FUSED_PROGRAMS = 0 if fused else 1 << 30
+        shapes.TEAM, shapes.TABLE = team, few if table == "small" else shapes.TABLE
         yield
     finally:
-        shapes.FUSED_PROGRAMS = kept
+        shapes.TEAM, shapes.TABLE = kept
 
 
-def compare(emulator: Emulator, case: Case, way: str, fused: bool) -> int:
+def compare(emulator: Emulator, case: Case, way: str, team: int, table: str = "small") -> int:
     """Site updates compared; AssertionError where something differs."""
-    with emulated(emulator), shape(fused):
+    with emulated(emulator), shape(team, table):
         updates = on_device.equal_to_torch(PLACE, case, way)
         unary_errors(case)
     return updates
@@ -67,12 +73,12 @@ def _engine(name: str) -> Engine:
     return engine
 
 
-def standard(emulator: Emulator, way: str, fused: bool, sweeps: int) -> tuple[int, int]:
+def standard(emulator: Emulator, way: str, team: int, sweeps: int) -> tuple[int, int]:
     """The standard problem, calm: labels that differ from torch's after ``sweeps`` sweeps of 130 x 330 sites, and updates."""
     from bench.problem import standard as made
 
     asked = made("calm")
-    with emulated(emulator), shape(fused):
+    with emulated(emulator), shape(team, "own"):
         ours, theirs = (Sampler(asked.crf, name, seed=1, way=way) for name in ("triton", "torch"))
         chains, expected = ours.init(asked.logits), theirs.init(asked.logits)
         ours.run(chains, sweeps)

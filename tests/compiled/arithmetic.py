@@ -1,8 +1,8 @@
 """What does an instruction compute? Each opcode of the subset as a function of numpy arrays, one number a thread.
 
 Whole numbers wrap. float32 is IEEE with subnormals and one rounding an operation, as PTX has it without ``.ftz``. A fused
-multiply-add is known with ``.ftz`` alone, as a logarithm's polynomial is written: where labels are decided none may be, and what a
-compiler contracts has no ``.ftz``. What may err, ``div.full`` and ``.approx``, does so at random.
+multiply-add is known with ``.ftz`` alone, as a logarithm's polynomial is written: where labels are decided none may be, and what
+a compiler contracts has no ``.ftz``. What may err, ``div.full`` and ``.approx``, does so at random.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class Meaning:
 
 
 def quotient(a: Lanes, b: Lanes) -> Lanes:
-    """Towards zero."""
-    if (b == 0).any():
-        raise ZeroDivisionError("div: expected a divisor other than 0, got 0")
-    wide = a.astype(np.int64), b.astype(np.int64)
+    """Towards zero. By 0 it is any number: compilers divide ahead of a branch that asks whether they may."""
+    wide = a.astype(np.int64), np.where(b == 0, 1, b).astype(np.int64)
     found: Lanes = (np.sign(wide[0]) * np.sign(wide[1]) * (np.abs(wide[0]) // np.abs(wide[1]))).astype(a.dtype)
+    if (b == 0).any():
+        anything = np.random.default_rng(a.size).integers(0, 256, a.nbytes, dtype=np.uint8).view(a.dtype)
+        found = np.where(b == 0, anything, found)
     return found
 
 

@@ -1,8 +1,8 @@
 """Does the compiled code give the torch engine's labels? ``python -m tests.compiled small`` says so as JSON, with no GPU.
 
-``small`` and ``full`` compare problems in both ways, by single programs and by teams; ``standard`` the problem of 130 x 330 sites,
-20 labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it, ``team`` the same of a small kernel
-whose programs wait for each other. Not with TRITON_INTERPRET.
+``small`` and ``full`` compare problems in both ways, by single programs and by teams; ``standard`` the problem of 130 x 330
+sites, 20 labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it, ``team`` the same of a
+small kernel whose programs wait for each other. Not with TRITON_INTERPRET.
 """
 
 # mypy: disable-error-code="import-not-found"

@@ -1,8 +1,8 @@
 """What does an instruction compute? Each opcode of the subset as a function of numpy arrays, one number a thread.
 
 Whole numbers wrap. float32 is IEEE with subnormals and one rounding an operation, as PTX has it without ``.ftz``. A fused
-multiply-add is known with ``.ftz`` alone, as a logarithm's polynomial is written: where labels are decided none may be, and what
-a compiler contracts has no ``.ftz``. What may err, ``div.full`` and ``.approx``, does so at random.
+multiply-add is known with ``.ftz`` alone, as a logarithm's polynomial is written: where labels are decided none may be, and
+what a compiler contracts has no ``.ftz``. What may err, ``div.full`` and ``.approx``, does so at random.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Would a fault be seen? Faults planted in the PTX, one at a time: is each found, and by what?
 
 "barrier": a ``bar.sync`` is gone; "barriers": several that stand together are. "address": a global access is one element
-further. "store": an atomic addition is a plain one, or a guarded store has lost its guard, so that lanes race. "missing": a store
-or an addition is gone, as of the counters of a list. "bound": what a draw leaves or a flip adds to a bound is too small.
+further. "store": an atomic addition is a plain one, or a guarded store has lost its guard, so that lanes race. "missing": a
+store or an addition is gone, as of the counters of a list. "bound": what a draw leaves or a flip adds to a bound is too small.
 "release", "acquire": an atomic has lost it. "contraction": compiled with fused multiply-adds. "not cooperative": a team is
 launched as programs that need not run at once. What is not found on any problem is redundant there: no two threads touched a
 byte in the intervals that a barrier parted, or what was read elsewhere did not matter.
@@ -56,7 +56,8 @@ def plant(kind: str, place: re.Match[str], text: str) -> str:
         return before + after
     if kind == "bound":
         # Few odds are above 1, so that twice as many units are too few.
-        return before + own.replace("0f44800000", "0f45000000" if "draw.py" in line_of(text, place.start()) else "0f43800000") + after
+        units = "0f45000000" if "draw.py" in line_of(text, place.start()) else "0f43800000"
+        return before + own.replace("0f44800000", units) + after
     if kind == "barriers":
         return before + own.replace("bar.sync \t0;", "") + after
     if kind in WEAKER:
@@ -78,7 +79,8 @@ def unguarded(own: str) -> str:
     found = re.fullmatch(r"atom\.global\.gpu\.relaxed\.add\.u32 (%r\d+), (\[[^]]*\]), (%r\d+);", re.sub(r"\s+", " ", access))
     assert found is not None, own
     before, place, what = found.groups()
-    return f"{guard}ld.global.b32 {{ {before} }}, {place};\n\tadd.s32 %r9999999, {before}, {what};\n\t{guard}st.global.b32 {place}, {{ %r9999999 }};"
+    steps = f"ld.global.b32 {{ {before} }}, {place};", f"add.s32 %r9999999, {before}, {what};"
+    return f"{guard}{steps[0]}\n\t{steps[1]}\n\t{guard}st.global.b32 {place}, {{ %r9999999 }};"
 
 
 def line_of(text: str, at: int) -> str:

@@ -1,8 +1,8 @@
 """Which problems are put to the compiled code? Those of the interpreter's tests, and the standard one; here they are compared.
 
 Labels, flips, conditionals, energies, pair counts, pair and gated errors of a problem must be the torch engine's, bit for bit;
-unary errors too, by their own kernel. What is passed over must be covered: each site's bound lies above its odds against staying,
-``sum_(l != y) 2^((e_y - e_l) scale)``, here in float64 of the torch engine's energies.
+unary errors too, by their own kernel. What is passed over must be covered: each site's bound lies above its odds against
+staying, ``sum_(l != y) 2^((e_y - e_l) scale)``, here in float64 of the torch engine's energies.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -25,7 +25,7 @@ from tritoncrf.chains import ChainState
 from tritoncrf.engines import Engine, load
 
 PLACE = on_device.Place(torch.device("cpu"), False)
-# Every kernel, both ways by one program and by a team, kinds and gates, one replica and several, in some seconds of compilation.
+# Every kernel, both ways by one program and by a team, kinds and gates, one replica and several; compiled in some seconds.
 SMALL = [
     Case((4, 9), 3, FIVE, images=2, replicas=2, ragged=True, holes=True, clamps=True, kinds=2, kinds_on=(2, 0), gates=1,
          gates_on=(4, 1), entries="above"),

@@ -2,9 +2,10 @@
 
 For each kernel: registers a thread, bytes spilled and shared, instructions, how many of them contract a product and a sum
 (where labels are decided none may), how many warps a multiprocessor then holds, and what a site and a neighbour cost
-(`bench.machine_code`). ``+kinds`` and ``+gates`` mark a kernel as it is for a model with three kinds, or with one gate an edge.
-``--write`` puts the figures under the Triton version in ``bench/results/compiled.json``, makes the page beside it and the table
-of predictions in ``docs/gpu.md``. It must run without TRITON_INTERPRET: an interpreted kernel cannot be compiled.
+(`bench.machine_code`). Sweeps are ``gather`` and ``lazy``, by large programs and, with ``_team``, by small ones that meet.
+``+kinds`` and ``+gates`` mark a kernel as it is for a model with three kinds, or with one gate an edge. ``--write`` puts the
+figures under the Triton version in ``bench/results/compiled.json``, makes the page beside it and the table in ``docs/gpu.md``.
+It must run without TRITON_INTERPRET: an interpreted kernel cannot be compiled.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import json
 import re
 import subprocess
@@ -22,57 +22,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import predicted
+from bench import marked
+from bench.launches import KERNELS, SEEING, SWEEPS, TARGETS, form, launched, source
 from bench.machine_code import costs, gated_costs
 
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
-TARGETS: dict[str, tuple[str, int | str, int]] = {
-    "sm_90": ("cuda", 90, 32), "sm_80": ("cuda", 80, 32), "gfx942": ("hip", "gfx942", 64),
-}  # fmt: skip
 # Registers a multiprocessor (a lane of a SIMD on AMD) has, warps it holds, bytes of shared memory.
 LIMITS = {"sm_90": (65536, 64, 228 << 10), "sm_80": (65536, 64, 164 << 10), "gfx942": (512, 32, 64 << 10)}
-POINTERS = {
-    "labels": "u8", "unary": "fp32", "rows": "fp32", "displacements": "i32", "phases": "i32", "position": "i32", "site": "i32",
-    "words": "i32", "fits": "i32",
-    "slot": "i32", "counts": "i32", "tables": "i32", "index": "i64", "count": "i64", "flips": "i64", "field": "fp32",
-    "bounds": "fp32", "lookup": "i32", "scratch": "i32", "logits": "fp32", "pixels": "i64", "energy": "fp64",
-    "free": "u8", "data": "u8", "factor": "fp32", "kinds": "u8", "gates": "u8", "gated": "fp32", "gating": "i32",
-    "places": "i64", "kinded": "i32", "values": "u8", "chosen": "i32", "steps": "i32",
-}  # fmt: skip
-# Kernels of models that have these, and what then is None in the others.
-VARIANTS: dict[str, dict[str, int]] = {
-    "": {"KINDS": 0, "GATES": 0}, "kinds": {"KINDS": 3, "GATES": 0}, "gates": {"KINDS": 0, "GATES": 1},
-}  # fmt: skip
-ABSENT = {"KINDS": ("kinds", "kinded"), "GATES": ("gates", "gated", "gating")}
-# Outputs whose type differs from kernel to kernel.
-OUT = {
-    "add_conditionals": "fp64", "pair_products": "i64", "unary_differences": "fp32", "edge_bytes": "u8",
-    "gated_products": "i64",
-}  # fmt: skip
-FLOATS, LONGS = ("scale", "share"), ("stride_image", "stride_label")
-# Kernel -> (module, way of the launch table, fused).
-KERNELS: dict[str, tuple[str, str, bool]] = {
-    "unary_rows": ("initial", "gather", False),
-    "initial_draw": ("initial", "gather", False),
-    "gather_phase": ("gather", "gather", False),
-    "gather_fused": ("gather", "gather", True),
-    "build_field": ("incremental", "incremental", False),
-    "incremental_phase": ("incremental", "incremental", False),
-    "incremental_fused": ("incremental", "incremental", True),
-    "add_conditionals": ("conditionals", "gather", False),
-    "pair_products": ("counts", "", False),
-    "unary_differences": ("errors", "", False),
-    "edge_bytes": ("edges", "", False),
-    "gated_products": ("counts", "", False),
-}
-SEEING = ("gather_phase", "gather_fused", "build_field", "incremental_phase", "incremental_fused", "add_conditionals")
-KERNELS |= {f"{kernel}+{variant}": KERNELS[kernel] for variant in ("kinds", "gates") for kernel in SEEING}
-KERNELS["pair_products+kinds"] = KERNELS["pair_products"]
 FUSED = r"v_(pk_)?(fma|mad|fmac|mac)_.*f32|v_fmaak|v_fmamk"
-# Launched with room for registers.
-ROOMY = ("gather_fused", "incremental_fused", "add_conditionals")
-# Those that decide labels. A correctly rounded quotient, as of `add_conditionals`, is made of contracted operations.
-EXACT = ("unary_rows", "initial_draw", "gather_phase", "gather_fused", "build_field", "incremental_phase", "incremental_fused")
 
 
 @dataclass(frozen=True)
@@ -85,8 +42,8 @@ class Figures:
     shared: int
     """Bytes a program."""
     instructions: int
-    fused_multiply_adds: int
-    """In float32; of a kernel with a draw none are allowed."""
+    contracted: int
+    """Fused multiply-adds in float32 that the text does not ask for, as a logarithm's does; where labels are decided none."""
     wide_addresses: int
     """64-bit integer multiplications or additions with carry that addresses are made of."""
     barriers: int
@@ -98,12 +55,14 @@ class Figures:
     site: float
     """Instructions of a lane for every site; the next as `bench.machine_code` says."""
     redraw: float
+    shared_redraw: float
     row: float
     row_float: float
     row_memory: float
     row_integer: float
     row_bytes: float
-    narrow: float
+    packed: float
+    packed_shared: float
     push: float
     gated: float
 
@@ -127,54 +86,23 @@ def compiled(kernel: str, labels: int, target: str, single: bool = True, contrac
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from tritoncrf.kernels.rows import padded, width
-    from tritoncrf.kernels.shapes import launch
 
-    name, way, fused = KERNELS[kernel]
-    kernel, _, variant = kernel.partition("+")
-    seen = VARIANTS[variant] if kernel != "gated_products" else VARIANTS["gates"]
-    function = getattr(importlib.import_module(f"tritoncrf.kernels.{name}"), kernel)
-    backend, architecture, lanes = TARGETS[target]
-    shape = launch(labels, way, fused, lanes == 64) if way else None
-    block = shape.block if shape else 256
-    if kernel in ("pair_products", "gated_products"):
-        block = importlib.import_module("tritoncrf.kernels.counts").BLOCK
-    fixed: dict[str, int | None] = {
-        "LABELS": labels, "PAD": padded(labels), "WIDTH": width(labels), "BLOCK": block, "SINGLE": single, "GATHER": True,
-        "TILE": max(16, triton.next_power_of_2(labels)), "stride_pixel": 1, "SPREAD": 64,
-        "SCAN": shape.scan if shape else 0, **seen,
-    }  # fmt: skip
-    fixed |= {argument: None for flag, arguments in ABSENT.items() if not seen[flag] for argument in arguments}
-    if kernel == "pair_products" and not seen["KINDS"]:
-        fixed["places"] = None
-    signature: dict[str, str] = {}
-    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
-    for place, argument in enumerate(function.arg_names):
-        pointer = OUT.get(kernel) if argument == "out" else POINTERS.get(argument)
-        if argument in fixed:
-            signature[argument] = "constexpr"
-        elif pointer is not None:
-            signature[argument] = f"*{pointer}"
-            aligned[(place,)] = [["tt.divisibility", 16]]
-        else:
-            signature[argument] = "fp32" if argument in FLOATS else "i64" if argument in LONGS else "i32"
-    constants = {argument: value for argument, value in fixed.items() if argument in function.arg_names}
-    source = ASTSource(function, signature, constants, aligned)
-    roomy = kernel in ROOMY or (kernel == "build_field" and seen["GATES"] > 0)
-    options = shape.options(roomy=roomy) if shape else {"num_warps": 4, "enable_fp_fusion": False}
+    what, options, block = source(kernel, labels, target, single)
     # Else what the launcher asks for stands: a launcher that contracts has to show.
     if contract:
         options["enable_fp_fusion"] = True
-    binary = triton.compile(source, target=GPUTarget(backend, architecture, lanes), options=options)
-    read = _nvidia if backend == "cuda" else _amd
+    binary = triton.compile(what, target=GPUTarget(*TARGETS[target]), options=options)
+    read = _nvidia if TARGETS[target][0] == "cuda" else _amd
+    name, seen = kernel.partition("+")[0], form(kernel)
     found, listing = read(binary)
     shared, warps = binary.metadata.shared, options["num_warps"]
     held = resident(target, found["registers"], shared, warps)
-    # Where rows are gathered, a neighbour's label is a byte, and its edge's kind another.
-    gathers = kernel in SEEING and not kernel.startswith("incremental")
-    of_lanes = costs(listing, 2 if gathers and seen["KINDS"] else 1, seen["GATES"] if gathers else 0)
-    gated = gated_costs(listing, 1 + seen["GATES"]) if gathers and seen["GATES"] else 0.0
+    # A neighbour's label is a byte, and its edge's kind another.
+    of_lanes = costs(listing, 2 if seen["KINDS"] else 1, seen["GATES"])
+    if name not in SEEING:
+        # No rows, whatever their loops load.
+        of_lanes |= {name: 0.0 for name in of_lanes if name.startswith(("row", "packed", "push"))}
+    gated = gated_costs(listing, 1 + seen["GATES"]) if name in SEEING and seen["GATES"] else 0.0
     return Figures(**found, shared=shared, warps=warps, block=block, resident_warps=held, **of_lanes, gated=gated)  # type: ignore[arg-type]
 
 
@@ -200,7 +128,7 @@ def _nvidia(binary: Any) -> tuple[dict[str, int], str]:
         "registers": found["REG"],
         "spilled": found["STACK"] + found["LOCAL"],
         "instructions": len(opcodes),
-        "fused_multiply_adds": sum(opcode.startswith("FFMA") for opcode in opcodes),
+        "contracted": sum(opcode.startswith("FFMA") for opcode in opcodes) - binary.asm["ptx"].count("fma.rn.ftz.f32"),
         "barriers": sum(opcode.startswith("BAR.") for opcode in opcodes),
         "wide_addresses": sum(".WIDE" in opcode or ".64" in opcode or opcode.endswith(".X") for opcode in opcodes),
     }
@@ -220,7 +148,7 @@ def _amd(binary: Any) -> tuple[dict[str, int], str]:
         "registers": number("vgpr_count"),
         "spilled": 4 * number("vgpr_spill_count") + number("private_segment_fixed_size"),
         "instructions": len(opcodes),
-        "fused_multiply_adds": sum(re.match(FUSED, opcode) is not None for opcode in opcodes) - 5 * quotients,
+        "contracted": sum(re.match(FUSED, opcode) is not None for opcode in opcodes) - 5 * quotients,
         "barriers": opcodes.count("s_barrier"),
         "wide_addresses": sum("_u64" in opcode or "addc" in opcode for opcode in opcodes),
     }
@@ -243,6 +171,20 @@ def page(kept: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table(kept: dict[str, dict[str, float]]) -> list[str]:
+    """The sweeps of 20 labels for sm_90, as a page has them."""
+    heads = (
+        "registers", "warps a multiprocessor", "a site", "a redraw", "by several lanes", "a neighbour, packed",
+        "by several lanes", "as float32", "a gate more", "a neighbour of a flip",
+    )  # fmt: skip
+    keys = ("registers", "resident_warps", "site", "redraw", "shared_redraw", "packed", "packed_shared", "row", "gated", "push")
+    lines = [f"| kernel | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for kernel in (name + variant for variant in ("", "+kinds", "+gates") for name in SWEEPS):
+        figures = kept[f"{kernel} 20 sm_90"]
+        lines.append(f"| `{kernel}` | {' | '.join(f'{figures[key]:g}' if figures[key] else '' for key in keys)} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kernels", nargs="*", default=list(KERNELS), choices=list(KERNELS))
@@ -257,7 +199,7 @@ def main() -> None:
 
     found = {
         f"{kernel} {labels} {target}": asdict(compiled(kernel, labels, target, contract=options.contract))
-        for target in options.targets for labels in options.labels for kernel in options.kernels
+        for target in options.targets for labels in options.labels for kernel in options.kernels if launched(kernel, target)
     }  # fmt: skip
     print(json.dumps(found, indent=1))
     if options.write:
@@ -266,7 +208,7 @@ def main() -> None:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
         RESULTS.with_suffix(".md").write_text(page(kept))
-        predicted.write(kept[triton.__version__])
+        marked.write(marked.GPU, "compiled", table(kept[triton.__version__]))
 
 
 if __name__ == "__main__":

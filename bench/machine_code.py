@@ -2,8 +2,9 @@
 
 A region is a loop (the code between a label and a jump back to it) or the whole kernel, without the loops inside of it. Those
 that matter are known by what they hold: random numbers (the high halves of Philox's products), a draw (the products of the
-power's polynomial), a neighbour's row (a label's byte is loaded), a row that is pushed (float32 atomics). A lane holds a site,
-so instructions of a lane are instructions of a site; where the compiler unrolled, they are divided among the turns.
+power's polynomial), a neighbour's row (a label's byte is loaded, and then 8 or 16 bytes at once; added as float32, or packed as
+whole numbers), a neighbour whose bound a flip raises (an atomic addition that returns nothing). A lane holds a site, so
+instructions of a lane are instructions of a site; where the compiler unrolled, they are divided among the turns.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ OTHER = re.compile(r"^(?:BRA|BSSY|BSYNC|EXIT|BAR|CALL|RET|WARPSYNC|DEPBAR|U[A-Z]
 HIGH = re.compile(r"IMAD\.(HI|WIDE)\S*U32.*0x(2daee0ad|326172a9)|v_mul_hi_u32")
 PRODUCT = re.compile(r"FMUL|v_(pk_)?mul_f32")
 BYTE = re.compile(r"LDG\S*\.U8|global_load_ubyte|buffer_load_ubyte")
-ATOMIC = re.compile(r"(RED|ATOM)\S*F32|(global|buffer)_atomic_(pk_)?add_f32")
+ADDED = re.compile(r"^(F|v_(pk_)?)(ADD|add_f32)")
+ATOMIC = re.compile(r"^RED\S*\.ADD\.(?!64)|(global|buffer|flat)_atomic_add(_u32)?\b(?!.*(glc|sc0))")
 WIDE = re.compile(r"LDG\.E(?:\.\w+)*?\.(128|64)|load_dwordx([24])")
 # High halves of products in one draw of random numbers.
 PHILOX = 20
@@ -88,45 +90,47 @@ def _bytes(region: Region) -> int:
 def costs(listing: str, marks: int = 1, gates: int = 0) -> dict[str, float]:
     """Instructions a lane executes, of a kernel that reads ``marks`` bytes of a neighbour (its label, the kind of its edge).
 
-    site: for every site; redraw: for every site that is redrawn, where that is a loop of its own, else 0; row, narrow: for
-    every neighbour whose row is gathered, as float32 and as int16, with row_float, row_integer, row_memory and row_bytes what
-    the first of them is made of; push: for every neighbour of a flip. With gates the rows they weigh are left out.
+    site: for every site; redraw: for every site that is redrawn, where that is a loop of its own, else 0; row, packed: for
+    every neighbour whose row is gathered, as float32 and in words, with row_float, row_integer, row_memory and row_bytes what
+    the first of them is made of; shared_redraw, packed_shared: where several lanes share a site; push: for every neighbour of a
+    flip. With gates the rows they weigh are left out.
     """
     root = regions(listing)
     every = root.walk()
-    leaves = [region for region in every if not region.inner]
-    pushing = _most(leaves, lambda region: region.count(ATOMIC))
-    gathering = [region for region in leaves if region is not root and region.count(BYTE) and region is not pushing]
+    leaves = [region for region in every if not region.inner and region is not root]
+    pushing = _most([region for region in leaves if not region.count(HIGH)], lambda region: region.count(ATOMIC))
+    gathering = [region for region in leaves if region.count(BYTE) and _bytes(region) and region is not pushing]
     if gates:
         # No other row is multiplied.
         gathering = [region for region in gathering if not region.count(PRODUCT)]
-    # The rows of the wider type move more bytes; of an unrolled loop and its rest, the former is longer.
-    per_row = {id(region): _bytes(region) * marks / region.count(BYTE) for region in gathering}
-    widest = max(per_row.values(), default=0.0)
-    full = [region for region in gathering if per_row[id(region)] > 0.75 * widest]
-    row = _most(full, lambda region: len(region.own))
-    narrow = _most([region for region in gathering if region not in full], lambda region: len(region.own))
+    full = [region for region in gathering if region.count(ADDED)]
+    words = [region for region in gathering if region not in full]
     random = _most(every, lambda region: region.count(HIGH) // (PHILOX // 2))
-    drawing = _most(every, lambda region: region.count(PRODUCT))
+    # Gated rows are multiplied in leaves.
+    drawing = [region for region in every if (region.inner or region is root) and region.count(PRODUCT)]
+    most = max((region.count(PRODUCT) for region in drawing), default=0)
+    drawing = [region for region in drawing if 2 * region.count(PRODUCT) > most]
     # Without random numbers: what goes round the rows, or everything.
-    around = next((region for region in every if row in region.inner), root)
+    around = next((region for region in every if full and full[0] in region.inner), root)
     site = random or around
     turns = max(1, round(site.count(HIGH) / PHILOX)) if random else 1
-    apart = random is not None and drawing is not None and drawing is not random
+    # Sites with a lane each come first.
+    redraws = [region for region in drawing if random is not None and region is not random]
 
-    def part(region: Region | None, pattern: re.Pattern[str] | None = None) -> float:
-        if region is None:
+    def part(found: list[Region], place: int = 0, pattern: re.Pattern[str] | None = None) -> float:
+        if place >= len(found):
             return 0.0
+        region = found[place]
         several = region.count(BYTE) / marks if region in gathering else 1
         chosen = len(region.own) if pattern is None else region.count(pattern)
         return round(chosen / several, 1)
 
-    counted = part(row)
-    floats, memory, other = (part(row, pattern) for pattern in (FLOAT, MEMORY, OTHER))
+    floats, memory, other = (part(full, 0, pattern) for pattern in (FLOAT, MEMORY, OTHER))
     return {
-        "site": round(len(site.own) / turns, 1), "redraw": part(drawing) if apart else 0.0, "row": counted,
-        "row_float": floats, "row_memory": memory, "row_integer": round(max(counted - floats - memory - other, 0.0), 1),
-        "row_bytes": per_row.get(id(row), 0.0) if row else 0.0, "narrow": part(narrow), "push": part(pushing),
+        "site": round(len(site.own) / turns, 1), "redraw": part(redraws), "shared_redraw": part(redraws, 1), "row": part(full),
+        "row_float": floats, "row_memory": memory, "row_integer": round(max(part(full) - floats - memory - other, 0.0), 1),
+        "row_bytes": _bytes(full[0]) * marks / full[0].count(BYTE) if full else 0.0, "packed": part(words),
+        "packed_shared": part(words, 1), "push": part([pushing] if pushing else []),
     }  # fmt: skip
 
 

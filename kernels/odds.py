@@ -80,9 +80,8 @@ def push(
         k = part * TILE + tl.arange(0, LANES) % TILE
         behind = k >= classes
         own_class = tl.where(behind, k - classes, k)
-        step = tl.load(steps + own_class, mask=k < 2 * classes, other=0)
-        # Classes that fill up the list lead nowhere.
-        inside = step != 0
+        inside = k < 2 * classes
+        step = tl.load(steps + own_class, mask=inside, other=0)
         step = tl.where(behind, -step, step)
         # The neighbour at +d sees the flipped site behind itself, and the other way round.
         base = table_base(own_class, tl.where(behind, 0, 1), LABELS, KINDS)
@@ -109,6 +108,8 @@ def push(
             if GATES:
                 asked = live & (place >= 0)
                 rise += rise_of_gates(steep, gates, image, place, behind, own, word, weighed, slots, asked, LABELS, GATES)
+            # Rows that are flat, as those of classes that fill up the list are, change nothing.
+            live = live & (rise > 0.0)
             # So much leaves no u covered, and more might overflow.
             units = tl.minimum(rise * scale * UNITS, MOST).to(tl.int32) + 2
             to = (image.to(tl.int64) * replicas + ((word >> 16) & 0xFFFF)) * slots + theirs

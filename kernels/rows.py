@@ -59,7 +59,8 @@ def lanes(item, length, available, replicas, SINGLE: tl.constexpr):
     else:
         replica = item // length
         rank = item - replica * length
-    return rank, replica, (replica < replicas) & (rank < available)
+    # An item that is none has a replica, too: lanes without a site read somewhere.
+    return rank, tl.minimum(replica, replicas - 1), (replica < replicas) & (rank < available)
 
 
 @triton.jit

@@ -76,8 +76,9 @@ def redraw(
     valid = valid & free
     replica = replica + origin
     chain = image.to(tl.int64) * replicas + replica
-    # In the middle all neighbours lie within the row.
-    here = labels + chain * volume + tl.load(position + column + rank, mask=valid, other=volume // 2)
+    # A lane without a site reads around the phase's first one, which nobody writes to now; in the middle of the row if it has none.
+    nobody = tl.where(available > 0, tl.load(position + column), volume // 2)
+    here = labels + chain * volume + tl.load(position + column + rank, mask=valid, other=nobody)
     if SPLIT == 1:
         pieces = neighbours(
             here, image.to(tl.int64), tl.where(valid, first + rank, 0), tables, edges, classes, weighed, slots, 0, False,
@@ -93,7 +94,7 @@ def redraw(
         row, turn, exists = lanes(shared, length, available, here_replicas, SINGLE)
         also = also & exists
         there = labels + (image.to(tl.int64) * replicas + (turn + origin)) * volume
-        there = there + tl.load(position + column + row, mask=also, other=volume // 2)
+        there = there + tl.load(position + column + row, mask=also, other=nobody)
         pieces = neighbours(
             there, image.to(tl.int64), tl.where(also, first + row, 0), tables, edges, classes, weighed, slots, lane % SPLIT,
             False, LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,

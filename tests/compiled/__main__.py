@@ -1,8 +1,8 @@
 """Does the compiled code give the torch engine's labels? ``python -m tests.compiled small`` says so as JSON, with no GPU.
 
-``small`` and ``full`` compare problems in both ways and both launch shapes; ``standard`` the problem of 130 x 330 sites, 20
-labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it, ``team`` the same of a small kernel
-whose programs wait for each other. Not with TRITON_INTERPRET.
+``small`` and ``full`` compare problems in both ways, by single programs and by teams; ``standard`` the problem of 130 x 330
+sites, 20 labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it, ``team`` the same of a
+small kernel whose programs wait for each other. Not with TRITON_INTERPRET.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -35,29 +35,27 @@ def report(emulator: Emulator, began: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared(cases: list[Case], seed: int) -> dict[str, Any]:
-    """Each case, way and launch shape; the differences are told, not raised."""
+def compared(cases: list[Case], seed: int, table: str) -> dict[str, Any]:
+    """Each case, way and size of a team; the differences are told, not raised."""
     began, emulator = time.perf_counter(), Emulator(seed=seed)
     updates, count, differences = 0, 0, []
     for case in cases:
-        for fused in (False, True):
+        for team in problems.TEAMS:
             for way in problems.WAYS:
                 count += 1
                 try:
-                    updates += problems.compare(emulator, case, way, fused)
+                    updates += problems.compare(emulator, case, way, team, table)
                 except AssertionError as error:
-                    differences.append(f"{case}, {way}, fused {fused}: {error}"[:300])
+                    differences.append(f"{case}, {way}, team of {team}: {error}"[:300])
     return {"problems": count, "site_updates": updates, "differences": differences, **report(emulator, began)}
 
 
-def standard(way: str, fused: bool, sweeps: int, seed: int) -> dict[str, Any]:
+def standard(way: str, team: int, sweeps: int, seed: int) -> dict[str, Any]:
     began, emulator = time.perf_counter(), Emulator(seed=seed)
-    differ, updates = problems.standard(emulator, way, fused, sweeps)
-    kernel = f"{way}_{'fused' if fused else 'phase'}"
-    site = round(32 * emulator.executed[kernel] / updates, 1)
+    differ, updates = problems.standard(emulator, way, team, sweeps)
     return {
-        "kernel": kernel, "site_updates": updates, "labels_that_differ": differ, "lane_instructions_a_site": site,
-        **report(emulator, began),
+        "way": way, "team": team, "site_updates": updates, "labels_that_differ": differ,
+        "lane_instructions_a_site": round(32 * emulator.executed["sweep_chains"] / updates, 1), **report(emulator, began),
     }  # fmt: skip
 
 
@@ -65,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["small", "full", "standard", "planted", "team"])
     parser.add_argument("--way", choices=problems.WAYS, default="gather", help="of the standard problem")
-    parser.add_argument("--fused", action="store_true", help="one program for all phases of the standard problem")
+    parser.add_argument("--team", type=int, default=1, help="programs that share the standard problem's image")
     parser.add_argument("--sweeps", type=int, default=1, help="of the standard problem")
     parser.add_argument("--seed", type=int, default=0, help="of the order of programs")
     parser.add_argument("--kernels", nargs="*", choices=KERNELS, default=KERNELS, help="to plant in")
@@ -82,9 +80,10 @@ def main() -> None:
 
         found = {name: by for poll in team.POLLS for name, by in team.verdicts(poll).items()}
     elif options.what == "standard":
-        found = standard(options.way, options.fused, options.sweeps, options.seed)
+        found = standard(options.way, options.team, options.sweeps, options.seed)
     else:
-        found = compared(problems.SMALL if options.what == "small" else problems.FULL, options.seed)
+        small = options.what == "small"
+        found = compared(problems.SMALL if small else problems.FULL, options.seed, "small" if small else "own")
     print(json.dumps(found, indent=1))
 
 

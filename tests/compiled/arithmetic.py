@@ -1,7 +1,8 @@
 """What does an instruction compute? Each opcode of the subset as a function of numpy arrays, one number a thread.
 
-Whole numbers wrap. float32 is IEEE with subnormals and one rounding an operation, as PTX has it without ``.ftz``; there is no
-fused multiply-add, for where labels are decided none may be. What may err, ``div.full`` and ``.approx``, does so at random.
+Whole numbers wrap. float32 is IEEE with subnormals and one rounding an operation, as PTX has it without ``.ftz``. A fused
+multiply-add is known with ``.ftz`` alone, as a logarithm's polynomial is written: where labels are decided none may be, and
+what a compiler contracts has no ``.ftz``. What may err, ``div.full`` and ``.approx``, does so at random.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ class Meaning:
 
 
 def quotient(a: Lanes, b: Lanes) -> Lanes:
-    """Towards zero."""
-    if (b == 0).any():
-        raise ZeroDivisionError("div: expected a divisor other than 0, got 0")
-    wide = a.astype(np.int64), b.astype(np.int64)
+    """Towards zero. By 0 it is any number: compilers divide ahead of a branch that asks whether they may."""
+    wide = a.astype(np.int64), np.where(b == 0, 1, b).astype(np.int64)
     found: Lanes = (np.sign(wide[0]) * np.sign(wide[1]) * (np.abs(wide[0]) // np.abs(wide[1]))).astype(a.dtype)
+    if (b == 0).any():
+        anything = np.random.default_rng(a.size).integers(0, 256, a.nbytes, dtype=np.uint8).view(a.dtype)
+        found = np.where(b == 0, anything, found)
     return found
 
 
@@ -137,6 +139,17 @@ def high(a: Lanes, b: Lanes) -> Lanes:
     return found
 
 
+def fused(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
+    """fma of float32 with one rounding: the sum in float64, rounded to odd, loses nothing that a second rounding needs."""
+    product, c = flushed(a).astype(np.float64) * flushed(b), flushed(c).astype(np.float64)
+    total = product + c
+    part = total - product
+    lost = (product - (total - part)) + (c - part)
+    inexact = np.isfinite(total) & (lost != 0) & (total.view(np.uint64) & np.uint64(1) == 0)
+    odd = np.where(inexact, np.nextafter(total, np.where(lost > 0, np.inf, -np.inf)), total)
+    return flushed(odd.astype(np.float32))
+
+
 def _conversions() -> dict[str, Meaning]:
     found = {}
     for to in ("u16", "u32", "u64", "s16", "s32", "s64"):
@@ -214,6 +227,8 @@ def _table() -> dict[str, Meaning]:
     word = TYPES["u32"]
     found["mov.pred"] = Meaning(PREDICATE, (PREDICATE,), lambda a: a)
     found["div.full.f32"] = Meaning(TYPES["f32"], (TYPES["f32"],) * 2, roughly)
+    found["fma.rn.ftz.f32"] = Meaning(TYPES["f32"], (TYPES["f32"],) * 3, fused)
+    found["popc.b32"] = Meaning(word, (word,), lambda a: np.bitwise_count(a).astype(np.uint32))
     found["prmt.b32"] = Meaning(word, (word,) * 3, permuted)
     found |= {f"shfl.sync.{kind}.b32": Meaning(word, (word,) * 4, shuffled(kind)) for kind in ("up", "down", "bfly", "idx")}
     for verb in ("add", "min", "max"):

@@ -49,6 +49,8 @@ class Emulator:
     """Of the order of programs."""
     contract: str = ""
     """The kernel to compile with contraction, as no launcher does."""
+    cooperative: bool = True
+    """Whether launches may be, as their launchers ask."""
     found: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     """(what, kernel, line, tensor) -> how often."""
     executed: Counter[str] = field(default_factory=Counter)
@@ -72,7 +74,7 @@ class Emulator:
     def launch(self, kernel: Any, grid: tuple[int, ...], given: dict[str, Any], options: dict[str, Any]) -> None:
         signature, constants, aligned, running = arguments(kernel, given)
         # Of no matter to the code.
-        cooperative = bool(options.get("launch_cooperative_grid"))
+        cooperative = self.cooperative and bool(options.get("launch_cooperative_grid"))
         options = {name: value for name, value in options.items() if name != "launch_cooperative_grid"}
         if self.contract == kernel.__name__:
             options = options | {"enable_fp_fusion": True}

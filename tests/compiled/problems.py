@@ -1,7 +1,8 @@
 """Which problems are put to the compiled code? Those of the interpreter's tests, and the standard one; here they are compared.
 
 Labels, flips, conditionals, energies, pair counts, pair and gated errors of a problem must be the torch engine's, bit for bit;
-unary errors too, by their own kernel.
+unary errors too, by their own kernel. What is passed over must be covered: each site's bound lies above its odds against
+staying, ``sum_(l != y) 2^((e_y - e_l) scale)``, here in float64 of the torch engine's energies.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -11,45 +12,93 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from tests import on_device
 from tests.compiled.launch import Emulator, emulated
-from tests.test_kernels_interpret import CASES, FIVE, SEEING, SLOW, Case
-from tritoncrf import Sampler
+from tests.test_kernels_interpret import CASES, FIVE, SEEING, SLOW, Case, problem
+from tritoncrf import Sampler, contract
+from tritoncrf.chains import ChainState
 from tritoncrf.engines import Engine, load
 
 PLACE = on_device.Place(torch.device("cpu"), False)
-# Every kernel, each pair of way and launch shape, kinds and gates, one replica and several, in a few seconds of compilation.
+# Every kernel, both ways by one program and by a team, kinds and gates, one replica and several; compiled in some seconds.
 SMALL = [
     Case((4, 9), 3, FIVE, images=2, replicas=2, ragged=True, holes=True, clamps=True, kinds=2, kinds_on=(2, 0), gates=1,
          gates_on=(4, 1), entries="above"),
-    Case((9, 11), 20, FIVE),
+    Case((9, 11), 5, FIVE),
 ]  # fmt: skip
 FULL = [*CASES, *SEEING, replace(CASES[3], dtype=torch.bfloat16), *SLOW[::5]]
 WAYS = ("gather", "incremental")
+# Programs of a team, of which there are several only where they meet.
+TEAMS = (1, 3)
 
 
 @contextlib.contextmanager
-def shape(fused: bool) -> Iterator[None]:
-    """One program for all phases of some chains, or a launch a phase."""
+def shape(team: int, table: str = "small") -> Iterator[None]:
+    """Teams of so many programs, by the launch table itself or by one of ``small`` programs, which compile fast."""
     from tritoncrf.kernels import shapes
 
-    kept = shapes.FUSED_PROGRAMS
+    kept = shapes.TEAM, shapes.TABLE
+    few = {
+        (most, lazy): (shapes.Launch(64, 2, 2 if lazy else 1, scan=128), shapes.Launch(64, 2, 4, scan=128))
+        for most, lazy in shapes.TABLE
+    }
     try:
-        shapes.FUSED_PROGRAMS = 0 if fused else 1 << 30
+        shapes.TEAM, shapes.TABLE = team, few if table == "small" else shapes.TABLE
         yield
     finally:
-        shapes.FUSED_PROGRAMS = kept
+        shapes.TEAM, shapes.TABLE = kept
 
 
-def compare(emulator: Emulator, case: Case, way: str, fused: bool) -> int:
+def compare(emulator: Emulator, case: Case, way: str, team: int, table: str = "small") -> int:
     """Site updates compared; AssertionError where something differs."""
-    with emulated(emulator), shape(fused):
+    with emulated(emulator), shape(team, table):
         updates = on_device.equal_to_torch(PLACE, case, way)
         unary_errors(case)
+        if way == "incremental":
+            assert not (said := swept(case, way, case.sweeps + 2)), said
     return updates
+
+
+def swept(case: Case, way: str, sweeps: int) -> str:
+    """What labels, flips and bounds show to be wrong after some sweeps by the emulator that is there; "" if nothing."""
+    asked = problem(case)
+    (ours, chains), (theirs, expected) = asked.start("triton", way), asked.start("torch", "gather")
+    ours.run(chains, sweeps, beta=case.beta)
+    theirs.run(expected, sweeps, beta=case.beta)
+    if labels := int((chains.rows != expected.rows).sum()):
+        return f"{labels} labels differ"
+    if not torch.equal(chains.flips, expected.flips):
+        return "flips differ"
+    energies: Any = theirs.engine
+    below = uncovered(chains, expected, energies.field(expected.work, expected.rows)[:-1], contract.scale_of(case.beta))
+    return f"{below} bounds are below the odds" if below else ""
+
+
+def uncovered(chains: ChainState, expected: ChainState, energies: Tensor, scale: float) -> int:
+    """Sites of chains with bounds of this scale that lie below the odds; energies: of the torch engine's list of free sites."""
+    from tritoncrf.kernels.odds import UNKNOWN
+
+    if chains.field is None:
+        return 0
+    work, theirs = cast(Any, chains.work), cast(Any, expected.work)
+    images, replicas, _ = chains.rows.shape
+    bounds, tags = chains.field.split([chains.field.numel() - images * replicas, images * replicas])
+    lists = theirs.image if len(work.listing.lookup) > 1 else torch.zeros_like(theirs.image)
+    rank = work.listing.lookup[lists, chains.plan.positions[theirs.slot]].long()
+    bound = bounds.view(images, replicas, -1)[theirs.image, theirs.replica, rank]
+    known = tags.view(images, replicas)[theirs.image, theirs.replica] == torch.tensor(scale).view(torch.int32)
+    own = expected.rows[theirs.image, theirs.replica, chains.plan.positions[theirs.slot]].long()[:, None]
+    energies = energies.double()
+    weights = torch.exp2((energies.gather(1, own) - energies) * scale).scatter(1, own, 0.0)
+    # From here on no u is covered by a bound.
+    odds = (1024 * weights.sum(1).log2()).clamp(max=2.0**17)
+    assert not bool((known & (bound >= UNKNOWN)).any()), "a site was never drawn"
+    return int((known & (bound < odds - 1e-3)).sum())
 
 
 def unary_errors(case: Case) -> None:
@@ -67,12 +116,12 @@ def _engine(name: str) -> Engine:
     return engine
 
 
-def standard(emulator: Emulator, way: str, fused: bool, sweeps: int) -> tuple[int, int]:
+def standard(emulator: Emulator, way: str, team: int, sweeps: int) -> tuple[int, int]:
     """The standard problem, calm: labels that differ from torch's after ``sweeps`` sweeps of 130 x 330 sites, and updates."""
     from bench.problem import standard as made
 
     asked = made("calm")
-    with emulated(emulator), shape(fused):
+    with emulated(emulator), shape(team, "own"):
         ours, theirs = (Sampler(asked.crf, name, seed=1, way=way) for name in ("triton", "torch"))
         chains, expected = ours.init(asked.logits), theirs.init(asked.logits)
         ours.run(chains, sweeps)

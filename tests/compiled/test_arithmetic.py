@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,34 @@ def test_whole_numbers_are_those_of_python(opcode: str, bits: int, of: Callable[
     sources = [*words, np.full(500, 0xCA)] if opcode == "lop3.b32" else [*words]
     found = run(opcode, *sources).astype(np.int64)
     assert [wrapped(int(one), bits) for one in found] == [wrapped(of(*map(int, each)), bits) for each in words.T]
+
+
+def test_a_quotient_by_zero_is_some_number() -> None:
+    for kind in ("u16", "s32", "u64"):
+        found = run(f"div.{kind}", np.full(64, 100), np.arange(64) % 2 * 7)
+        assert set(found[1::2].tolist()) == {14}
+        assert len(set(found[::2].tolist())) > 2
+
+
+def test_bits_are_counted() -> None:
+    assert run("popc.b32", [0, 1, 0xF0F0, 2**32 - 1]).tolist() == [0, 1, 8, 32]
+
+
+def test_a_fused_multiply_add_is_rounded_once() -> None:
+    numbers = RNG.normal(0, 1, (3, 2000)).astype(np.float32)
+    # Sums that cancel, and those that end just beside the middle between two numbers, which float64 would round into it.
+    numbers[2, ::2] = -numbers[0, ::2] * numbers[1, ::2] * (1 + 2.0**-20)
+    numbers[:, 1] = 1 + 2.0**-12, 1 + 2.0**-12, 2.0**-60
+    numbers[:, 3] = 1 + 2.0**-12, 1 + 2.0**-12, -(2.0**-60)
+    for one, found in zip(numbers.T, run("fma.rn.ftz.f32", *numbers), strict=True):
+        a, b, c = (Fraction(float(number)) for number in one)
+        exact = a * b + c
+        near = [np.nextafter(found, np.float32(side)) for side in (-np.inf, np.inf)] + [found]
+        assert abs(Fraction(float(found)) - exact) == min(abs(Fraction(float(number)) - exact) for number in near)
+    assert run("fma.rn.ftz.f32", TINY / 2, 1.0, 1.0).tolist() == [1.0]
+    assert run("fma.rn.ftz.f32", 1.0, np.inf, 1.0).tolist() == [np.inf]
+    with pytest.raises(KeyError):
+        run("fma.rn.f32", 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["b16", "b32", "b64", "s32", "u64", "f32", "f64"])

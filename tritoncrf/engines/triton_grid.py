@@ -22,7 +22,7 @@ class Grid:
     tables: Tensor
     """int32 [K]."""
     steps: Tensor
-    """int32 [F]: displacements, filled up with zeros to a length that suits the kernels (`tritoncrf.kernels.rows.filled`)."""
+    """int32 [F]: displacements, filled up with the first to a length that suits the kernels (`tritoncrf.kernels.rows.filled`)."""
     chosen: Tensor
     """int32 [F]: tables, filled up with -1."""
     planes: Tensor
@@ -48,7 +48,8 @@ def _grid(
         (rank * planes + gating[k], step) for k in gated for step in (0, displacements[k]) for rank in range(ranks)
     ]
     empty = filled(len(displacements)) - len(displacements)
-    steps, chosen = displacements + (0,) * empty, classes + (-1,) * empty
+    # A neighbour, since at a site itself a lane would read what another one writes.
+    steps, chosen = displacements + displacements[:1] * empty, classes + (-1,) * empty
     ends = [(plane, step) for plane, far in zip(kinded, displacements, strict=False) for step in (0, far)]
     ends += [(-1, 0)] * (2 * empty if kinded else 0)
     lists = (

@@ -76,7 +76,7 @@ def redraw(
     valid = valid & free
     replica = replica + origin
     chain = image.to(tl.int64) * replicas + replica
-    # A lane without a site reads around the phase's first one, which nobody writes to now; in the middle of the row if it has none.
+    # A lane without a site reads around the phase's first one, which nobody writes to now, or else in the middle of the row.
     nobody = tl.where(available > 0, tl.load(position + column), volume // 2)
     here = labels + chain * volume + tl.load(position + column + rank, mask=valid, other=nobody)
     if SPLIT == 1:

@@ -22,7 +22,7 @@ class Grid:
     tables: Tensor
     """int32 [K]."""
     steps: Tensor
-    """int32 [F]: displacements, filled up with the first to a length that suits the kernels (`tritoncrf.kernels.rows.filled`)."""
+    """int32 [F]: displacements, filled up with the first to a length that suits kernels (`tritoncrf.kernels.rows.filled`)."""
     chosen: Tensor
     """int32 [F]: tables, filled up with -1."""
     planes: Tensor

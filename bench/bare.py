@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 KERNELS = Path(__file__).parent.parent / "kernels"
-OPTIONAL = ("PIL", "einops", "safetensors", "tqdm")
+OPTIONAL = ("PIL", "einops", "safetensors", "scipy", "tqdm")
 
 
 class Hollow(type):

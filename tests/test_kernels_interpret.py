@@ -103,17 +103,6 @@ def test_the_full_checks_pass_in_the_interpreter() -> None:
 
 
 @NO_TRITON
-@pytest.mark.slow
-def test_the_check_for_gpus_runs_dry(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.gpu_check", "--dry-run", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=HERE.parent.parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads((tmp_path / "gpu_check.json").read_text())
-    assert found["equality"]["mismatches"] == 0
-    assert len(found) == 9
-
-
-@NO_TRITON
 def test_the_engine_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("triton")
     assert not isinstance(engine, str)

@@ -194,6 +194,9 @@ class HostCopies(TorchFunctionMode):
         )
         if host and isinstance(made, torch.Tensor) and made.device.type != "cpu":
             self.found.append(f"{func.__name__} made {list(made.shape)}")
+        # A number is filled in where there are axes, but copied from the host into a place that has none.
+        if func is torch.Tensor.__setitem__ and not isinstance(args[2], torch.Tensor) and not args[0][args[1]].dim():
+            self.found.append("a number into a lone place")
         return made
 
 
@@ -231,4 +234,6 @@ def test_copies_from_the_host_are_noted() -> None:
         torch.tensor([3], device="meta")
         torch.zeros(2).to("meta")
         torch.zeros((), device="meta") + 1
-    assert copies.found == ["tensor made [1]", "to made [2]"]
+        torch.zeros(3, device="meta")[-1] = 1
+        torch.zeros(3, device="meta")[-1:] = 1
+    assert copies.found == ["tensor made [1]", "to made [2]", "a number into a lone place"]

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "together", "head", "evaluation", "loop", "optimizers",
     "generators", "saved", "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome",
-    "gradient", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order",
-    "sampler", "intake", "chains", "store", "shares", "sizes", "ranks", "finite", "checkpoint", "model", "edge_inputs",
-    "layout", "coloring", "sublattices", "rings", "lattice", "targets", "tiles", "validation", "engines", "eager",
-    "interrupts", "contract", "kernels", "_version",
+    "gradient", "phases", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets",
+    "order", "sampler", "intake", "chains", "store", "places", "shares", "sizes", "ranks", "finite", "checkpoint", "model",
+    "edge_inputs", "layout", "frame", "coloring", "sublattices", "rings", "lattice", "targets", "tally", "tiles", "validation",
+    "guard", "engines", "eager", "interrupts", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

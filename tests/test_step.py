@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tritoncrf as tc
-from tritoncrf import gradient, outcome, validation
+from tritoncrf import gradient, guard, outcome, validation
 from tritoncrf.engines import triton as engine
 
 SIZES = [(6, 7), (5, 4), (8, 6)]
@@ -38,7 +38,9 @@ class Placements(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         listed = func is Tensor.__getitem__ and any(isinstance(key, list) for key in (args[1], *tree_leaves([args[1]])))
-        if func in self.MAKERS or listed:
+        # A number is filled in where there are axes, but copied from the host into a place that has none.
+        lone = func is Tensor.__setitem__ and not isinstance(args[2], Tensor) and not args[0][args[1]].dim()
+        if func in self.MAKERS or listed or lone:
             self.found.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
@@ -67,12 +69,12 @@ class Stalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-class Unheard(validation.Verdict):
+class Unheard(guard.Verdict):
     """On its way for ever."""
 
     arrived = False
 
-    def __init__(self, sentences: tuple[str, ...], bad: Tensor) -> None:
+    def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[guard.Letter]) -> None:
         self.sentences = sentences
 
 
@@ -80,7 +82,7 @@ class Unheard(validation.Verdict):
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr(engine, "missing", lambda device, labels: None)
-    monkeypatch.setattr(validation, "Verdict", Unheard)
+    monkeypatch.setattr(guard, "Verdict", Unheard)
 
 
 def stalls(method: str = "pcd", latent: bool = False, replicas: int = 1, learning: bool = True) -> Stalls:
@@ -133,8 +135,12 @@ def pick(chains: Any) -> None:
     chains.flips[chains.flips > 0]
 
 
+def write(chains: Any) -> None:
+    chains.flips.flatten()[-1] = 0
+
+
 @NO_TRITON
-@pytest.mark.parametrize("fault", [read, ask, place, carry, pick])
+@pytest.mark.parametrize("fault", [read, ask, place, carry, pick, write])
 @pytest.mark.usefixtures("device")
 def test_a_planted_stall_is_found(fault: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
     right = gradient.errors
@@ -179,13 +185,14 @@ def test_a_captured_call_asks_nothing_and_leaves_earlier_flags(monkeypatch: pyte
     loss.sampler.requested = "triton"
     given = torch.zeros(1, 4, 5, 6, device=DEVICE), torch.zeros(1, 5, 6, dtype=torch.long, device=DEVICE)
     loss(*given)
-    guard = loss.sampler.guard
-    earlier, waiting, counter = guard._open, list(guard._pending), loss.visits
-    assert earlier
-    monkeypatch.setattr(validation, "capturing", lambda device: True)
+    watch = loss.sampler.guard
+    waiting, counter = list(watch._pending), loss.visits
+    assert len(waiting) == 1
+    for module in (guard, validation):
+        monkeypatch.setattr(module, "capturing", lambda device: True)
     loss(*given)
-    assert guard._open is earlier
-    assert guard._pending == waiting
+    assert not watch._open
+    assert watch._pending == waiting
     assert loss.visits is counter
     assert loss.invalid is not None
 

@@ -71,7 +71,8 @@ def round_pairwise(pairwise: Tensor) -> Tensor:
 
 def table_mass(rounded: Tensor) -> Tensor:
     """``2 max|psi_c|`` of each rounded table, float32 ``[C]``; rule 1 wants their sum to be at most 1023."""
-    return 2.0 * rounded.abs().flatten(1).amax(1)
+    largest: Tensor = torch.linalg.vector_norm(rounded.flatten(1), torch.inf, 1)
+    return largest.mul_(2.0)
 
 
 def round_gates(gates: Tensor) -> Tensor:

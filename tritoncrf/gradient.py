@@ -44,16 +44,19 @@ def errors(
     y, drawn = (data.labels, free.labels) if samples is None else samples
     unary = sampler.engine.unary_errors(y, drawn, free.plan.labels)
     counts = sampler.engine.pair_errors(free.plan, data.rows, free.rows)
-    weighed, gates = counts.new_zeros(0), unary.new_zeros(0)
+    weighed, gates = counts.new_empty(0), unary.new_empty(0)
     if tables.gated is not None:
         weighed = sampler.engine.gated_errors(free.plan, data.rows, free.rows)
         gates = gate_errors(data, free, tables.gated) if flow else gates
     if total is not None:
         counts, weighed = total(counts, weighed)
-    return Errors(
-        unary, counts.to(torch.float32) / free.replicas,
-        weighed.to(torch.float32) / (free.replicas * contract.GATE_STEPS), gates,
-    )  # fmt: skip
+    pairwise = counts.to(torch.float32)
+    if free.replicas > 1:
+        pairwise = pairwise / free.replicas
+    weighed = weighed.to(torch.float32)
+    if tables.gated is not None:
+        weighed = weighed / (free.replicas * contract.GATE_STEPS)
+    return Errors(unary, pairwise, weighed, gates)
 
 
 def gate_errors(data: ChainState, free: ChainState, gated: Tensor) -> Tensor:
@@ -71,15 +74,22 @@ def gate_errors(data: ChainState, free: ChainState, gated: Tensor) -> Tensor:
     return found / free.replicas
 
 
-def unary_gap(logits: Tensor, data: Tensor, free: Tensor) -> Tensor:
-    """The unary part of ``E(y) - E(y')`` of each image, averaged over replicas: float64 ``[N]``.
+def unary_gap(logits: Tensor, data: Tensor, free: Tensor, whole: bool) -> Tensor:
+    """The unary part of ``E(y) - E(y')`` of each image, averaged over replicas: float64 ``[N]``; not finite where y has a
+    forbidden label.
 
-    logits: ``[N, L, *shape]``; data, free: the samples, uint8 ``[N, R, *shape]``, 255 in both where no pixel exists.
+    logits: ``[N, L, *shape]``; data, free: the samples, uint8 ``[N, R, *shape]``, 255 in both where no pixel exists; whole:
+    whether all do.
     """
-    apart = data != free
-    # Only where they differ: elsewhere a forbidden label's -inf would make NaN, and nothing else.
-    taken = (logits.detach().gather(1, torch.where(apart, drawn, 0).long()).double() for drawn in (free, data))
-    return torch.where(apart, next(taken) - next(taken), 0.0).flatten(1).sum(1) / data.shape[1]
+    drawn, replicas = torch.cat([free, data], 1), data.shape[1]
+    drawn = drawn.long() if whole else drawn.clamp_(max=logits.shape[1] - 1).long()
+    taken = logits.detach().gather(1, drawn).double()
+    found = taken[:, :replicas] - taken[:, replicas:]
+    if not whole:
+        # Logits of no pixel may be anything.
+        found.masked_fill_(data == free, 0.0)
+    found = found.flatten(1).sum(1)
+    return found if replicas == 1 else found / replicas
 
 
 class Sampled(torch.autograd.Function):
@@ -88,23 +98,27 @@ class Sampled(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, logits: Tensor, pairwise: Tensor, gated: Tensor | None, gates: Tensor | None, value: Tensor,
-        *found: Tensor,
+        factor: Tensor, *found: Tensor,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(*found)
+        """found: the fields of `Errors`; factor: float32 [], by which they all count."""
+        ctx.save_for_backward(factor, *found)
         ctx.dtypes = [None if part is None else part.dtype for part in (logits, pairwise, gated, gates)]  # type: ignore[attr-defined]
-        return value.clone()
+        # Nobody else has it, but to return it as it is would make it a view.
+        return value.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)  # type: ignore[attr-defined]
+        factor, *found = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad = factor * grad
+        wanted = zip(found, ctx.dtypes, ctx.needs_input_grad, strict=False)  # type: ignore[attr-defined]
         # Of logits and gates each image has its own errors; with a value an image those of tables are apart too.
         shared = (False, True, True, False)
         flows = [
             _flow(error, grad, tables).to(kind) if needed and kind is not None else None
             for (error, kind, needed), tables in zip(wanted, shared, strict=True)
         ]
-        return *flows, *[None] * (1 + len(ctx.saved_tensors))  # type: ignore[attr-defined]
+        return *flows, *[None] * (2 + len(found))
 
 
 def _flow(error: Tensor, grad: Tensor, tables: bool) -> Tensor:

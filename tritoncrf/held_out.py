@@ -13,6 +13,7 @@ from torch import Tensor
 from tritoncrf import contract, validation
 from tritoncrf.eager import uncompiled
 from tritoncrf.edge_inputs import Edges
+from tritoncrf.intake import targets
 from tritoncrf.layout import hold, pack
 from tritoncrf.visit import OPERATOR, Visit
 
@@ -35,7 +36,7 @@ def held_out(
         present = batch.present
         if clamp is not None:
             clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
-        labelled, known = loss.targets(batch, target, clamp)
+        labelled, known = targets(sampler.guard, batch, target, clamp, loss.ignore_index)
         counted = labelled if clamp is None else labelled & ~clamp
         plan = hold(batch.plan, ~counted)
         rows = pack(plan, batch.layout, known[:, None], labelled)

@@ -1,4 +1,4 @@
-"""What comes in? A batch of images and the labels its chains start from, looked at once for all phases that begin on it.
+"""What comes in? A batch of images, its targets and the labels chains start from, looked at once for all of its phases.
 
 Whatever a deferred check will report is made harmless here: it must not index out of anything meanwhile.
 """
@@ -20,6 +20,8 @@ from tritoncrf.model import GridCRF
 from tritoncrf.rings import check
 from tritoncrf.validation import Guard
 
+ALLOWED = "target: expected labels that the logits allow"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,10 +39,12 @@ class Batch:
     """float32, rounded."""
     version: tuple[int, ...] | None
     """As in `ChainState`."""
+    whole: bool = False
+    """Whether all pixels are known to exist."""
 
     def at(self, index: Tensor, count: Tensor | None) -> Batch:
-        """The batch under other random numbers: int64 ``[N]`` positions in the data set, and sweeps done, None for 0."""
-        count = torch.zeros_like(index) if count is None else count
+        """The batch under other random numbers: int64 ``[N]`` positions in the data set, and sweeps done, None for as many."""
+        count = self.count if count is None else count
         return replace(self, plan=replace(self.plan, index=index.contiguous()), count=count)
 
 
@@ -53,14 +57,17 @@ def look(
     validation.logits(logits, labels, crf.neighborhood.ndim, device)
     replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
     images, shape = len(logits), tuple(logits.shape[2:])
-    sizes, mask = validation.extents(guard, images, shape, sizes, mask, device)
-    check(guard, crf.neighborhood, crf.form.wrap, shape, sizes)
-    index = counter(guard, "index", index, 1 << contract.INDEX_BITS, torch.arange(images, device=device))
-    count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, torch.zeros_like(index))
-    present = validation.inside(shape, images, sizes, mask, device)
-    validation.logit_values(guard, logits, present)
+    check(guard, crf.neighborhood, crf.form.wrap, shape, None)
     layout = crf.layouts.get(shape, device)
-    plan = layout.plan(labels, shape, index, replicas, sizes, mask, None)
+    frame, (order, none) = layout.frame(shape), layout.numbers(images).unbind()
+    sizes, mask = validation.extents(guard, images, shape, sizes, mask, device, frame.limits)
+    if sizes is not None:
+        check(guard, crf.neighborhood, crf.form.wrap, shape, sizes)
+    index = counter(guard, "index", index, 1 << contract.INDEX_BITS, order)
+    count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, none)
+    present = frame.exists(images, sizes, mask)
+    validation.logit_values(guard, logits, None if sizes is None and mask is None else present)
+    plan = layout.plan(labels, shape, index, replicas, sizes, mask, None, present)
     return look_at_edges(guard, crf.form, plan, layout, present, edges), layout, present, count
 
 
@@ -74,7 +81,7 @@ def look_again(guard: Guard, crf: GridCRF, chains: ChainState, logits: Tensor) -
 
 
 def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp: Tensor | None, plan: Plan) -> Tensor:
-    """uint8 ``[N, R, *shape]`` of labels given as to `Sampler.init`, 255 where a site is to be drawn."""
+    """uint8 ``[N, R, *shape]`` of labels given as to `Sampler.init`, 255 where a site is to be drawn, or none is."""
     images, *area = present.shape
     shape = images, plan.replicas, *area
     if labels is None:
@@ -90,8 +97,42 @@ def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp:
         lost = held & clamp[:, None] & (labels == contract.VOID)
         guard.require(~lost, "labels: expected a label at every clamped site",
                       lambda: f"255 at {validation.first(lost)}")  # fmt: skip
-    valid = (labels >= 0) & (labels < plan.labels)
+    valid = held & (labels >= 0) & (labels < plan.labels)
     return torch.where(valid, labels, contract.VOID).to(torch.uint8)
+
+
+def targets(
+    guard: Guard, batch: Batch, target: Tensor, clamp: Tensor | None, ignore_index: int, later: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Which pixels are labelled (bool), and their labels (uint8, 255 elsewhere), both ``[N, *shape]``.
+
+    later: whether somebody else looks at it that the logits allow them.
+    """
+    present, labels = batch.present, batch.plan.labels
+    target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device)
+    # Bytes hold every label; narrower integers with a sign do not.
+    target = target if target.dtype == torch.uint8 else target.long()
+    safe = target.clamp(0, labels - 1)
+    labelled = safe.eq(target)
+    fine = labelled
+    if target.dtype != torch.uint8 or 0 <= ignore_index <= contract.VOID:
+        fine = labelled | target.eq(ignore_index)
+    if not batch.whole:
+        labelled, fine = labelled & present, fine.ge(present)
+    told = f"target: expected labels from 0 to {labels - 1} (or {ignore_index})"
+    guard.require(fine, told, lambda: f"{int(target[~fine][0])} at {validation.first(~fine)}")
+    void = batch.layout.frame(tuple(present.shape[1:])).void
+    known = torch.where(labelled, safe, void).to(torch.uint8)
+    if not later:
+        forbidden = labelled & torch.isneginf(batch.logits.gather(1, safe.long()[:, None])[:, 0])
+        guard.require(~forbidden, ALLOWED,
+                      lambda: f"{int(target[forbidden][0])} with logit -inf at {validation.first(forbidden)}")  # fmt: skip
+    if clamp is not None:
+        # A clamped pixel without a label is less than one with it.
+        held = labelled.ge(clamp if batch.whole else clamp & present)
+        guard.require(held, "clamp: expected a label in target at every clamped pixel",
+                      lambda: f"ignore_index at {validation.first(~held)}")  # fmt: skip
+    return labelled, known
 
 
 def counter(guard: Guard, name: str, value: Tensor | None, limit: int, default: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,10 +24,15 @@ from torch import Tensor
 from tritoncrf import contract
 from tritoncrf.coloring import sublattice_coloring
 from tritoncrf.engines import Plan
+from tritoncrf.frame import Frame
+from tritoncrf.frame import Shape as Shape
+from tritoncrf.guard import capturing
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.rings import Wrap, unroll
 
-Shape = tuple[int, ...]
+T = TypeVar("T", bound=Frame | Tensor)
+# Bytes that batches share which a layout keeps.
+SHARED = 1 << 26
 
 
 def bucket(shape: Shape, wrap: Wrap = ()) -> Shape:
@@ -56,6 +63,10 @@ class Layout:
     """int64 [S]."""
     wrap: Wrap = ()
     """Which axes are rings; () for none."""
+    shared: dict[Shape | int, Frame | Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Frames of the shapes that were seen, and numbers of the images of a batch."""
+    captured: dict[Shape | int, Frame | Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Those that a CUDA graph reads, which must stay where they are."""
 
     @classmethod
     def build(cls, neighborhood: Neighborhood, shape: Shape, device: torch.device, wrap: Wrap = ()) -> Layout:
@@ -90,32 +101,63 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        return self.coordinates.nbytes + self.positions.nbytes
+        return self.coordinates.nbytes + self.positions.nbytes + self._shared_bytes()
+
+    def _shared_bytes(self) -> int:
+        return sum(part.nbytes for part in list(self.shared.values()))
+
+    def frame(self, shape: Shape) -> Frame:
+        """What batches of padded ``shape`` [*shape] share; made at the first of them."""
+        return self._share(shape, lambda: Frame.of(self.coordinates, shape))
+
+    def numbers(self, images: int) -> Tensor:
+        """int64 ``[2, N]``: 0 to N - 1, and zeros; nobody writes into it."""
+        device = self.positions.device
+        steps = torch.arange
+        return self._share(images, lambda: steps(images, device=device) * steps(1, -1, -1, device=device)[:, None])
+
+    def _share(self, key: Shape | int, make: Callable[[], T]) -> T:
+        device = self.positions.device
+        found = self.captured.get(key, self.shared.get(key))
+        if capturing(device):
+            # What is made inside of a capture is the graph's own, and holds nothing before a replay.
+            if found is None:
+                return make()
+            self.captured[key] = found
+        elif found is None:
+            made = make()
+            if device.type == "cuda":
+                # Another stream may be the next to read it.
+                torch.cuda.current_stream(device).synchronize()
+            if self._shared_bytes() > SHARED:
+                self.shared.clear()
+            self.shared[key] = made
+            return made
+        return cast(T, found)
 
     def plan(
         self, num_labels: int, shape: Shape, index: Tensor, replicas: int,
-        sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
+        sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, present: Tensor | None = None,
     ) -> Plan:  # fmt: skip
-        """Lays out a batch of images of padded ``shape`` [*shape]; sizes int64 [N, d], mask and clamp bool [N, *shape]."""
-        # Numbers of the host reach a kernel as its arguments, never as tensors: a copy would stall a GPU's stream.
-        axes = self.coordinates.unbind(-1)
-        inside = torch.ones_like(axes[0], dtype=torch.bool)
-        pixels = torch.zeros_like(axes[0])
-        for steps, length in zip(axes, shape, strict=True):
-            inside &= steps < length
-            pixels = pixels * length + steps
-        pixels.masked_fill_(~inside, 0)
-        exists, sites = inside.expand(len(index), -1), pixels.expand(len(index), -1)
+        """Lays out a batch of images of padded ``shape`` [*shape]; sizes int64 [N, d], mask and clamp bool [N, *shape].
+
+        present: what `Frame.exists` gave, where it is at hand.
+        """
+        frame, images = self.frame(shape), len(index)
+        exists, sites = frame.inside.expand(images, -1), frame.pixels.expand(images, -1)
         if sizes is not None:
-            sites = torch.zeros_like(sites)
-            for steps, own in zip(axes, sizes.unbind(1), strict=True):
-                exists = exists & (steps < own[:, None])
-                sites = sites * own[:, None] + steps
-        if mask is not None:
-            exists = exists & mask.flatten(1)[:, pixels]
+            first, *others = self.coordinates.unbind(-1)
+            sites = first.expand(images, -1)
+            for steps, own in zip(others, sizes.unbind(1)[1:], strict=True):
+                sites = torch.addcmul(steps, sites, own[:, None])
+        if sizes is not None or mask is not None:
+            present = frame.exists(images, sizes, mask) if present is None else present
+            exists = present.flatten(1)[:, frame.pixels]
+            if math.prod(shape) < len(self.positions):
+                exists = exists.logical_and_(frame.inside)
         plan = Plan(
             labels=num_labels, volume=self.volume, positions=self.positions, phases=self.phases,
-            displacements=self.displacements, classes=self.classes, num_classes=self.num_classes, pixels=pixels,
+            displacements=self.displacements, classes=self.classes, num_classes=self.num_classes, pixels=frame.pixels,
             exists=exists, free=exists, sites=sites, index=index, replicas=replicas,
         )  # fmt: skip
         return hold(plan, clamp)
@@ -143,19 +185,21 @@ class Layout:
 
 def hold(plan: Plan, clamp: Tensor | None) -> Plan:
     """The plan with sites clamped, bool ``[N, *shape]``; None for none of them."""
-    free = plan.exists if clamp is None else plan.exists & ~clamp.flatten(1)[:, plan.pixels]
+    # Greater: is true, where the other is not.
+    free = plan.exists if clamp is None else plan.exists.gt(clamp.flatten(1)[:, plan.pixels])
     return replace(plan, free=free)
 
 
-def pack(plan: Plan, layout: Layout, labels: Tensor, present: Tensor) -> Tensor:
-    """Labels uint8 ``[N, R, *shape]`` -> flat rows ``[N, R, volume]``; 255 and pixels that do not exist become void.
+def pack(plan: Plan, layout: Layout, labels: Tensor, present: Tensor | None = None) -> Tensor:
+    """Labels uint8 ``[N, R, *shape]`` -> flat rows ``[N, R, volume]``; what is no label, and pixels that do not exist, is void.
 
-    present: bool ``[N, *shape]``, the pixels that exist.
+    present: bool ``[N, *shape]``, the pixels that exist; None: others hold 255.
     """
     rows = torch.full((*labels.shape[:2], plan.volume), plan.void, dtype=torch.uint8, device=labels.device)
-    known = present[:, None] & (labels != contract.VOID)
+    if present is not None:
+        labels = labels.masked_fill(~present[:, None], contract.VOID)
     # An image lies in its row as a box: a copy of lines, not a scatter of pixels.
-    layout.crop(rows, tuple(labels.shape[2:])).copy_(labels.masked_fill(~known, plan.void))
+    torch.clamp(labels, max=plan.void, out=layout.crop(rows, tuple(labels.shape[2:])))
     return rows
 
 

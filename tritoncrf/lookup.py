@@ -11,19 +11,24 @@ from tritoncrf.validation import Guard
 
 
 def find(
-    guard: Guard, store: ChainStore, device: torch.device, index: Tensor | None, shape: tuple[int, ...],
+    guard: Guard, store: ChainStore, device: torch.device, index: Tensor | None, limits: Tensor, shape: tuple[int, ...],
     sizes: Tensor | None, view: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """The positions in the store of a batch's images, int64 ``[N]``, and the view of their chains."""
+    """The positions in the store of a batch's images, int64 ``[N]``, and the view of their chains.
+
+    limits: int64 ``[d]``, the shape on the device.
+    """
     if store.device != device:
         raise ValueError(f"chains: expected a ChainStore on {device} (that of the CRF's tables), got {store.device}")
     validation.writable("chains", store.labels)
     if index is None:
         raise ValueError("index: expected integers [N], each image's position in the data set, got None")
     given = index
-    unknown = (given < 0) | (given >= len(store))
-    guard.require(~unknown, f"index: expected positions from 0 to {len(store) - 1}", lambda: f"{int(given[unknown][0])}")
     index = given.clamp(0, len(store) - 1)
+    told = f"index: expected positions from 0 to {len(store) - 1}"
+    guard.require(index.eq(given), told, lambda: f"{int(given[index != given][0])}")
+    if view is None and sizes is None and store.uniform == shape:
+        return index, None
     kept = store.sizes[index]
     now = kept.new_tensor(shape).expand_as(kept) if sizes is None and view is not None else sizes
     if view is not None and now is not None:
@@ -36,22 +41,59 @@ def find(
                       f"{int(given[out][0])} of {kept[out][0].tolist()}")  # fmt: skip
         # What a deferred check will report must not reach another image's chain.
         return index, torch.stack([corner.clamp(min=0).minimum((kept - now).clamp(min=0)), view[:, 1]], 1)
-    own: tuple[int | Tensor, ...] = shape if sizes is None else sizes.unbind(1)
-    moved = torch.stack([side.ne(n) for side, n in zip(kept.unbind(1), own, strict=True)]).any(0)
-    guard.require(
-        ~moved,
-        "sizes: expected each image at the size its chain has, or a view that says what was cut",
-        lambda: f"{list(shape) if sizes is None else sizes[moved][0].tolist()} for image {int(given[moved][0])} "
-        f"of {kept[moved][0].tolist()}",
-    )
+    same = kept.eq(limits if sizes is None else sizes)
+
+    def got() -> str:
+        moved = ~same.all(1)
+        return (
+            f"{list(shape) if sizes is None else sizes[moved][0].tolist()} for image {int(given[moved][0])} "
+            f"of {kept[moved][0].tolist()}"
+        )
+
+    guard.require(same, "sizes: expected each image at the size its chain has, or a view that says what was cut", got)
     return index, None
 
 
-def looked_at(guard: Guard, labels: Tensor, present: Tensor, most: int) -> Tensor:
-    """Labels that a store held, below ``most`` or 255."""
-    foreign = (labels >= most) & (labels != contract.VOID)
-    guard.require(
-        ~(foreign & present[:, None]), f"chains: expected a store of chains of {most} labels",
-        lambda: f"label {int(labels[foreign][0])} in it at {validation.first(foreign)} of the batch",
-    )  # fmt: skip
-    return labels.masked_fill(foreign, contract.VOID)
+def look_at(guard: Guard, labels: Tensor, most: int) -> None:
+    """Looks at labels that a store held: below ``most`` or 255. Others are drawn anew where a call goes on."""
+    if most == contract.VOID:
+        return
+    # The byte after 255 is 0.
+    own = labels.add(1).le(most)
+
+    def got() -> str:
+        return f"label {int(labels[~own][0])} in it at {validation.first(~own)} of the batch"
+
+    guard.require(own, f"chains: expected a store of chains of {most} labels", got)
+
+
+def renew(
+    store: ChainStore, places: Tensor, samples: tuple[Tensor, Tensor], chains: list[Tensor | None], index: Tensor,
+    good: Tensor, moved: bool,
+) -> None:  # fmt: skip
+    """Writes samples of the free phase and the data phase back, or where not ``good``, bool ``[]``, what was there before.
+
+    places: of the batch, or images ``[N]`` of one shape; samples: uint8 ``[N, R, *shape]``, 255 where no pixel is; chains: what
+    was fetched, None where none are kept; moved: whether one image may stand in several places. Of an image ``index`` that
+    stands twice the first is kept: both write that, in whatever order.
+    """
+    first = _firsts(index)
+    for data, before in enumerate(chains):
+        if before is None:
+            continue
+        labels, where = samples[data], places
+        if first is not None:
+            labels = labels[first]
+            before, where = (before[first], where[first]) if moved else (before, where)
+        labels, whole = torch.where(good, labels, before), store.images(bool(data)) if where.dim() == 1 else None
+        if whole is None:
+            store.labels[data].index_put_((where,), labels)
+        else:
+            whole.index_copy_(0, where, labels)
+
+
+def _firsts(index: Tensor) -> Tensor | None:
+    """int64 ``[N]``: where each image of a batch stands first; None where all are known to be apart."""
+    if len(index) == 1 or (index.device.type == "cpu" and len(set(index.tolist())) == len(index)):
+        return None
+    return torch.eq(index[:, None], index).to(torch.uint8).argmax(1)

@@ -20,9 +20,9 @@ from tritoncrf import contract, validation
 from tritoncrf.gradient import Sampled
 from tritoncrf.held_out import held_out
 from tritoncrf.model import GridCRF
-from tritoncrf.monitor import Statistics
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
+from tritoncrf.tally import Statistics, Tally
 from tritoncrf.visit import METHODS, OPERATOR, REDUCTIONS, Visit
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class CRFLoss(nn.Module):
         self.sampler = Sampler(crf, engine, seed, validate=validate)
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64, device=crf.device))
         self.invalid: Tensor | None = None
-        self.statistics: Statistics | None = None
+        self._told: Statistics | Tally | None = None
         self.register_buffer("weight", None if weight is None else weight.clone())
         self._visit = Visit(self.sampler, None, method, sweeps, ignore_index, reduction, follows, drawn, process_group)
         # Last, so that it stands last in the loss's state, and in a model's whose last part the loss is.
@@ -125,6 +125,15 @@ class CRFLoss(nn.Module):
         memo[id(self)] = found
         found.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
         return found
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Of the last call; made when they are asked for. None before the first one, and may be set to it."""
+        return self._told.statistics() if isinstance(self._told, Tally) else self._told
+
+    @statistics.setter
+    def statistics(self, statistics: Statistics | None) -> None:
+        self._told = statistics
 
     @property
     def process_group(self) -> ProcessGroup | None:
@@ -220,12 +229,12 @@ class CRFLoss(nn.Module):
         if OPERATOR and torch.compiler.is_compiling():
             tables = pairwise.detach(), None if gated is None else gated.detach()
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)
+            self._told = Statistics(*found[7:])
         else:
-            found = self._visit(logits, pairwise, gated, *given)
-        value, unary, *errors, self.invalid = found[:6]
-        self.statistics = Statistics(*found[6:])
+            found, self._told = self._visit(logits, pairwise, gated, *given)
+        value, *errors, factor, self.invalid = found[:7]
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
-            logits, pairwise, gated, gates, value, unary, *errors
+            logits, pairwise, gated, gates, value, factor, *errors
         )
         return result
 

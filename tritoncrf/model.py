@@ -271,7 +271,7 @@ class GridCRF(nn.Module):
         index = torch.arange(len(labels), device=self.device)
         layout = self.layouts.get(shape, self.device)
         plan = layout.plan(self.num_labels, shape, index, labels.shape[1], sizes, mask, None)
-        present = validation.inside(shape, len(labels), sizes, mask, self.device)
+        present = layout.frame(shape).exists(len(labels), sizes, mask)
         plan = look(guard, self.form if gates else self.form.without_gates(), plan, layout, present, given)
         held = present[:, None] if many else present
         validation.label_values(guard, "labels", labels if many else labels[:, 0], self.num_labels, held)

@@ -8,33 +8,19 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tritoncrf.checkpoint import Tree
+from tritoncrf.tally import Statistics as Statistics
 
 # Calls after which tables that got gradients but never changed look forgotten; gradient accumulation stays well below it.
 PATIENCE = 256
 # A fall of the validation accuracy below its best that says the network runs ahead of the chains.
 FALL = 0.03
 LOG_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of the last call, as tensors on its device: reading one is what waits for the device."""
-
-    flip_rate: Tensor
-    """Label changes per free pixel and sweep of the free phase, 0 .. 1."""
-    energy_gap: Tensor
-    """``E(y) - E(y')`` per labelled pixel, in nats: near 0 once the chains follow the model."""
-    chain_accuracy: Tensor
-    """Share of labelled, unclamped pixels whose sampled label is the target."""
-    labelled: Tensor
-    """Labelled, unclamped pixels in the batch."""
 
 
 def numbers(told: Statistics) -> dict[str, Tree]:

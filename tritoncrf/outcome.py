@@ -11,19 +11,21 @@ errors a network mends first that cannot mend all. Weights of the data's errors 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tritoncrf.chains import ChainState
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, errors, unary_gap
-from tritoncrf.intake import Batch
+from tritoncrf.intake import ALLOWED, Batch
+from tritoncrf.phases import Sample
 from tritoncrf.ranks import Ranks
 from tritoncrf.sampler import Sampler
+from tritoncrf.tally import Tally, agreeing
 
-Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 # Of a nat: energies of several ranks are added as whole numbers too.
 STEPS = 1 << 20
@@ -40,69 +42,70 @@ class Terms:
     """float [L]."""
     flow: bool
     """Whether the gates want an error."""
+    clamped: bool
+    """Whether some pixels may be clamped."""
 
 
 def outcome(
-    terms: Terms, batch: Batch, tables: Tables, known: Tensor, counted: Tensor, data: ChainState, free: ChainState,
-    bad: Tensor, ranks: Ranks, parcel: Tensor | None = None,
-) -> tuple[Found, list[Tensor]]:  # fmt: skip
-    """Value, the fields of `Errors`, whether the call was bad on any rank, then the fields of `Statistics`.
+    terms: Terms, batch: Batch, tables: Tables, known: Tensor, counted: Tensor, data: Sample, free: Sample, ranks: Ranks,
+    parcel: Callable[[], Tensor | None],
+) -> tuple[Found, Tally, list[Tensor]]:  # fmt: skip
+    """Value, the fields of `Errors`, the factor by which they count and whether the call was bad on any rank; then the tally.
 
-    known: uint8 ``[N, R, *shape]``, the labels that are known; counted: bool ``[N, *shape]``, which pixels count; parcel: bytes
+    known: uint8 ``[N, *shape]``, the known labels; counted: bool ``[N, *shape]``, which pixels count; parcel: makes the bytes
     that travel with the sums. Beside all that, every rank's parcel.
     """
     samples = data.labels, free.labels
-    logits = batch.logits
+    logits, guard = batch.logits, terms.sampler.guard
     if terms.weight is not None:
         weight = terms.weight.to(torch.float32).view(-1, *[1] * (logits.dim() - 2))
         logits = logits * weight
-    gap = unary_gap(logits, *samples)
-    right = ((samples[1] == known) & counted[:, None]).sum()
-    told = torch.stack([counted.sum(), right, free.plan.free.sum(), free.flips.sum(), bad.long(), _fixed(gap.sum())])
-
+    gap = unary_gap(logits, *samples, whole=batch.whole and not terms.clamped)
+    if not guard.waits(gap.device):
+        guard.require(gap < torch.inf, ALLOWED, str)
+    bad = guard.flag(gap.device)
+    labelled = counted.sum()
+    # What figures to watch are made from.
+    right: tuple[Tensor, ...] = (samples[1], known, counted)
+    updates, flips, whole = free.chains.plan.free, free.chains.flips, gap
     parcels: list[Tensor] = []
 
     def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal told, parcels
+        nonlocal labelled, right, updates, flips, bad, whole, parcels
+        told = torch.stack([labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum())])
         # Of one type whatever a rank's batch: messages of unlike lengths would end every process.
         parts = (counts.long(), weighed.long(), told)
-        flat, parcels = ranks.sum_with(torch.cat([part.flatten() for part in parts]), parcel)
+        flat, parcels = ranks.sum_with(torch.cat([part.flatten() for part in parts]), parcel())
         counts, weighed, told = (
-            whole.view(part.shape)
-            for whole, part in zip(torch.split(flat, [p.numel() for p in parts]), parts, strict=True)
+            part.view(own.shape)
+            for part, own in zip(torch.split(flat, [p.numel() for p in parts]), parts, strict=True)
         )
+        labelled, correct, updates, flips, faults, fixed = told.unbind()
+        right, bad, whole = (correct,), faults > 0, fixed.double() / float(STEPS)
         return counts, weighed
 
     if terms.reduction == "none":
-        found = _each(terms, data, free, tables, samples)
+        found = _each(terms, data, free, tables)
     else:
-        found = errors(terms.sampler, data, free, tables, samples, terms.flow, total if ranks.size > 1 else None)
+        found = errors(
+            terms.sampler, data.chains, free.chains, tables, samples, terms.flow, total if ranks.size > 1 else None
+        )
+        whole = whole if not whole.dim() else whole.sum() if len(whole) > 1 else whole.view(())
     if terms.weight is not None:
         found.logits.mul_(weight)
-    labelled, right, updates, flips, faults, whole = told.unbind()
-    whole = gap.sum() if ranks.size == 1 else whole.double() / float(STEPS)
-    bad = faults > 0
-    factor = 1.0 / labelled.clamp(min=1).float() if terms.reduction == "mean" else torch.ones_like(labelled).float()
-    factor = factor.where(labelled > 0, 0.0)
-    gap = gap if terms.reduction == "none" else whole
+    if ranks.size > 1:
+        found.logits.mul_(ranks.size)
+        found.gates.mul_(ranks.size)
     for error, table in zip((found.pairwise, found.gated), tables, strict=True):
         if table is not None:
-            gap = gap + _inner(error, table.detach(), gap.dim())
-    value = torch.where(bad, torch.nan, gap * factor).float()
-    factor = torch.where(bad, 0.0, factor)
-    result = (
-        value,
-        found.logits.mul_(factor * ranks.size),
-        found.pairwise * factor,
-        found.gated * factor,
-        found.gates * (factor * ranks.size),
-        bad,
-        flips.float() / (updates * free.replicas * terms.sweeps).clamp(min=1).float(),
-        (gap.sum() / labelled.clamp(min=1)).float(),
-        right.float() / (labelled * free.replicas).clamp(min=1).float(),
-        labelled.long(),
-    )
-    return result, parcels
+            whole = whole + _inner(error, table.detach(), whole.dim())
+    share = labelled.float()
+    if terms.reduction != "mean":
+        share = share.clamp_(max=1.0)
+    # 1 over 0 labelled pixels is 0 here, over a bad call's NaN.
+    share = share.masked_fill_(bad, torch.nan).reciprocal_().nan_to_num_(nan=torch.nan, posinf=0.0)
+    tally = Tally(labelled, whole, right, updates, flips, free.chains.replicas, terms.sweeps)
+    return ((whole * share).float(), *found, share.nan_to_num(nan=0.0), bad), tally, parcels
 
 
 def _fixed(energy: Tensor) -> Tensor:
@@ -115,14 +118,13 @@ def _inner(error: Tensor, table: Tensor, axes: int) -> Tensor:
     return (error * table).sum(tuple(range(axes, error.dim())), dtype=torch.float64)
 
 
-def _each(terms: Terms, data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor]) -> Errors:
+def _each(terms: Terms, data: Sample, free: Sample, tables: Tables) -> Errors:
     """Errors with those of tables apart for each image, ``[N, ..]``."""
     parts = []
-    for n in range(len(data.rows)):
+    for n in range(len(data.labels)):
         one = slice(n, n + 1)
-        pair = [replace(chains, plan=_only(chains.plan, one), rows=chains.rows[one]) for chains in (data, free)]
-        labels = samples[0][one], samples[1][one]
-        parts.append(errors(terms.sampler, pair[0], pair[1], tables, labels, terms.flow))
+        y, drawn = (replace(of.chains, plan=_only(of.chains.plan, one), rows=of.chains.rows[one]) for of in (data, free))
+        parts.append(errors(terms.sampler, y, drawn, tables, (data.labels[one], free.labels[one]), terms.flow))
     logits, pairwise, gated, gates = zip(*parts, strict=True)
     return Errors(torch.cat(logits), torch.stack(pairwise), torch.stack(gated), torch.cat(gates))
 

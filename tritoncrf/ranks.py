@@ -107,7 +107,9 @@ class Ranks:
         if self.size == 1:
             return Meeting(self, index, lambda: [])
         told = index.new_zeros(ROOM + 2)
-        told[0], told[1] = len(index), int(changed)
+        # Not into lone places, to which a number is copied from the host.
+        told[:1].fill_(len(index))
+        told[1:2].fill_(int(changed))
         told[2 : 2 + min(len(index), ROOM)] = index[:ROOM]
         parts = [torch.empty_like(told) for _ in range(self.size)]
         work = dist.all_gather(parts, told, group=self.group, async_op=True)

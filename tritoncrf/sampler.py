@@ -131,7 +131,7 @@ class Sampler:
         """Chains of a laid out batch; start: uint8 ``[N, R, *shape]``, labels or 255; clamp: bool ``[N, *shape]`` or None."""
         plan, purpose = hold(batch.plan, clamp), contract.PURPOSES[phase]
         work = self.engine.prepare(plan, batch.logits, batch.tables)
-        rows = pack(plan, batch.layout, start, batch.present)
+        rows = pack(plan, batch.layout, start)
         self.engine.initial(work, rows, contract.key_of(self.seed), batch.count, purpose)
         flips = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
         sites = int(plan.free.sum()) * plan.replicas if rows.device.type == "cpu" else None

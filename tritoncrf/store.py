@@ -14,6 +14,8 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 
 from tritoncrf import contract, validation
 from tritoncrf.checkpoint import CheckpointError, believed, read, write
-from tritoncrf.layout import Shape
+from tritoncrf.frame import Shape
+from tritoncrf.places import places
 from tritoncrf.ranks import Meeting, Ranks
 from tritoncrf.shares import Share, parcel, unpack
 from tritoncrf.sizes import table_of
@@ -57,7 +60,7 @@ class ChainStore(nn.Module):
     """int64 [D, d]."""
     offsets: Tensor
     """int64 [D]: where each image's labels begin."""
-    staged: Mapping[int, Tensor]
+    staged: Mapping[int, Tensor] = MappingProxyType({})
     """Of a stage: each image's labels, views of its own."""
     table: tuple[tuple[int, ...], ...]
     """`sizes`, on the host."""
@@ -182,19 +185,31 @@ class ChainStore(nn.Module):
         return found
 
     def fetch(self, places: Tensor, *, data: bool = False) -> Tensor:
-        """The labels uint8 ``[N, R, *shape]`` at `places`; 255 beyond an image's size or where not drawn."""
-        return self.labels[int(data and self.latent), places]
+        """The labels uint8 ``[N, R, *shape]`` at `places`, or of images ``[N]`` of one shape; 255 beyond one or not drawn."""
+        whole = self.images(data) if places.dim() == 1 else None
+        return self.labels[int(data and self.latent), places] if whole is None else whole[places]
+
+    @cached_property
+    def uniform(self) -> Shape | None:
+        """The one size of all images."""
+        return self.table[0] if len(set(self.table)) == 1 else None
+
+    def images(self, data: bool = False) -> Tensor | None:
+        """uint8 ``[D, R, *shape]``, a view of labels where all images have one shape and stand here; else None."""
+        if self.uniform is None or self.share is not None or self.staged:
+            return None
+        return self.labels[int(data and self.latent), :-1].view(len(self), self.replicas, *self.uniform)
 
     def put(self, places: Tensor, labels: Tensor, keep: Tensor, *, data: bool = False) -> None:
         """Writes labels uint8 ``[N, R, *shape]`` back to `places` where ``keep`` (bool ``[N]``)."""
         keep = keep.view(-1, *[1] * (labels.dim() - 1))
         row = self.labels[int(data and self.latent)]
-        row[torch.where(keep, places, row.numel() - 1)] = labels
-        row[-1] = contract.VOID
+        row[places.masked_fill(~keep, row.numel() - 1)] = labels
+        row[-1:].fill_(contract.VOID)
 
     def advance(self, index: Tensor, sweeps: int, keep: Tensor) -> None:
         """Counts ``sweeps`` more for images ``index`` where ``keep``."""
-        self.sweeps.index_add_(0, index, torch.where(keep, sweeps, 0))
+        self.sweeps.index_add_(0, index, keep * sweeps)
 
     def places(self, index: Tensor, shape: Shape, view: Tensor | None = None, cut: Tensor | None = None) -> Tensor:
         """int64 ``[N, R, *shape]``: where each pixel of a padded batch of images ``index`` (int64 ``[N]``, valid) is kept;
@@ -203,23 +218,7 @@ class ChainStore(nn.Module):
         view: int64 ``[N, 2, d]``, of images cut or turned: the corner, and where not 0, which axes run backwards; cut: int64
         ``[N, d]``, their own sizes, None: ``shape``.
         """
-        sizes = self.sizes[index]
-        axes = len(shape)
-        expand = (-1, 1, *[1] * axes)
-        pixel = torch.zeros((), dtype=torch.int64, device=self.device)
-        present = torch.ones((), dtype=torch.bool, device=self.device)
-        for axis, length in enumerate(shape):
-            steps = torch.arange(length, device=self.device).view(*[1] * (2 + axis), -1, *[1] * (axes - 1 - axis))
-            own = sizes[:, axis].view(expand)
-            seen = own if view is None else length if cut is None else cut[:, axis].view(expand)
-            present = present & (steps < seen)
-            if view is not None:
-                corner, turned = view[:, :, axis, None].unbind(1)
-                steps = corner.view(expand) + torch.where(turned.view(expand) != 0, seen - 1 - steps, steps)
-            pixel = pixel * own + steps
-        replica = torch.arange(self.replicas, device=self.device).view(1, -1, *[1] * axes)
-        places = self.offsets[index].view(expand) + replica * sizes.prod(1).view(expand) + pixel
-        return torch.where(present, places, self.labels.shape[1] - 1)
+        return places(self.sizes[index], self.offsets[index], self.replicas, self.labels.shape[1] - 1, shape, view, cut)
 
     @property
     def meta(self) -> Tensor:

@@ -1,20 +1,19 @@
 """What is bad input? Every check raises one sentence with the argument's name, what was expected and what was got.
 
-Shapes, dtypes and devices are known on the host and raise at once. Values (NaN, ranges) are looked at through a `Guard`: at
-once on a CPU; on a GPU, where reading them would stall the stream, it sets a flag on the device, the call's results are
-voided, and the next call raises.
+Shapes, dtypes and devices are known on the host and raise at once. Values (NaN, ranges) are looked at through a `Guard`.
 """
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tritoncrf import contract
+from tritoncrf.guard import Guard as Guard
+from tritoncrf.guard import capturing as capturing
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -99,126 +98,31 @@ def beta(value: object) -> float:
     return float(value)
 
 
-class Verdict:
-    """Flags on their way from the device to the host, without waiting for them."""
-
-    def __init__(self, sentences: tuple[str, ...], bad: Tensor) -> None:
-        self.sentences = sentences
-        self._bad, self._event = bad, None
-        if bad.is_cuda:
-            self._bad = torch.empty(bad.shape, dtype=torch.bool, device="cpu", pin_memory=True)
-            self._bad.copy_(bad, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-
-    @property
-    def arrived(self) -> bool:
-        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
-
-    def failed(self) -> list[str]:
-        """The sentences that do not hold; waits."""
-        if self._event is not None:
-            self._event.synchronize()
-        return [sentence for sentence, bad in zip(self.sentences, self._bad.tolist(), strict=True) if bad]
-
-
-def capturing(device: torch.device) -> bool:
-    """Whether the device's work is being recorded as a CUDA graph, during which the host may ask it nothing."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-class Guard:
-    """Looks at values: at once on a CPU, through a device flag elsewhere (``immediate`` forces one or the other).
-
-    Public calls run inside `call`. `require` states a condition; where it may not wait, a failed one turns `flag` true until
-    the next call, which raises for it as soon as the device has told; `settle` waits for that. A call that is captured as a
-    CUDA graph leaves its flag to whoever replays it.
-    """
-
-    def __init__(self, immediate: bool | None = None) -> None:
-        self._immediate = immediate
-        self._depth = 0
-        self._open: list[tuple[str, Tensor]] = []
-        self._pending: list[Verdict] = []
-
-    @contextmanager
-    def call(self, device: torch.device | None = None) -> Iterator[None]:
-        """A public call: the outermost one closes the last one's flag and raises for an earlier call now known to be bad."""
-        captured = self._depth == 0 and device is not None and capturing(device)
-        earlier = self._open
-        if captured:
-            self._open = []
-        elif self._depth == 0:
-            self._close()
-            self.settle(wait=False)
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if captured:
-                self._open = earlier
-
-    def waits(self, device: torch.device) -> bool:
-        """Whether values on ``device`` are looked at once."""
-        return device.type == "cpu" if self._immediate is None else self._immediate
-
-    def require(self, ok: Tensor, sentence: str, got: Callable[[], str]) -> None:
-        """States that all of ``ok`` is true: ``sentence`` says name and expectation, ``got()`` what there was instead."""
-        good = ok.all()
-        if not self.waits(good.device):
-            self._open.append((sentence, good))
-        elif not bool(good):
-            self._open.clear()
-            raise ValueError(f"{sentence}, got {got()}")
-
-    def flag(self, device: torch.device) -> Tensor:
-        """bool ``[]``: whether any value looked at since the call began was bad."""
-        if not self._open:
-            return torch.zeros((), dtype=torch.bool, device=device)
-        return ~torch.stack([good for _, good in self._open]).all()
-
-    def settle(self, wait: bool = True) -> None:
-        """Raises ValueError for an earlier deferred check that failed; with ``wait``, also for those still on the device."""
-        if wait:
-            self._close()
-        while self._pending:
-            if not (wait or self._pending[0].arrived):
-                return
-            failed = self._pending.pop(0).failed()
-            if failed:
-                self._pending.clear()
-                raise ValueError(f"{failed[0]}, got otherwise in an earlier call, whose loss was NaN and which moved no chain")
-
-    def _close(self) -> None:
-        if self._open:
-            sentences, flags = zip(*self._open, strict=True)
-            self._pending.append(Verdict(sentences, ~torch.stack(flags)))
-            self._open = []
-
-
 def first(bad: Tensor) -> str:
     """Where the first True of a mask lies, for a sentence."""
     return "index " + shape_text(torch.nonzero(bad)[0].tolist())
 
 
-def logit_values(guard: Guard, values: Tensor, exists: Tensor, name: str = "logits") -> None:
-    """Requires neither NaN nor +inf, and an allowed label, where ``exists`` (bool ``[N, *shape]``)."""
-    # A finite sum has finite terms, and adding up costs least; one that is not says nothing yet.
-    if guard.waits(values.device) and bool(values.detach().sum(dtype=torch.float32).isfinite()):
-        return
+def logit_values(guard: Guard, values: Tensor, exists: Tensor | None, name: str = "logits") -> None:
+    """Requires neither NaN nor +inf, and an allowed label, where ``exists`` (bool ``[N, *shape]``, None: everywhere)."""
+    sentence = f"{name}: expected finite numbers or -inf for a forbidden label, one finite at least per pixel"
     # Rule 1 converts first, and a large double is an infinite float.
+    if not guard.waits(values.device):
+        top = values.detach().amax(1).to(torch.float32)
+        top = top if exists is None else top.masked_fill(~exists, 0.0)
+        guard.require(torch.linalg.vector_norm(top, torch.inf) < torch.inf, sentence, str)
+        return
+    # A finite sum has finite terms, and adding up costs least; one that is not says nothing yet.
+    if bool(values.detach().sum(dtype=torch.float32).isfinite()):
+        return
     seen = values.detach().to(torch.float32)
     top = seen.amax(1)
-    fine = ~exists | ((top < torch.inf) & (top > -torch.inf))
-    guard.require(
-        fine,
-        f"{name}: expected finite numbers or -inf for a forbidden label, one finite at least per pixel",
-        lambda: _logit_fault(seen, exists, fine),
-    )
+    fine = (top < torch.inf) & (top > -torch.inf)
+    fine = fine if exists is None else fine | ~exists
+    guard.require(fine, sentence, lambda: _logit_fault(seen, fine))
 
 
-def _logit_fault(values: Tensor, exists: Tensor, fine: Tensor) -> str:
+def _logit_fault(values: Tensor, fine: Tensor) -> str:
     place = torch.nonzero(~fine)[0].tolist()
     pixel = values[(place[0], slice(None), *place[1:])]
     what = "NaN" if bool(pixel.isnan().any()) else "+inf" if bool((pixel == torch.inf).any()) else "no allowed label"
@@ -240,12 +144,13 @@ def label_values(guard: Guard, name: str, values: Tensor, labels: int, looked_at
 def tables(guard: Guard, rounded: Tensor, gated: Tensor | None = None, gating: Sequence[int] = ()) -> None:
     """Requires finite tables within rule 1's bound; gating: where each class stands among those of ``gated``, -1: nowhere."""
     mass = contract.table_mass(rounded)
+    # In double precision it is finite if all are.
+    total, also = mass.sum(dtype=torch.float64), ""
     guard.require(
-        mass.isfinite(),
+        total < torch.inf,
         "pairwise: expected finite table entries",
         lambda: f"NaN or infinity in class {int((~mass.isfinite()).int().argmax())}",
     )
-    total, also = mass.sum(), ""
     if gated is not None:
         largest = gated.abs().amax((2, 3))
         guard.require(
@@ -268,19 +173,23 @@ def tables(guard: Guard, rounded: Tensor, gated: Tensor | None = None, gating: S
 
 
 def extents(
-    guard: Guard, images: int, shape: Sequence[int], sizes: object, mask: object, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Checks ``sizes`` (integers ``[N, d]`` of 1 .. shape) and ``mask`` (bool ``[N, *shape]``); sizes come back as int64."""
+    guard: Guard, images: int, shape: Sequence[int], sizes: object, mask: object, device: torch.device,
+    limits: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Checks ``sizes`` (integers ``[N, d]`` of 1 .. shape) and ``mask`` (bool ``[N, *shape]``); sizes come back as int64.
+
+    limits: int64 ``[d]``, the shape, where it is on the device already.
+    """
     if sizes is not None:
         sizes = shaped("sizes", sizes, [(images, len(shape))], INTEGERS, device).long()
-        # Length by length: a tensor of them would be copied from the host, and a GPU's stream would stall.
-        fitting = torch.stack([own.clamp(1, n) for own, n in zip(sizes.unbind(1), shape, strict=True)], 1)
-        bad = sizes != fitting
-        told = sizes
+        if limits is None:
+            limits = torch.tensor(shape, device=device)
+        fitting = sizes.clamp(min=1).minimum(limits)
+        fine, told = sizes.eq(fitting), sizes
         guard.require(
-            ~bad,
+            fine,
             f"sizes: expected sizes from 1 to those of the padded batch {tuple(shape)}",
-            lambda: f"{told[bad.any(1)][0].tolist()} at {first(bad.any(1))}",
+            lambda: f"{told[~fine.all(1)][0].tolist()} at {first(~fine.all(1))}",
         )
         sizes = fitting
     if mask is not None:

@@ -16,19 +16,19 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
-from tritoncrf.chains import ChainState
 from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
-from tritoncrf.intake import Batch
+from tritoncrf.intake import Batch, targets
 from tritoncrf.interrupts import unbroken
-from tritoncrf.layout import pack
-from tritoncrf.lookup import find, looked_at
+from tritoncrf.lookup import find, look_at, renew
 from tritoncrf.monitor import TableWatch
 from tritoncrf.outcome import Found, Terms, outcome
+from tritoncrf.phases import both
 from tritoncrf.ranks import Ranks, fingerprint
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
+from tritoncrf.tally import Tally
 from tritoncrf.targets import TargetWatch
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Visit(metaclass=Unopened):
         self._group = Ranks(group)
         self._watches: dict[str, TableWatch] = {}
         self._targets = TargetWatch()
+        # Of the labels that this visit wrote last.
+        self._own: tuple[int, int] | None = None
         self._rates: dict[str, float | None] = {}
         # What was seen alike on all ranks: how many they were, which store, and how often it was loaded.
         self._met: tuple[int, int, int] | None = None
@@ -65,8 +67,8 @@ class Visit(metaclass=Unopened):
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
         sweeps: Tensor | None,
-    ) -> Found:  # fmt: skip
-        """Value, the fields of `Errors`, whether the call was bad, then the fields of `Statistics`.
+    ) -> tuple[Found, Tally]:  # fmt: skip
+        """Value, the fields of `Errors`, their factor and whether the call was bad; beside that the tally.
 
         pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
         gates want an error; each: a value for each image; visits, labels, sweeps: the loss's running number and the store's
@@ -90,85 +92,104 @@ class Visit(metaclass=Unopened):
         store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
         if self.follows and store is not None:
             self.sampler.seed = store.seed
+        own, self._own = self._own, None
         with self.sampler.guard.call(self.sampler.crf.device):
+            # Kept from here on: had the guard raised, kept labels would be looked at again.
+            self._own = own
             tables, edges = Tables(pairwise, gated), Edges(kinds, gates)
-            terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow)
+            terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None)
             return self._sample(terms, logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks)
 
     def _sample(
         self, terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
         mask: Tensor | None, clamp: Tensor | None, edges: Edges, view: Tensor | None, visits: Tensor, store: ChainStore | None,
         ranks: Ranks,
-    ) -> Found:  # fmt: skip
+    ) -> tuple[Found, Tally]:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
         batch = sampler.lay_out(
             logits, None, sizes=sizes, mask=mask, replicas=replicas, count=None, edges=edges, tables=tables
         )
-        present, shape = batch.present, tuple(batch.present.shape[1:])
+        batch = replace(batch, whole=sizes is None and mask is None)
+        guard, present, shape = sampler.guard, batch.present, tuple(batch.present.shape[1:])
         if clamp is not None:
             clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
-        labelled, known = self.targets(batch, target, clamp)
+        # What is not looked at at once is seen from the energies then, where each labelled pixel's is asked.
+        later = clamp is None and not guard.waits(present.device)
+        labelled, known = targets(guard, batch, target, clamp, self.ignore_index, later)
         index, count, places = self._positions(index, batch), None, None
         if store is not None:
-            index, view = find(sampler.guard, store, sampler.crf.device, index, shape, sizes, view)
+            limits = batch.layout.frame(shape).limits
+            index, view = find(guard, store, sampler.crf.device, index, limits, shape, sizes, view)
             meeting = ranks.meet(index, self._met != self._state(ranks))
             kept, store = store, store.stage(meeting)
             count = store.sweeps[index]
-            places = store.places(index, shape, view, sizes) if self.method == "pcd" or store.latent else None
+            if self.method == "pcd" or store.latent:
+                lines = view is None and store.uniform == shape and store.images() is not None
+                places = index if lines else store.places(index, shape, view, sizes)
         else:
             meeting = ranks.meet(batch.plan.index, self._met != self._state(ranks))
-            index = visits + meeting.places
+            # The numbers of one rank's images are at hand.
+            index = visits + (batch.plan.index if ranks.size == 1 else meeting.places)
         batch = batch.at(index, count)
-        drawn = torch.full_like(known, contract.VOID)[:, None].expand(-1, replicas, *shape)
-        known = known[:, None].expand_as(drawn)
-        start = drawn
-        if places is not None and store is not None and self.method == "pcd":
-            start = looked_at(sampler.guard, store.fetch(places), present, sampler.crf.num_labels)
-        if clamp is not None:
-            start = torch.where(clamp[:, None], known, start)
-        first = drawn
-        if places is not None and store is not None and store.latent:
-            first = looked_at(sampler.guard, store.fetch(places, data=True), present, sampler.crf.num_labels)
-        first = torch.where(labelled[:, None], known, first)
-        held = labelled if clamp is None else labelled | (clamp & present)
-        free = None
-        # Whether a GPU's images have latent pixels is not asked: that would stall its stream.
-        if present.device.type == "cpu" and not bool((present & ~held).any()):
-            free = self._phase(batch, first if self.method == "cd" else start, "free", clamp)
-            data = replace(free, rows=pack(free.plan, free.layout, known, present))
-        else:
-            data = self._phase(batch, first, "data", held)
-        if free is None:
-            free = self._phase(batch, data.labels if self.method == "cd" else start, "free", clamp)
-        counted = labelled if clamp is None else labelled & ~clamp
-        bad = sampler.guard.flag(present.device)
+        chains: list[Tensor | None] = [None, None]
+        if places is not None and store is not None:
+            chains = [
+                store.fetch(places, data=second) if there else None
+                for second, there in ((False, self.method == "pcd"), (True, store.latent))
+            ]
+            self._look_at(kept.labels, [part for part in chains if part is not None], ranks)
+        begun = chains
+        if not batch.whole and places is not None:
+            # In a mask's holes, and where sizes are not the chains' own, which is heard of later, labels may be kept.
+            beyond = ~present[:, None]
+            begun = [None if part is None else part.masked_fill(beyond, contract.VOID) for part in chains]
+        data, free = both(sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates)
         if ranks.size > 1 and meeting.changed:
             # Heard of only now, but before anything is written.
             self._meet(ranks, *tables, terms.weight, visits)
-        samples, parcel = (data.labels, free.labels), None
-        if store is not None and places is not None and kept is not store:
+        samples = free.labels, data.labels
+
+        def parcel() -> Tensor | None:
+            if store is None or places is None or kept is store:
+                return None
             # On a stage nothing is lost: whether all is well on every rank the sums will tell.
-            self._put(store, places, samples, meeting.own(~meeting.again))
-            parcel = kept.parcel(store, meeting)
-        found, parcels = outcome(terms, batch, tables, known, counted, data, free, bad, ranks, parcel)
-        good = ~found[5]
+            for second, part in enumerate(chains):
+                if part is not None:
+                    store.put(places, samples[second], meeting.own(~meeting.again), data=bool(second))
+            return kept.parcel(store, meeting)
+
+        counted = labelled if clamp is None else labelled.gt(clamp)
+        found, tally, parcels = outcome(terms, batch, tables, known, counted, data, free, ranks, parcel)
+        good = ~found[6]
         with unbroken():
             if store is None:
-                visits += torch.where(good, len(meeting.index), 0)
-            else:
-                keep = good & ~meeting.again
-                if places is not None and kept is store:
-                    self._put(store, places, samples, keep)
-                elif places is not None:
+                visits.add_(good, alpha=len(meeting.index))
+            elif kept is not store:
+                if places is not None:
                     kept.settle(store, meeting, parcels, good)
-                kept.advance(meeting.index, self.sweeps, keep)
-                # On a GPU neither is looked at: that would stall its stream.
-                if self.method == "pcd" and view is None and target.device.type == "cpu" and bool(good):
-                    self._targets.look(target, index, sizes)
+                kept.advance(meeting.index, self.sweeps, good & ~meeting.again)
+            else:
+                if places is not None:
+                    renew(store, places, samples, chains, index, good, moved=view is not None)
+                    self._own = _version(kept.labels)
+                # Of an image that stands twice both write the same.
+                store.sweeps.index_copy_(0, index, batch.count.add(good, alpha=self.sweeps))
+            # On a GPU neither is looked at: that would stall its stream.
+            kept_alike = store is not None and self.method == "pcd" and view is None
+            if kept_alike and target.device.type == "cpu" and bool(good):
+                self._targets.look(target, index, sizes)
         for name, parameter in sampler.crf.named_parameters():
             told = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
-        return found
+        return found, tally
+
+    def _look_at(self, labels: Tensor | None, chains: list[Tensor], ranks: Ranks) -> None:
+        """Looks at kept labels, on a GPU where somebody else may have written them since the last visit."""
+        guard = self.sampler.guard
+        own = labels is not None and ranks.size == 1 and self._own is not None and self._own == _version(labels)
+        for part in chains:
+            if guard.waits(part.device) or not own:
+                look_at(guard, part, self.sampler.crf.num_labels)
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -215,42 +236,16 @@ class Visit(metaclass=Unopened):
             )
         self.chains.fresh = False
 
-    def _phase(self, batch: Batch, start: Tensor, phase: str, clamp: Tensor | None) -> ChainState:
-        chains = self.sampler.begin(batch, start, phase, clamp)
-        # As many labels change as at the last visit, most likely: the way need not be found out anew.
-        chains.rate = self._rates.get(phase)
-        self.sampler.advance(chains, self.sweeps)
-        self._rates[phase] = chains.rate
-        return chains
-
-    def targets(self, batch: Batch, target: Tensor, clamp: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Which pixels are labelled (bool), and their labels (uint8, 255 elsewhere), both ``[N, *shape]``."""
-        guard, present, labels = self.sampler.guard, batch.present, batch.plan.labels
-        target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device).long()
-        validation.label_values(guard, "target", target, labels, present, also=self.ignore_index)
-        labelled = present & (target != self.ignore_index) & (target >= 0) & (target < labels)
-        known = torch.where(labelled, target, contract.VOID).to(torch.uint8)
-        chosen = batch.logits.gather(1, torch.where(labelled, target, 0)[:, None])[:, 0]
-        forbidden = labelled & torch.isneginf(chosen)
-        guard.require(~forbidden, "target: expected labels that the logits allow",
-                      lambda: f"{int(target[forbidden][0])} with logit -inf at {validation.first(forbidden)}")  # fmt: skip
-        if clamp is not None:
-            lost = clamp & present & ~labelled
-            guard.require(~lost, "clamp: expected a label in target at every clamped pixel",
-                          lambda: f"ignore_index at {validation.first(lost)}")  # fmt: skip
-        return labelled, known
-
     def _positions(self, index: Tensor | None, batch: Batch) -> Tensor | None:
         if index is None:
             return None
         index = validation.tensor("index", index).to(batch.count.device, non_blocking=True)
         return validation.shaped("index", index, [tuple(batch.count.shape)], validation.INTEGERS, index.device).long()
 
-    def _put(self, store: ChainStore, places: Tensor, samples: tuple[Tensor, Tensor], keep: Tensor) -> None:
-        if self.method == "pcd":
-            store.put(places, samples[1], keep)
-        if store.latent:
-            store.put(places, samples[0], keep, data=True)
+
+def _version(labels: Tensor | None) -> tuple[int, int] | None:
+    """What changes when a torch operation writes into a tensor."""
+    return None if labels is None or labels.is_inference() else (labels.data_ptr(), labels._version)
 
 
 OPERATOR = unopened(Visit)
@@ -264,12 +259,14 @@ if OPERATOR:
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
         sweeps: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """A visit of a compiled step."""
         given = (target, index, sizes, mask, clamp, kinds, gates, weight, view, flow, each, visits, labels, sweeps)
         # An operator may not return what shares memory with another of its results.
-        value, unary, tables, weighed, flowing, *told = loss(logits, pairwise, gated, *given)
-        return value, unary, tables, weighed, flowing.clone(), *told  # type: ignore[return-value]
+        (value, unary, tables, weighed, flowing, factor, bad), tally = loss(logits, pairwise, gated, *given)
+        told = tally.statistics()
+        flips, gap, accuracy, labelled = told.flip_rate, told.energy_gap, told.chain_accuracy, told.labelled.clone()
+        return value, unary, tables, weighed, flowing.clone(), factor, bad, flips, gap, accuracy, labelled
 
     @visit.register_fake
     def _(
@@ -277,13 +274,13 @@ if OPERATOR:
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
         sweeps: Tensor | None,
-    ) -> Found:  # fmt: skip
-        dtypes = (torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
-        bad, *told = (logits.new_empty((), dtype=dtype) for dtype in dtypes)
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        dtypes = (torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
+        factor, bad, *told = (logits.new_empty((), dtype=dtype) for dtype in dtypes)
         images = [len(logits)] if each else []
         value = logits.new_empty(images, dtype=torch.float32)
         shapes = [logits.shape, (*images, *pairwise.shape), (*images, *((0,) if gated is None else gated.shape))]
         shapes.append((0,) if gated is None or gates is None or not flow else gates.shape)
         unary, tables, weighed, flowing = (logits.new_empty(shape, dtype=torch.float32) for shape in shapes)
         flips, gap, accuracy, labelled = told
-        return value, unary, tables, weighed, flowing, bad, flips, gap, accuracy, labelled
+        return value, unary, tables, weighed, flowing, factor, bad, flips, gap, accuracy, labelled

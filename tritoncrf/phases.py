@@ -1,0 +1,67 @@
+"""Which samples does a visit compare? The data phase's y, the labelled pixels' completion, and the free phase's y'.
+
+Kirillov et al. 2016, Algorithm 1. Both begin on one batch, laid out once; what sets them apart is which sites are free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tritoncrf.chains import ChainState
+from tritoncrf.intake import Batch
+from tritoncrf.layout import pack
+from tritoncrf.sampler import Sampler
+
+
+class Sample(NamedTuple):
+    """Of a phase."""
+
+    chains: ChainState
+    labels: Tensor
+    """uint8 [N, R, *shape], 255 where no pixel exists."""
+
+
+def both(
+    sampler: Sampler, batch: Batch, chains: list[Tensor | None], labelled: Tensor, known: Tensor, clamp: Tensor | None,
+    sweeps: int, rates: dict[str, float | None],
+) -> tuple[Sample, Sample]:  # fmt: skip
+    """Samples of the data phase and of the free one.
+
+    chains: where the free phase and the data phase begin, uint8 ``[N, R, *shape]``, None for at the data; labelled, known: as
+    `intake.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of the last visit and then of this one.
+    """
+
+    def phase(start: Tensor, name: str, held: Tensor | None) -> ChainState:
+        found = sampler.begin(batch, start, name, held)
+        # As many labels change as at the last visit, most likely: the way need not be found out anew.
+        found.rate = rates.get(name)
+        sampler.advance(found, sweeps)
+        rates[name] = found.rate
+        return found
+
+    known = known[:, None].expand(-1, batch.plan.replicas, *known.shape[1:])
+    start, first = chains
+    if start is not None and clamp is not None:
+        start = torch.where(clamp[:, None], known, start)
+    first = known if first is None else torch.where(labelled[:, None], known, first)
+    # Whether a GPU's images have latent pixels is not asked: that would stall its stream. A clamped pixel has a label.
+    if batch.present.device.type == "cpu" and not bool(batch.present.gt(labelled).any()):
+        free = phase(first if start is None else start, "free", clamp)
+        data = replace(free, rows=pack(free.plan, free.layout, known))
+        return Sample(data, known), _sample_of(batch, free, clamp)
+    # A clamped pixel without a label is a fault that may be heard of later: it is no pixel's label in both phases.
+    held = labelled if clamp is None else labelled | clamp
+    completed = _sample_of(batch, phase(first, "data", held), clamp)
+    free = phase(completed.labels if start is None else start, "free", clamp)
+    return completed, _sample_of(batch, free, clamp)
+
+
+def _sample_of(batch: Batch, chains: ChainState, clamp: Tensor | None) -> Sample:
+    # Where all pixels exist and are free each has a label after a sweep; nobody writes into a phase's rows any more.
+    whole = batch.whole and clamp is None
+    labels = chains.layout.crop(chains.rows, chains.shape) if whole else chains.labels
+    return Sample(chains, labels)

@@ -303,6 +303,24 @@ def test_doctor(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
         assert word in said
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "named"),
+    [
+        ("3.6.0", "2.4.6", True), ("3.6.0+git1", "3.0.0", True), ("3.6.0", "2.3.5", False), ("3.7.0", "2.4.6", False),
+        ("4.0.0", "2.10.0", False), ("3.6.0", "2.10.0", True), ("not installed", "2.4.6", False),
+    ],
+)  # fmt: skip
+def test_doctor_names_a_numpy_that_triton_cannot_interpret_with(
+    triton: str, numpy: str, named: bool, capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "report", lambda device: {"torch": "not today"})
+    monkeypatch.setattr(doctor, "_version", {"triton": triton, "numpy": numpy}.get)
+    assert main(["doctor"]) == 0
+    sentence = f"Triton {triton} cannot interpret kernels (TRITON_INTERPRET=1) with NumPy {numpy}, though it compiles them"
+    assert (sentence in (said := capsys.readouterr().out)) == named
+    assert ("pip install 'numpy<2.4'" in said) == named
+
+
 def test_doctor_warms_the_kernels(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where they are compiled it says how long each took, or that it was kept; Triton is told by a stand-in."""
     doctor._warm(torch.device("cpu"))

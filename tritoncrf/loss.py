@@ -40,7 +40,7 @@ class CRFLoss(nn.Module):
     `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its gradient 0
     and ``loss.invalid`` true, moves no chain, and raises at the next call. Raises ValueError or TypeError naming the argument.
 
-    ``torch.compile`` of a step keeps one graph through the loss (from torch 2.13 on). To capture a step as a CUDA graph: make
+    ``torch.compile`` of a step keeps one graph through the loss. To capture a step as a CUDA graph: make
     ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a side stream and
     ``loss.sampler.guard.settle()`` first; after a replay ``loss.invalid`` of the captured call tells of faults.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from tritoncrf import engines
+from tritoncrf import engines, visit
 from tritoncrf.chains import ChainState
 from tritoncrf.layout import Layout, LayoutCache
 
@@ -101,16 +101,16 @@ def test_ctrl_c_in_a_visit_keeps_chains_and_counts_together(monkeypatch: pytest.
     def visited(press: bool) -> tc.ChainStore:
         store = tc.ChainStore([(12, 9)] * 2, seed=1)
         loss = tc.CRFLoss(crf, chains=store, sweeps=2)
-        put = tc.ChainStore.put
+        renew = visit.renew
 
-        def pressed(self: tc.ChainStore, *given: Any, **more: Any) -> None:
-            put(self, *given, **more)
+        def pressed(*given: Any, **more: Any) -> None:
+            renew(*given, **more)
             os.kill(os.getpid(), signal.SIGINT)
 
         given = noise(2, 5, 12, 9), torch.zeros(2, 12, 9, dtype=torch.long), torch.arange(2)
         with monkeypatch.context() as patch:
             if press:
-                patch.setattr(tc.ChainStore, "put", pressed)
+                patch.setattr(visit, "renew", pressed)
                 with pytest.raises(KeyboardInterrupt):
                     loss(*given)
             else:

@@ -75,6 +75,7 @@ CANDIDATE: dict[str, int | str | bool] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_bare_machine_goes_through_every_stage(tmp_path: Path) -> None:
     stages = [*gpu_check.STAGES, gpu_check.SHAPES]
     run(BARE, "--dry-run", "--out", str(tmp_path), "--shapes", json.dumps([CANDIDATE]), "--stages", *stages)

@@ -68,12 +68,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order of programs")
     parser.add_argument("--kernels", nargs="*", choices=KERNELS, default=KERNELS, help="to plant in")
     parser.add_argument("--kinds", nargs="*", choices=list(planted.PATTERNS), default=list(planted.PATTERNS), help="of faults")
+    parser.add_argument("--cases", type=int, default=len(planted.CASES), help="problems to plant in, the first of the list")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "planted":
         found: dict[str, Any] = {}
         for kernel in options.kernels:
-            found |= planted.verdicts(kernel, tuple(options.kinds))
+            found |= planted.verdicts(kernel, tuple(options.kinds), options.cases)
     elif options.what == "team":
         # Compiled kernels need Triton to be read.
         from tests.compiled import team

@@ -90,6 +90,18 @@ def test_looks_redraws_and_pushes_of_a_sweep() -> None:
     }  # fmt: skip
 
 
+def test_a_redraw_of_every_site_is_what_a_site_takes() -> None:
+    """Random numbers and draws in one loop, and in another one by several lanes a site."""
+    numbers = "".join(f"        IMAD.HI.U32 R{place}, R3, -0x2daee0ad, RZ ;\n" for place in range(20))
+    both = [REDRAW.format(2 * place, 2 * place + 1, "").replace(":\n", ":\n" + numbers, 1) for place in range(2)]
+    lines = enumerate("".join(both).splitlines())
+    listing = "\n".join(line if line.startswith(".L") else f"        /*{16 * place:04x}*/ {line}" for place, line in lines)
+    found = costs(listing)
+    assert {name: found[name] for name in ("site", "redraw", "shared_redraw", "packed", "packed_shared")} == {
+        "site": 24.0, "redraw": 0.0, "shared_redraw": 24.0, "packed": 4.0, "packed_shared": 4.0,
+    }  # fmt: skip
+
+
 def test_loops_and_kinds_of_amd() -> None:
     found = costs(AMD)
     assert (found["site"], found["row"], found["row_bytes"]) == (2.0, 5.0, 16.0)

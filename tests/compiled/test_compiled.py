@@ -1,7 +1,7 @@
 """The kernels as compiled for sm_90, run by the emulator: the torch engine's labels, counts and errors bit for bit, no race.
 
 Compilation excludes Triton's interpreter, so each check runs in a process of its own (``python -m tests.compiled``). What is
-small runs always, by one large program an image and by teams that meet; all cases, the standard problem, every planted fault and
+small runs always, by one program an image and by teams that meet; all cases, the standard problem, every planted fault and
 Triton 3.6 under ``-m slow``.
 """
 

@@ -114,8 +114,8 @@ def costs(listing: str, marks: int = 1, gates: int = 0) -> dict[str, float]:
     around = next((region for region in every if full and full[0] in region.inner), root)
     site = random or around
     turns = max(1, round(site.count(HIGH) / PHILOX)) if random else 1
-    # Sites with a lane each come first.
-    redraws = [region for region in drawing if random is not None and region is not random]
+    # Sites with a lane each come first; a redraw of every site is told as what a site takes.
+    redraws = drawing if random is not None else []
 
     def part(found: list[Region], place: int = 0, pattern: re.Pattern[str] | None = None) -> float:
         if place >= len(found):
@@ -127,7 +127,8 @@ def costs(listing: str, marks: int = 1, gates: int = 0) -> dict[str, float]:
 
     floats, memory, other = (part(full, 0, pattern) for pattern in (FLOAT, MEMORY, OTHER))
     return {
-        "site": round(len(site.own) / turns, 1), "redraw": part(redraws), "shared_redraw": part(redraws, 1), "row": part(full),
+        "site": round(len(site.own) / turns, 1), "redraw": 0.0 if random in redraws else part(redraws),
+        "shared_redraw": part(redraws, 1), "row": part(full),
         "row_float": floats, "row_memory": memory, "row_integer": round(max(part(full) - floats - memory - other, 0.0), 1),
         "row_bytes": _bytes(full[0]) * marks / full[0].count(BYTE) if full else 0.0, "packed": part(words),
         "packed_shared": part(words, 1), "push": part([pushing] if pushing else []),

@@ -1,7 +1,7 @@
-"""The Triton kernels compiled ahead of time, with no GPU: no spills, no contracted arithmetic, and no growth unseen.
+"""The Triton kernels compiled ahead of time, with no GPU: hardly a spill, no contracted arithmetic, and no growth unseen.
 
-Compilation excludes Triton's interpreter, so it runs in a process of its own (`bench.compiled`). By default sm_90 at 20 labels;
-sm_80, gfx942 and other label counts under ``-m slow``.
+Compilation excludes Triton's interpreter, so it runs in a process of its own (`bench.compiled`). By default sm_90 at 20 labels
+without kinds or gates; those, sm_80, gfx942 and other label counts under ``-m slow``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from typing import Any
 
 import pytest
 
-from bench.compiled import EXACT, KERNELS, RESULTS
+from bench.compiled import RESULTS
+from bench.launches import EXACT, KERNELS, SWEEPS
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
 # By how much a figure may pass the committed one.
 GROWTH = 1.1
-GROWING = ("registers", "shared", "instructions", "site", "redraw", "row", "narrow", "push", "gated")
+GROWING = (
+    "registers", "shared", "instructions", "site", "redraw", "shared_redraw", "row", "packed", "packed_shared", "push", "gated",
+)  # fmt: skip
+# Bytes a thread of a sweep, outside of its inner loops.
+SPILLED = 64
+USUAL = [kernel for kernel in KERNELS if "+" not in kernel]
 
 Figures = dict[str, dict[str, Any]]
 
@@ -40,9 +46,10 @@ def compiled(*arguments: str) -> Figures:
 def check(found: Figures) -> None:
     assert found
     for name, figures in found.items():
-        assert figures["spilled"] == 0, f"{name}: {figures}"
-        if name.split()[0].partition("+")[0] in EXACT:
-            assert figures["fused_multiply_adds"] == 0, f"{name}: {figures}"
+        kernel = name.split()[0].partition("+")[0]
+        assert figures["spilled"] <= (SPILLED if kernel in SWEEPS else 0), f"{name}: {figures}"
+        if kernel in EXACT:
+            assert figures["contracted"] == 0, f"{name}: {figures}"
         # Offsets of rows and chains pass 2^31.
         assert figures["wide_addresses"] > 0, f"{name}: {figures}"
 
@@ -73,11 +80,11 @@ def committed() -> Figures:
 
 @pytest.fixture(scope="module")
 def usual() -> Figures:
-    return compiled()
+    return compiled("--kernels", *USUAL)
 
 
 def test_every_kernel_compiles_without_spills_or_contraction(usual: Figures) -> None:
-    assert len(usual) == len(KERNELS)
+    assert len(usual) == len(USUAL)
     check(usual)
 
 
@@ -89,26 +96,34 @@ def test_no_figure_grew_over_the_committed_table(usual: Figures) -> None:
 
 
 def test_growth_is_found() -> None:
-    costs = {"site": 800.0, "redraw": 0.0, "row": 40.0, "narrow": 0.0, "push": 110.0, "gated": 0.0, "resident_warps": 32}
-    kept = {"k": {"registers": 50, "shared": 0, "instructions": 1000, "barriers": 2, **costs}}
-    assert not grown({"k": {"registers": 55, "shared": 0, "instructions": 1100, **costs}}, kept)
+    costs = dict.fromkeys(GROWING, 0.0) | {"site": 800.0, "row": 40.0, "push": 110.0, "resident_warps": 32}
+    kept = {"k": {**costs, "registers": 50, "shared": 0, "instructions": 1000, "barriers": 2}}
+    assert not grown({"k": {**costs, "registers": 55, "shared": 0, "instructions": 1100}}, kept)
     assert lost({"k": {"barriers": 1}}, kept) == ["k"]
-    assert len(grown({"k": {"registers": 56, "shared": 32, "instructions": 1101, **costs}}, kept)) == 3
-    for name, more in (("site", 881.0), ("row", 44.5), ("push", 122.0), ("narrow", 1.0), ("resident_warps", 28)):
+    assert len(grown({"k": {**costs, "registers": 56, "shared": 32, "instructions": 1101}}, kept)) == 3
+    for name, more in (("site", 881.0), ("row", 44.5), ("push", 122.0), ("packed", 1.0), ("resident_warps", 28)):
         assert len(grown({"k": kept["k"] | {name: more}}, kept)) == 1, name
+
+
+def test_a_spill_is_found() -> None:
+    figures: dict[str, Any] = {"spilled": 64, "contracted": 0, "wide_addresses": 1}
+    check({"lazy+kinds 20 sm_90": figures})
+    for name, spilled in (("lazy+kinds 20 sm_90", 68), ("initial_draw 20 sm_90", 4)):
+        with pytest.raises(AssertionError, match="spilled"):
+            check({name: figures | {"spilled": spilled}})
 
 
 def test_contraction_is_found() -> None:
     """The draw compiled as Triton would by default has what the check looks for."""
     found = compiled("--kernels", "initial_draw", "--contract")
-    with pytest.raises(AssertionError, match="fused_multiply_adds"):
+    with pytest.raises(AssertionError, match="contracted"):
         check(found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_90", "sm_80", "gfx942"])
 @pytest.mark.parametrize("labels", [2, 20, 64])
-def test_other_targets_and_label_counts(labels: int, target: str) -> None:
+def test_other_targets_label_counts_and_forms(labels: int, target: str) -> None:
     found = compiled("--targets", target, "--labels", str(labels))
     check(found)
     assert not grown(found, committed())
@@ -119,8 +134,8 @@ def test_a_first_compilation_is_told(tmp_path: Path) -> None:
     """Once: the second process finds the kernel on disk."""
     code = """
 from triton import knobs
-from tritoncrf.kernels import operators
-knobs.compilation.listener = operators.tell
+from tritoncrf.kernels import device
+knobs.compilation.listener = device.tell
 import runpy, sys
 sys.argv = ["bench.compiled", "--kernels", "initial_draw"]
 runpy.run_module("bench.compiled", run_name="__main__")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -27,10 +28,16 @@ def report(emulator: Emulator, began: float) -> dict[str, Any]:
     import triton
 
     equal = sum(times for (what, *_), times in emulator.found.items() if what.startswith("equal"))
+    known: Counter[str] = Counter()
+    missed: Counter[str] = Counter()
+    for code, _ in emulator.code.values():
+        known[code.kernel.name] += code.instructions
+        missed[code.kernel.name] += len(code.missed())
     return {
         "triton": triton.__version__, "faults": emulator.faults(), "equal_stores": equal,
         "warp_instructions": dict(emulator.executed), "launches": dict(emulator.launches),
-        "programs": dict(emulator.programs), "seconds": round(time.perf_counter() - began, 1),
+        "programs": dict(emulator.programs), "instructions": dict(known), "instructions_not_run": dict(missed),
+        "seconds": round(time.perf_counter() - began, 1),
         "seconds_compiling": round(emulator.seconds["compile"], 1),
     }  # fmt: skip
 
@@ -68,12 +75,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order of programs")
     parser.add_argument("--kernels", nargs="*", choices=KERNELS, default=KERNELS, help="to plant in")
     parser.add_argument("--kinds", nargs="*", choices=list(planted.PATTERNS), default=list(planted.PATTERNS), help="of faults")
+    parser.add_argument("--cases", type=int, default=len(planted.CASES), help="problems to plant in, the first of the list")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "planted":
         found: dict[str, Any] = {}
         for kernel in options.kernels:
-            found |= planted.verdicts(kernel, tuple(options.kinds))
+            found |= planted.verdicts(kernel, tuple(options.kinds), options.cases)
     elif options.what == "team":
         # Compiled kernels need Triton to be read.
         from tests.compiled import team

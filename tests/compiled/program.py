@@ -135,12 +135,23 @@ class Code:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.ran: set[int] = set()
+        """Blocks that some program came to."""
         self.blocks: list[tuple[list[tuple[Step, str]], Instruction | None, bool]] = []
         for block in kernel.blocks:
             last = block[-1] if block and LEAVES.match(block[-1].opcode) else None
             inner = block[:-1] if last else block
             pauses = bool(inner) and PAUSES.match(inner[-1].opcode) is not None
             self.blocks.append(([(step(one, kernel.threads), one.line) for one in inner], last, pauses))
+
+    @property
+    def instructions(self) -> int:
+        """Branches apart."""
+        return sum(len(steps) for steps, _, _ in self.blocks)
+
+    def missed(self) -> list[str]:
+        """Lines of instructions that no program came to."""
+        return [line for at, (steps, _, _) in enumerate(self.blocks) if at not in self.ran for _, line in steps]
 
     def turns(self, program: Program) -> Iterator[None]:
         """Runs it until it returns, with a pause where others may go on: behind barriers, atomics, and jumps back.
@@ -150,6 +161,7 @@ class Code:
         at, clock = 0, program.memory.clock
         while True:
             steps, last, pauses = self.blocks[at]
+            self.ran.add(at)
             at += 1
             program.executed += len(steps)
             for do, clock.line in steps:

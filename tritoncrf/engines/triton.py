@@ -136,6 +136,9 @@ def sweep(
     plan, grid = work.plan, work.grid
     flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
     lazy = field is not None and not far(scale)
+    if field is not None and not lazy:
+        # Labels move, and what is known of their sites does not move with them.
+        field[-plan.chains :].zero_()
     length = len(plan.positions) // max(len(plan.phases) - 1, 1)
     shape = shapes.choose(
         plan.labels, lazy, len(plan.index), plan.replicas, length, _processors(labels.device), _wide()

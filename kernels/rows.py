@@ -55,10 +55,14 @@ def lanes(item, length, available, replicas, SINGLE: tl.constexpr):
     if SINGLE:
         rank = item
         replica = item * 0
+        inside = rank < available
     else:
         replica = item // length
         rank = item - replica * length
-    return rank, replica, (replica < replicas) & (rank < available)
+        inside = (replica < replicas) & (rank < available)
+        # Where no item is, a chain that is there.
+        replica = tl.where(inside, replica, 0)
+    return rank, replica, inside
 
 
 @triton.jit

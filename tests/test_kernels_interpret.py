@@ -724,7 +724,8 @@ def check_every_branch_of_a_sweep_is_taken(taken: Counter[str], monkeypatch: pyt
     """Phases longer than a look and a round, every site doubtful at first and few later, groups of replicas."""
     line = Case((75,), 3, ((1,), (2,)), images=2, ragged=True, clamps=True, sweeps=4)
     square = Case((4, 6), 3, FIVE, replicas=5, beta=3.0)
-    edge, far = replace(line, entries="edge", images=1, sweeps=2), replace(square, offsets=FAR[:9], replicas=1)
+    edge = replace(line, offsets=((1,), (3,)), entries="edge", images=1, clamps=False, sweeps=2)
+    far = replace(square, offsets=FAR[:9], replicas=1)
     for launch, case in ((0, line), (1, line), (2, edge), (0, square), (2, far), (3, square)):
         launched(monkeypatch, *LAUNCHES[launch])
         for way in ("gather", "incremental"):

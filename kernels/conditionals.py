@@ -41,7 +41,7 @@ def add_conditionals(
     where = tl.load(position + listed, mask=rank < slots, other=-1)
     valid = where >= 0
     if bad is not None:
-        valid = valid & (tl.load(bad) == 0)
+        valid = tl.where(tl.load(bad) == 0, where, -1) >= 0
     row = image * slots + tl.load(slot + listed, mask=valid, other=0)
     target = out + row * LABELS
     for replica in range(replicas):

@@ -56,7 +56,6 @@ def lanes(item, length, available, replicas, SINGLE: tl.constexpr):
     if SINGLE:
         rank = item
         replica = item * 0
-        inside = rank < available
     else:
         replica = item // length
         rank = item - replica * length

@@ -11,6 +11,7 @@ are made of is checked in `tests/test_kernels_parts.py`, bounds of odds in `test
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import inspect
@@ -37,6 +38,7 @@ from tritoncrf.chains import ChainState
 from tritoncrf.engines import Work, load
 
 HERE = Path(__file__)
+CPU = torch.device("cpu")
 VECTORS = HERE.resolve().parents[2] / "shared" / "contract" / "vectors.json"
 # Set for the process in which Triton interprets.
 INTERPRETED = "TRITONCRF_CHECKS"
@@ -389,7 +391,7 @@ def read_one_form(chains: ChainState) -> Work:
 def energies_by_slot(state: ChainState, field: Tensor) -> Tensor:
     """The torch engine's field, float32 [N, R, S, L] by slot, 0 where no free site is."""
     work: Any = state.work
-    found = torch.zeros(*state.rows.shape[:2], len(state.plan.positions), state.plan.labels)
+    found = field.new_zeros(*state.rows.shape[:2], len(state.plan.positions), state.plan.labels)
     found[work.image, work.replica, work.slot] = field[:-1]
     return found
 
@@ -597,21 +599,26 @@ def check_temperature_tables_and_way_may_change(case: Case, monkeypatch: pytest.
         assert torch.equal(chains.rows, expected.rows), (beta, tables, way)
 
 
+def moved(asked: Problem, device: torch.device) -> Problem:
+    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in asked.given.items()}
+    return Problem(copy.deepcopy(asked.crf).to(device), asked.logits.to(device), given)
+
+
 def everything(chains: ChainState, out: Tensor) -> list[Tensor]:
     return [part.clone() for part in (chains.rows, chains.count, *(() if chains.field is None else (chains.field,)), out)]
 
 
-def unmoved(name: str, way: str) -> None:
+def unmoved(name: str, way: str, device: torch.device = CPU) -> None:
     """Where a call is bad an engine leaves labels, field and averages as they are, tells of no flip, and can go on."""
     case = Case((4, 5), 3, FIVE[:3], images=2, replicas=2, clamps=True)
-    asked = problem(case)
+    asked = moved(problem(case), device)
     (sampler, chains), (_, expected) = (asked.start(name, way) for _ in range(2))
     engine, key = sampler.engine, contract.key_of(sampler.seed)
     for state in (chains, expected):
         sampler.run(state, 2)
-    out = torch.rand((*chains.plan.free.shape, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = torch.rand((*chains.plan.free.shape, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
     kept, given = everything(chains, out), (chains.work, chains.rows, chains.field)
-    yes, no = (torch.tensor(value) for value in (True, False))
+    yes, no = (torch.tensor(value, device=device) for value in (True, False))
     # Another temperature, so that tags would change.
     rest = 2, contract.scale_of(2.0), key, chains.count, chains.purpose
     assert not engine.sweep(*given, *rest, yes).any()

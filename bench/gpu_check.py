@@ -217,7 +217,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument(
         "--shapes", type=candidates, default=[], metavar="JSON",
-        help='launch shapes to try: [{"way": "incremental", "images": 128, "kind": "calm", "fused": true, "block": 512}, ...]',
+        help='launch shapes to try: [{"way": "incremental", "images": 128, "kind": "calm", "lanes": 512, "warps": 16}, ...]',
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=600, help="for the whole run; what is left then is reported as failed")
     parser.add_argument("--dry-run", action="store_true", help="toy size, in Triton's interpreter, without a GPU")

@@ -26,17 +26,23 @@ WAYS = ("gather", "incremental")
 EIGHT = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
+# Programs that go through a chain together: one large one, or several small ones.
+TEAMS = (1, 3)
+
+
 @contextlib.contextmanager
-def forced(fused: bool) -> Iterator[None]:
-    """Sweeps inside run as one program for all phases, or a launch a phase. The one place that knows how to ask for it."""
+def forced(team: int) -> Iterator[None]:
+    """Sweeps inside run by teams of so many programs. The one place that knows how to ask for it."""
+    from triton import knobs
     from tritoncrf.kernels import shapes
 
-    kept = shapes.FUSED_PROGRAMS
-    shapes.FUSED_PROGRAMS = 0 if fused else 1 << 30
+    kept = shapes.TEAM
+    # Interpreted programs run one after another: in a team the first would wait for ever.
+    shapes.TEAM = 1 if knobs.runtime.interpret else team
     try:
         yield
     finally:
-        shapes.FUSED_PROGRAMS = kept
+        shapes.TEAM = kept
 
 
 def placed(setting: Setting) -> Place:
@@ -63,47 +69,47 @@ def cases(labels: int, group: str, toy: bool) -> list[Case]:
     return chosen[:1] if toy else chosen
 
 
-def equal(setting: Setting, labels: int, way: str, fused: bool, groups: tuple[str, ...]) -> Found:
+def equal(setting: Setting, labels: int, way: str, team: int, groups: tuple[str, ...]) -> Found:
     """Every case of the groups by one way and launch shape; raises at the first bit that differs."""
     from tests import on_device
 
     asked = [case for group in groups for case in cases(labels, group, setting.toy)]
     if not asked:
         raise RuntimeError(f"labels: expected some that a case has, got {labels} in {groups}")
-    with forced(fused):
+    with forced(team):
         sites = [on_device.equal_to_torch(placed(setting), case, way) for case in asked]
     return {"cases": len(sites), "sites": sum(sites)}
 
 
-def named(labels: int, way: str, fused: bool, groups: tuple[str, ...]) -> str:
-    return f"{labels} labels, {way}, {'fused' if fused else 'phases'}, {' and '.join(groups)}"
+def named(labels: int, way: str, team: int, groups: tuple[str, ...]) -> str:
+    return f"{labels} labels, {way}, {f'teams of {team}' if team > 1 else 'alone'}, {' and '.join(groups)}"
 
 
 def equality(setting: Setting) -> list[Job]:
     """20 labels first, in jobs of their own: speed and profile read their compiled kernels later."""
-    rows: list[tuple[int, str, bool, tuple[str, ...]]]
+    rows: list[tuple[int, str, int, tuple[str, ...]]]
     if setting.toy:
-        rows = [(2, "gather", True, ("single",)), (2, "incremental", False, ("seeing",))]
+        rows = [(2, "gather", 1, ("single",)), (2, "incremental", 1, ("seeing",))]
     else:
-        every = [(way, fused) for fused in (True, False) for way in WAYS]
+        every = [(way, team) for team in TEAMS for way in WAYS]
         groups: list[tuple[int, tuple[str, ...]]] = [
             (20, ("single",)), (20, ("several",)), (20, ("seeing",)), (5, ("single", "several")), (5, ("seeing",)),
             (2, ("single", "several")), (2, ("seeing",)),
         ]  # fmt: skip
-        rows = [(labels, way, fused, group) for labels, group in groups for way, fused in every]
+        rows = [(labels, way, team, group) for labels, group in groups for way, team in every]
     return [(named(*row), partial(equal, setting, *row)) for row in rows]
 
 
 def rare(setting: Setting) -> list[Job]:
     """33 and 64 labels, whose kernels compile for half a minute each."""
-    rows: list[tuple[int, str, bool, tuple[str, ...]]]
+    rows: list[tuple[int, str, int, tuple[str, ...]]]
     if setting.toy:
-        rows = [(33, "gather", False, ("single",))]
+        rows = [(33, "gather", 1, ("single",))]
     else:
-        every = [(way, fused) for fused in (True, False) for way in WAYS]
+        every = [(way, team) for team in TEAMS for way in WAYS]
         groups: list[tuple[int, tuple[str, ...]]] = [(64, ("single",)), (33, ("several",))]
-        rows = [(labels, way, fused, group) for labels, group in groups for way, fused in every]
-        rows += [(labels, way, False, ("seeing",)) for labels in (64, 33) for way in WAYS]
+        rows = [(labels, way, team, group) for labels, group in groups for way, team in every]
+        rows += [(labels, way, 3, ("seeing",)) for labels in (64, 33) for way in WAYS]
     return [(named(*row), partial(equal, setting, *row)) for row in rows]
 
 
@@ -111,7 +117,7 @@ def agree(setting: Setting, way: str) -> Found:
     from tests import on_device
 
     with contextlib.ExitStack() as stack:
-        done = on_device.launches_agree(placed(setting), way, lambda name: stack.enter_context(forced(name == "fused")))
+        done = on_device.launches_agree(placed(setting), way, lambda team: stack.enter_context(forced(team)))
     return {"updates": done, "launch_shapes": 2}
 
 

@@ -44,7 +44,7 @@ def problem(kind: str, toy: bool) -> tuple[GridCRF, Tensor]:
 
 
 def row(setting: Setting, way: str, images: int, kind: str, engine: str = "triton", wide: bool = False) -> Found:
-    """One row of the table; wide: one entry of the tables fits no int16, so that float32 rows are read."""
+    """One row of the table; wide: one row of the tables is too steep for words, so that float32 rows are read."""
     import tritoncrf as tc
 
     asked, logits = problem(kind, setting.toy)
@@ -70,7 +70,7 @@ def row(setting: Setting, way: str, images: int, kind: str, engine: str = "trito
     thirties = setting.seconds(partial(sampler.run, state, many), times(spent * many))
     sweep = (thirties - tens) / (many - few)
     return {
-        "engine": engine, "way": way, "images": images, "kind": kind, "rows": "float32" if wide else "int16",
+        "engine": engine, "way": way, "images": images, "kind": kind, "rows": "float32" if wide else "packed",
         "flip_rate": flips, "updates_per_ns": sites * few / tens / 1e9, "call_of_10_ms": tens * 1e3,
         "call_of_30_ms": thirties * 1e3, "sweep_us": sweep * 1e6, "settled_updates_per_ns": sites / sweep / 1e9,
         "host_us_a_call": setting.host_seconds(partial(sampler.run, state, few), 3) * 1e6,
@@ -109,34 +109,23 @@ def named(way: str, images: int, kind: str) -> str:
 
 @contextlib.contextmanager
 def shaped(candidate: Candidate) -> Iterator[None]:
-    """Sweeps inside are launched with the candidate's values in place of the table's: of a launch shape's fields, or of what it
-    works out from them. The one place that knows how to ask for it."""
+    """Sweeps inside are launched with the candidate's values in place of the table's, of a launch shape's fields. The one place
+    that knows how to ask for it."""
     shapes: Any = importlib.import_module("tritoncrf.kernels.shapes")
     wanted = {name: value for name, value in candidate.items() if name not in ("way", "images", "kind")}
     fields = {field.name for field in dataclasses.fields(shapes.Launch)}
-    derived = {name for name, value in vars(shapes.Launch).items() if isinstance(value, property)}
-    if unknown := sorted(wanted.keys() - fields - derived):
-        raise ValueError(f"shapes: expected values of {sorted(fields | derived)}, got {unknown}")
-    choose, kept = shapes.choose, {name: vars(shapes.Launch)[name] for name in wanted.keys() & derived}
-    changes = {name: value for name, value in wanted.items() if name in fields}
+    if unknown := sorted(wanted.keys() - fields):
+        raise ValueError(f"shapes: expected values of {sorted(fields)}, got {unknown}")
+    choose = shapes.choose
 
     def chosen(*asked: object, **named: object) -> Any:
-        return dataclasses.replace(choose(*asked, **named), **changes)
+        return dataclasses.replace(choose(*asked, **named), **wanted)
 
     shapes.choose = chosen
-    for name in kept:
-        setattr(shapes.Launch, name, property(partial(given, wanted[name])))
     try:
         yield
     finally:
         shapes.choose = choose
-        for name, value in kept.items():
-            setattr(shapes.Launch, name, value)
-
-
-def given(value: object, launch: object) -> object:
-    """What a property answers in place of what it works out."""
-    return value
 
 
 def labels(setting: Setting, way: str, images: int, kind: str) -> Tensor:

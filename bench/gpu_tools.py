@@ -21,8 +21,8 @@ from bench.gpu_jobs import FAILED, SKIPPED, Found, Job, Setting
 
 ROOT = Path(__file__).parent.parent
 TOOL_SECONDS = 60.0
-# Kernels' names begin so; each way's sweep of many chains is one launch.
-KERNELS = {"incremental": "^incremental", "gather": "^gather"}
+# Kernels' names begin so; each way's sweep of many chains is one launch, of the same kernel compiled otherwise.
+KERNELS = {"incremental": "^sweep_chains", "gather": "^sweep_chains"}
 SECTIONS = (
     "SpeedOfLight", "WarpStateStats", "SchedulerStats", "MemoryWorkloadAnalysis", "Occupancy", "InstructionStats",
     "LaunchStats",
@@ -141,16 +141,16 @@ def sanitized() -> None:
     import torch
 
     import tritoncrf as tc
-    from bench.gpu_equal import WAYS, forced
+    from bench.gpu_equal import TEAMS, WAYS, forced
 
     generator = torch.Generator().manual_seed(0)
     hood = tc.Neighborhood.nearest(8)
     crf = tc.GridCRF(20, hood, 0.3 * torch.randn(len(hood), 20, 20, generator=generator)).to("cuda")
     logits = torch.randn(2, 20, 23, 19, generator=generator).to("cuda")
     for way in WAYS:
-        for fused in (False, True):
+        for team in TEAMS:
             for replicas in (1, 3):
-                with forced(fused):
+                with forced(team):
                     sampler = tc.Sampler(crf, "triton", seed=1, way=way)
                     state = sampler.run(sampler.init(logits, replicas=replicas), 2)
                     sampler.pair_counts(state)

@@ -7,7 +7,6 @@ the watch for host waits) is behind the place's methods, which on a CPU do the s
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import enumeration, test_exactness
-from tests.test_kernels_interpret import VECTORS, Case, Problem, problem
+from tests.test_kernels_interpret import VECTORS, Case, assert_bounds, moved, problem
 from tritoncrf import ChainStore, CRFLoss, GridCRF, Neighborhood, Sampler
 from tritoncrf.chains import ChainState
 
@@ -74,11 +73,6 @@ class Place:
         with torch.cuda.graph(graph):
             step()
         return graph.replay
-
-
-def moved(asked: Problem, device: torch.device) -> Problem:
-    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in asked.given.items()}
-    return Problem(copy.deepcopy(asked.crf).to(device), asked.logits.to(device), given)
 
 
 def equal_to_torch(place: Place, case: Case, way: str) -> int:
@@ -185,20 +179,83 @@ def started(place: Place, images: int, way: str, seed: int = 1) -> tuple[Sampler
     return sampler, sampler.init(logits.expand(images, -1, -1, -1))
 
 
-def launches_agree(place: Place, way: str, shape: Callable[[str], None]) -> int:
-    """Some 10^9 site updates by the table's two launch shapes (``shape`` forces one); returns how many."""
+def launches_agree(place: Place, way: str, shape: Callable[[int], None]) -> int:
+    """Some 10^9 site updates by one program a chain and by teams of four (``shape`` forces them); returns how many."""
     images, sweeps = (2, 2) if place.toy else (128, 183)
     found = []
-    for name in ("phases", "fused"):
-        shape(name)
+    for team in (1, 4):
+        shape(team)
         sampler, chains = started(place, images, way)
         found.append(sampler.run(chains, sweeps).rows)
-        # A field of a GiB is not needed twice.
+        # A field is not needed twice.
         done = int(chains.plan.free.sum()) * sweeps
         del chains
     differ = int((found[0] != found[1]).sum())
     assert differ == 0, f"{differ} labels differ after {done} site updates"
     return done
+
+
+def bounds_hold(place: Place) -> None:
+    """No bound of odds lies below the odds themselves, of an image that says of its edges what there is to say."""
+    case = Case(
+        (5, 6) if place.toy else (70, 90), 3 if place.toy else 20, ((0, 1), (1, 0), (1, -1), (-2, 3)), images=2, clamps=True,
+        holes=True, kinds=2, gates=1, replicas=2,
+    )  # fmt: skip
+    asked = moved(problem(case), place.device)
+    sampler, chains = asked.start("triton", "incremental")
+    for beta in (1.0, 1.0, 5.0):
+        sampler.run(chains, 1 if place.toy else 3, beta=beta)
+        assert_bounds(chains, asked.crf, beta)
+
+
+def way_is_found(place: Place) -> None:
+    """Asked for no way, calls go on incrementally once few labels change, as earlier ones told without being waited for."""
+    tables = 3.0 * (1 - torch.eye(3)).expand(2, 3, 3).contiguous()
+    logits = torch.randn(2, 3, *((4, 5) if place.toy else (60, 70)), generator=torch.Generator().manual_seed(0))
+    (sampler, chains), (twin, expected) = (
+        (made, made.init(logits.to(place.device)))
+        for made in (Sampler(GridCRF(3, FOUR, tables).to(place.device), "triton", 1, way=way) for way in ("auto", "gather"))
+    )
+    sampler.run(chains, 5)
+    # On a GPU nothing has been heard yet.
+    assert chains.field is None or not place.cuda
+    place.wait()
+    for turn in range(3 if place.toy else 40):
+        with place.quiet() if turn else contextlib.nullcontext():
+            sampler.run(chains, 2)
+        place.wait()
+    rate = chains.rate.value
+    assert rate is not None
+    assert rate < sampler.engine.break_even
+    assert chains.field is not None
+    twin.run(expected, 5 + 2 * (3 if place.toy else 40))
+    assert torch.equal(chains.rows, expected.rows)
+    # As hot as this nearly every label changes, and bounds are of no use; a rate that is told belongs to a call before.
+    for _ in range(2 if place.toy else 40):
+        sampler.run(chains, 2, beta=0.01)
+        place.wait()
+    assert chains.rate.value > sampler.engine.break_even
+    assert chains.field is None
+
+
+def captured_sweeps_agree(place: Place, way: str) -> None:
+    """Replays of one captured call of a sampler leave chains where as many eager calls do."""
+    eager, (sampler, chains) = started(place, 2, way), started(place, 2, way)
+    replays = 1 if place.toy else 5
+    for _ in range(2 + replays):
+        eager[0].run(eager[1], 3)
+    (stream,) = place.streams(1)
+    with stream:
+        for _ in range(2):
+            sampler.run(chains, 3)
+    place.wait()
+    sampler.guard.settle()
+    replay = place.recorded(lambda: sampler.run(chains, 3))
+    for _ in range(replays):
+        replay()
+    place.wait()
+    assert torch.equal(chains.rows, eager[1].rows)
+    assert torch.equal(chains.count, eager[1].count)
 
 
 def streams_agree(place: Place, way: str) -> None:

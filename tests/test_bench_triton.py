@@ -71,7 +71,7 @@ def test_the_bodies_run() -> None:
 
 # Beside what the command does by itself.
 CANDIDATE: dict[str, int | str | bool] = {
-    "way": "incremental", "images": 2, "kind": "calm", "fused": True, "block": 32, "scan": 64,
+    "way": "incremental", "images": 2, "kind": "calm", "lanes": 32, "warps": 1, "scan": 64,
 }  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_what_the_time_does_not_reach_is_no_success(tmp_path: Path, monkeypatch:
 
 # As Nsight Compute prints them.
 NCU = """
-  incremental_fused (128, 1, 1)x(256, 1, 1), Context 1, Stream 7, Device 0, CC 9.0
+  sweep_chains (128, 1, 1)x(256, 1, 1), Context 1, Stream 7, Device 0, CC 9.0
     Section: Command line profiler metrics
     ------------------------------------------------------------------------ ----------- ------------
     Metric Name                                                              Metric Unit Metric Value
@@ -215,14 +215,13 @@ def test_a_late_tool_is_ended_with_what_it_started(tmp_path: Path) -> None:
 def test_a_candidates_values_are_those_launched() -> None:
     from tritoncrf.kernels import shapes
 
-    before = shapes.choose(20, "incremental", 128, 1, 200)
+    before = shapes.choose(20, True, 128, 1, 200)
     with gpu_speed.shaped(CANDIDATE | {"warps": 3}):
-        chosen = shapes.choose(20, "incremental", 128, 1, 200)
-        assert (chosen.block, chosen.warps, chosen.fused, chosen.scan) == (32, 3, True, 64)
-    after = shapes.choose(20, "incremental", 128, 1, 200)
-    assert (before, before.scan) == (after, after.scan)
+        chosen = shapes.choose(20, True, 128, 1, 200)
+        assert (chosen.lanes, chosen.warps, chosen.scan, chosen.split) == (32, 3, 64, before.split)
+    assert shapes.choose(20, True, 128, 1, 200) == before
     with (
-        pytest.raises(ValueError, match=r"^shapes: expected values of \['block', .*\], got \['blok'\]"),
+        pytest.raises(ValueError, match=r"^shapes: expected values of \['ahead', .*\], got \['blok'\]"),
         gpu_speed.shaped({**CANDIDATE, "blok": 3}),
     ):
         pass

@@ -52,11 +52,11 @@ def place() -> Place:
 
 
 @pytest.fixture
-def shape(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Forces a launch a phase, or one program for all of them, each with the table's own sizes."""
+def shape(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Forces teams of so many programs, of the table's own sizes; of one in the interpreter, where more would wait for ever."""
     from tritoncrf.kernels import shapes
 
-    return lambda name: monkeypatch.setattr(shapes, "FUSED_PROGRAMS", 0 if name == "fused" else 1 << 30)
+    return lambda team: monkeypatch.setattr(shapes, "TEAM", 1 if place.toy else team)
 
 
 @gpu
@@ -68,13 +68,13 @@ def test_labels_are_those_of_torch(place: Place, case: Case, way: str, record_pr
 
 
 @gpu
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("team", [1] if TOY else [1, 2, 5, 0])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("labels", [2] if TOY else [2, 20, 64])
 def test_the_tables_own_shapes(
-    place: Place, labels: int, way: str, fused: bool, shape: Callable[[str], None], record_property: Record
+    place: Place, labels: int, way: str, team: int, shape: Callable[[int], None], record_property: Record
 ) -> None:
-    shape("fused" if fused else "phases")
+    shape(team)
     case = Case((5, 6) if TOY else (130, 110), labels, test_kernels_interpret.FIVE, images=2, clamps=True, holes=True)
     record_property("sites", on_device.equal_to_torch(place, case, way))
 
@@ -105,11 +105,29 @@ def test_samples_are_exact(
 @gpu
 @pytest.mark.parametrize("way", WAYS)
 def test_a_billion_updates_by_two_launch_shapes(
-    place: Place, way: str, shape: Callable[[str], None], record_property: Record
+    place: Place, way: str, shape: Callable[[int], None], record_property: Record
 ) -> None:
     done = on_device.launches_agree(place, way, shape)
     record_property("sites", done)
     assert TOY or done > 10**9
+
+
+@gpu
+@pytest.mark.parametrize("team", [1] if TOY else [1, 4])
+def test_bounds_are_bounds(place: Place, team: int, shape: Callable[[int], None]) -> None:
+    shape(team)
+    on_device.bounds_hold(place)
+
+
+@gpu
+def test_the_way_is_found(place: Place) -> None:
+    on_device.way_is_found(place)
+
+
+@gpu
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_happens_where_a_call_is_bad(place: Place, way: str) -> None:
+    test_kernels_interpret.unmoved("triton", way, place.device)
 
 
 @gpu
@@ -148,6 +166,12 @@ def test_a_training_step_never_waits(place: Place, method: str) -> None:
 @pytest.mark.parametrize("method", ["pcd", "cd"])
 def test_a_captured_step_is_the_eager_one(place: Place, method: str) -> None:
     on_device.captured_steps_agree(place, method)
+
+
+@gpu
+@pytest.mark.parametrize("way", [*WAYS, "auto"])
+def test_captured_sweeps_are_the_eager_ones(place: Place, way: str) -> None:
+    on_device.captured_sweeps_agree(place, way)
 
 
 @gpu

@@ -11,6 +11,7 @@ are made of is checked in `tests/test_kernels_parts.py`, bounds of odds in `test
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import inspect
@@ -37,6 +38,7 @@ from tritoncrf.chains import ChainState
 from tritoncrf.engines import Work, load
 
 HERE = Path(__file__)
+CPU = torch.device("cpu")
 VECTORS = HERE.resolve().parents[2] / "shared" / "contract" / "vectors.json"
 # Set for the process in which Triton interprets.
 INTERPRETED = "TRITONCRF_CHECKS"
@@ -389,7 +391,7 @@ def read_one_form(chains: ChainState) -> Work:
 def energies_by_slot(state: ChainState, field: Tensor) -> Tensor:
     """The torch engine's field, float32 [N, R, S, L] by slot, 0 where no free site is."""
     work: Any = state.work
-    found = torch.zeros(*state.rows.shape[:2], len(state.plan.positions), state.plan.labels)
+    found = field.new_zeros(*state.rows.shape[:2], len(state.plan.positions), state.plan.labels)
     found[work.image, work.replica, work.slot] = field[:-1]
     return found
 
@@ -437,7 +439,8 @@ def assert_bounds(chains: ChainState, crf: GridCRF, beta: float) -> int:
     return int((odds[free] < 0).sum())
 
 
-def compare(case: Case, way: str) -> None:
+def swept(case: Case, way: str) -> tuple[Sampler, ChainState, Sampler, ChainState]:
+    """Both engines' chains after the case's sweeps, which agree; bounds hold."""
     asked = problem(case)
     ours, chains = asked.start("triton", way)
     theirs, expected = asked.start("torch", "gather")
@@ -451,6 +454,14 @@ def compare(case: Case, way: str) -> None:
     assert torch.equal(chains.rows, expected.rows), f"{int((chains.rows != expected.rows).sum())} labels differ"
     assert torch.equal(chains.flips, expected.flips)
     assert int(expected.flips.sum()) > 0
+    assert (chains.field is not None) == (way == "incremental")
+    if chains.field is not None:
+        assert_bounds(chains, asked.crf, case.beta)
+    return ours, chains, theirs, expected
+
+
+def compare(case: Case, way: str) -> None:
+    ours, chains, theirs, expected = swept(case, way)
     found = [torch.zeros((*state.plan.free.shape, case.labels), dtype=torch.float64) for state in (chains, expected)]
     energies = [
         sampler.conditionals(state, out, beta=case.beta)
@@ -459,11 +470,8 @@ def compare(case: Case, way: str) -> None:
     assert torch.equal(*energies)
     assert torch.equal(*found)
     assert torch.equal(ours.pair_counts(chains), theirs.pair_counts(expected))
-    assert (chains.field is not None) == (way == "incremental")
-    if chains.field is not None:
-        assert_bounds(chains, asked.crf, case.beta)
     # Of a pair of samples: what stands now, and the first labels.
-    _, before = asked.start("torch", "gather")
+    _, before = problem(case).start("torch", "gather")
     for name in ("pair_errors", "gated_errors"):
         pairs = [getattr(sampler.engine, name)(expected.plan, before.rows, expected.rows) for sampler in (ours, theirs)]
         assert torch.equal(*pairs), name
@@ -559,9 +567,9 @@ def check_offsets_past_two_to_the_31(way: str) -> None:
     assert torch.equal(flips, Sampler(asked.crf, "torch", sampler.seed).run(once, 2).flips)
 
 
-@pytest.mark.usefixtures("launches")
 @pytest.mark.parametrize("case", CASES[:2], ids=str)
-def check_the_order_of_a_batch_does_not_show(case: Case) -> None:
+def check_the_order_of_a_batch_does_not_show(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, *LAUNCHES[3])
     asked = problem(case)
     backwards = list(range(case.images))[::-1]
     (ours, chains), (theirs, swapped) = asked.start("triton", "incremental"), asked.start("triton", "gather", backwards)
@@ -570,7 +578,7 @@ def check_the_order_of_a_batch_does_not_show(case: Case) -> None:
     assert torch.equal(chains.rows, swapped.rows.flip(0))
 
 
-@pytest.mark.parametrize("case", [Case((5, 6), 5, FIVE), Case((4, 5), 3, FIVE, replicas=2, kinds=2, gates=1)], ids=str)
+@pytest.mark.parametrize("case", [Case((4, 5), 3, FIVE, replicas=2, kinds=2, gates=1)], ids=str)
 def check_temperature_tables_and_way_may_change(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound of another temperature, of other tables or of other labels would show."""
     launched(monkeypatch, *LAUNCHES[3])
@@ -591,21 +599,26 @@ def check_temperature_tables_and_way_may_change(case: Case, monkeypatch: pytest.
         assert torch.equal(chains.rows, expected.rows), (beta, tables, way)
 
 
+def moved(asked: Problem, device: torch.device) -> Problem:
+    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in asked.given.items()}
+    return Problem(copy.deepcopy(asked.crf).to(device), asked.logits.to(device), given)
+
+
 def everything(chains: ChainState, out: Tensor) -> list[Tensor]:
     return [part.clone() for part in (chains.rows, chains.count, *(() if chains.field is None else (chains.field,)), out)]
 
 
-def unmoved(name: str, way: str) -> None:
+def unmoved(name: str, way: str, device: torch.device = CPU) -> None:
     """Where a call is bad an engine leaves labels, field and averages as they are, tells of no flip, and can go on."""
     case = Case((4, 5), 3, FIVE[:3], images=2, replicas=2, clamps=True)
-    asked = problem(case)
+    asked = moved(problem(case), device)
     (sampler, chains), (_, expected) = (asked.start(name, way) for _ in range(2))
     engine, key = sampler.engine, contract.key_of(sampler.seed)
     for state in (chains, expected):
         sampler.run(state, 2)
-    out = torch.rand((*chains.plan.free.shape, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = torch.rand((*chains.plan.free.shape, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
     kept, given = everything(chains, out), (chains.work, chains.rows, chains.field)
-    yes, no = (torch.tensor(value) for value in (True, False))
+    yes, no = (torch.tensor(value, device=device) for value in (True, False))
     # Another temperature, so that tags would change.
     rest = 2, contract.scale_of(2.0), key, chains.count, chains.purpose
     assert not engine.sweep(*given, *rest, yes).any()
@@ -772,10 +785,10 @@ def check_every_branch_of_a_sweep_is_taken(taken: Counter[str], monkeypatch: pyt
     square = Case((4, 6), 3, FIVE, replicas=5, beta=3.0)
     edge = replace(line, offsets=((1,), (3,)), entries="edge", images=1, clamps=False, sweeps=2)
     far = replace(square, offsets=FAR[:9], replicas=1)
-    for launch, case in ((0, line), (1, line), (2, edge), (0, square), (2, far), (3, square)):
+    for launch, case in ((0, line), (1, replace(line, images=1)), (2, edge), (0, square), (2, far), (3, square)):
         launched(monkeypatch, *LAUNCHES[launch])
         for way in ("gather", "incremental"):
-            compare(case, way)
+            swept(case, way)
     parts = [f"{way} {part} {size}" for way in ("lazy", "every") for part in ("wide", "split") for size in ("whole", "part")]
     parts += ["a further round", "a further group", "replicas together", "a look of 16", "a look's remainder", "a further look"]
     parts += ["a look of 32 by 16 lanes", "known", "unknown", "flips side by side", "no flip", "several pushes"]

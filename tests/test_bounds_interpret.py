@@ -162,7 +162,7 @@ FAULTS = {
     "of the other edge's kind": Fault("2 * own_class + tl.where(behind, 1, 0)", "2 * own_class + tl.where(behind, 0, 1)"),
     "of no gate": Fault("            rise += rise_of_gates(", "            rise += 0.0 * rise_of_gates("),
     "to the first replica": Fault("((word >> 16) & 0xFFFF)", "0"),
-    "to neighbours ahead alone": Fault("        inside = step != 0\n", "        inside = (step != 0) & ~behind\n"),
+    "to neighbours ahead alone": Fault("        inside = k < 2 * classes\n", "        inside = (k < 2 * classes) & ~behind\n"),
     "of the label that stood": Fault("tl.log2(tl.where(stays, own, taken))", "tl.log2(own)", "draw", "draw"),
     "without a difference's loss": Fault("total - taken + total * (LABELS * LOST)", "total - taken", "draw", "draw", 10.0),
 }

@@ -93,7 +93,7 @@ def uncovered(chains: ChainState, expected: ChainState, energies: Tensor, scale:
         return 0
     work, theirs = cast(Any, chains.work), cast(Any, expected.work)
     images, replicas, _ = chains.rows.shape
-    bounds, tags = chains.field.split([chains.field.numel() - images * replicas, images * replicas])
+    bounds, tags = chains.field[: -images * replicas], chains.field[-images * replicas :]
     lists = theirs.image if len(work.listing.lookup) > 1 else torch.zeros_like(theirs.image)
     rank = work.listing.lookup[lists, chains.plan.positions[theirs.slot]].long()
     bound = bounds.view(images, replicas, -1)[theirs.image, theirs.replica, rank]

@@ -51,7 +51,7 @@ class Kernel:
 
 
 def _sweeps(**how: bool) -> Kernel:
-    return Kernel("sweeps", "sweep_chains", "sweep", **how)  # type: ignore[arg-type]
+    return Kernel("sweeps", "sweep_chains", "sweep", **how)
 
 
 KERNELS = {

@@ -10,9 +10,11 @@ small kernel whose programs wait for each other. Not with TRITON_INTERPRET.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,22 @@ from tests.compiled import planted, problems
 from tests.compiled.launch import Emulator
 from tests.test_kernels_interpret import Case
 
+ROOT = Path(__file__).parent.parent.parent
 KERNELS = [*planted.SWEEPS, *planted.OTHERS]
+
+
+def by_function(lines: Counter[str]) -> dict[str, int]:
+    """Counts of ``file:line`` by the kernels' functions; what stands in none, as Triton's own, by file."""
+    found: Counter[str] = Counter()
+    for line, count in lines.items():
+        file, _, number = line.partition(":")
+        path, inside = ROOT / "kernels" / file, ""
+        if path.is_file():
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.FunctionDef) and node.lineno <= int(number) <= (node.end_lineno or 0):
+                    inside = " " + node.name
+        found[file + inside] += count
+    return dict(found.most_common())
 
 
 def report(emulator: Emulator, began: float) -> dict[str, Any]:
@@ -60,9 +77,13 @@ def compared(cases: list[Case], seed: int, table: str) -> dict[str, Any]:
 def standard(way: str, team: int, sweeps: int, seed: int) -> dict[str, Any]:
     began, emulator = time.perf_counter(), Emulator(seed=seed)
     differ, updates = problems.standard(emulator, way, team, sweeps)
+    lines: Counter[str] = Counter()
+    for code, _ in emulator.code.values():
+        lines += code.executed() if code.kernel.name == "sweep_chains" else Counter()
     return {
         "way": way, "team": team, "site_updates": updates, "labels_that_differ": differ,
-        "lane_instructions_a_site": round(32 * emulator.executed["sweep_chains"] / updates, 1), **report(emulator, began),
+        "lane_instructions_a_site": round(32 * emulator.executed["sweep_chains"] / updates, 1),
+        "by_function": by_function(lines), **report(emulator, began),
     }  # fmt: skip
 
 

@@ -85,14 +85,15 @@ def swept(case: Case, way: str, sweeps: int) -> str:
 
 
 def uncovered(chains: ChainState, expected: ChainState, energies: Tensor, scale: float) -> int:
-    """Sites of chains with bounds of this scale that lie below the odds; energies: of the torch engine's list of free sites."""
+    """Sites of chains with bounds that lie below the odds; energies: of the torch engine's list of free sites."""
+    from tritoncrf.kernels.draw import far
     from tritoncrf.kernels.odds import UNKNOWN
 
-    if chains.field is None:
+    if chains.field is None or far(scale):
         return 0
     work, theirs = cast(Any, chains.work), cast(Any, expected.work)
     images, replicas, _ = chains.rows.shape
-    bounds, tags = chains.field.split([chains.field.numel() - images * replicas, images * replicas])
+    bounds, tags = chains.field[: -images * replicas], chains.field[-images * replicas :]
     lists = theirs.image if len(work.listing.lookup) > 1 else torch.zeros_like(theirs.image)
     rank = work.listing.lookup[lists, chains.plan.positions[theirs.slot]].long()
     bound = bounds.view(images, replicas, -1)[theirs.image, theirs.replica, rank]
@@ -102,8 +103,9 @@ def uncovered(chains: ChainState, expected: ChainState, energies: Tensor, scale:
     weights = torch.exp2((energies.gather(1, own) - energies) * scale).scatter(1, own, 0.0)
     # From here on no u is covered by a bound.
     odds = (1024 * weights.sum(1).log2()).clamp(max=2.0**17)
-    assert not bool((known & (bound >= UNKNOWN)).any()), "a site was never drawn"
-    return int((known & (bound < odds - 1e-3)).sum())
+    assert bool(known.all()), "bounds are said to be of another scale"
+    assert not bool((bound >= UNKNOWN).any()), "a site was never drawn"
+    return int((bound < odds - 1e-3).sum())
 
 
 def unary_errors(case: Case) -> None:

@@ -6,6 +6,7 @@ A step is a function of the program, made once from the text.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -135,8 +136,8 @@ class Code:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.ran: set[int] = set()
-        """Blocks that some program came to."""
+        self.ran: Counter[int] = Counter()
+        """How often a program came to a block."""
         self.blocks: list[tuple[list[tuple[Step, str]], Instruction | None, bool]] = []
         for block in kernel.blocks:
             last = block[-1] if block and LEAVES.match(block[-1].opcode) else None
@@ -153,6 +154,14 @@ class Code:
         """Lines of instructions that no program came to."""
         return [line for at, (steps, _, _) in enumerate(self.blocks) if at not in self.ran for _, line in steps]
 
+    def executed(self) -> Counter[str]:
+        """Warp instructions by line, branches apart."""
+        found: Counter[str] = Counter()
+        for at, times in self.ran.items():
+            for _, line in self.blocks[at][0]:
+                found[line] += times * self.kernel.threads // WARP
+        return found
+
     def turns(self, program: Program) -> Iterator[None]:
         """Runs it until it returns, with a pause where others may go on: behind barriers, atomics, and jumps back.
 
@@ -161,7 +170,7 @@ class Code:
         at, clock = 0, program.memory.clock
         while True:
             steps, last, pauses = self.blocks[at]
-            self.ran.add(at)
+            self.ran[at] += 1
             at += 1
             program.executed += len(steps)
             for do, clock.line in steps:

@@ -220,7 +220,8 @@ def way_is_found(place: Place) -> None:
     # On a GPU nothing has been heard yet.
     assert chains.field is None or not place.cuda
     place.wait()
-    for turn in range(3 if place.toy else 40):
+    turns = 2 if place.toy else 40
+    for turn in range(turns):
         with place.quiet() if turn else contextlib.nullcontext():
             sampler.run(chains, 2)
         place.wait()
@@ -228,11 +229,11 @@ def way_is_found(place: Place) -> None:
     assert rate is not None
     assert rate < sampler.engine.break_even
     assert chains.field is not None
-    twin.run(expected, 5 + 2 * (3 if place.toy else 40))
+    twin.run(expected, 5 + 2 * turns)
     assert torch.equal(chains.rows, expected.rows)
     # As hot as this nearly every label changes, and bounds are of no use; a rate that is told belongs to a call before.
-    for _ in range(2 if place.toy else 40):
-        sampler.run(chains, 2, beta=0.01)
+    for _ in range(turns):
+        sampler.run(chains, 1, beta=0.01)
         place.wait()
     assert chains.rate.value > sampler.engine.break_even
     assert chains.field is None

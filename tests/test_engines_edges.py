@@ -19,6 +19,7 @@ from torch import Tensor
 pytest.importorskip("numba", reason="numba is not installed: pip install numba")
 
 from tests.enumeration import Offsets
+from tests.test_kernels_interpret import unmoved
 from tritoncrf import GridCRF, Neighborhood, Sampler, contract
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import load
@@ -458,3 +459,9 @@ def test_errors_of_many_labels_and_kinds() -> None:
         pairs, gated = assert_errors_equal(data, free)
         assert bool(pairs.any())
         assert bool(gated.any())
+
+
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("name", ["torch", "numba"])
+def test_nothing_happens_where_a_call_is_bad(name: str, way: str) -> None:
+    unmoved(name, way)

@@ -194,8 +194,8 @@ def transposed_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = torch_engine()
     prepare = engine.prepare
 
-    def turned(plan: Plan, logits: Tensor, tables: Tables) -> Work:
-        return prepare(plan, logits, tables._replace(pairwise=tables.pairwise.transpose(1, 2)))
+    def turned(plan: Plan, logits: Tensor, tables: Tables, like: Work | None = None) -> Work:
+        return prepare(plan, logits, tables._replace(pairwise=tables.pairwise.transpose(1, 2)), like)
 
     monkeypatch.setattr(engine, "prepare", turned)
 
@@ -228,9 +228,9 @@ def reused_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def stuck(
         work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
-        key: tuple[int, int], count: Tensor, purpose: int,
+        key: tuple[int, int], count: Tensor, purpose: int, bad: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        flips = [sweep(work, labels, field, 1, scale, key, count, purpose) for _ in range(sweeps)]
+        flips = [sweep(work, labels, field, 1, scale, key, count, purpose, bad) for _ in range(sweeps)]
         return torch.stack(flips).sum(0)
 
     monkeypatch.setattr(engine, "sweep", stuck)

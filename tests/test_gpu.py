@@ -61,7 +61,7 @@ def shape(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None
 
 @gpu
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", [CASES[0], SEEING[3]] if TOY else [*CASES, *SLOW, *SEEING], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], SEEING[0]] if TOY else [*CASES, *SLOW, *SEEING], ids=str)
 @pytest.mark.usefixtures("launches")
 def test_labels_are_those_of_torch(place: Place, case: Case, way: str, record_property: Record) -> None:
     record_property("sites", on_device.equal_to_torch(place, case, way))
@@ -125,6 +125,7 @@ def test_the_way_is_found(place: Place) -> None:
 
 
 @gpu
+@pytest.mark.skipif(TOY, reason="the interpreter's own checks have it")
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_happens_where_a_call_is_bad(place: Place, way: str) -> None:
     test_kernels_interpret.unmoved("triton", way, place.device)

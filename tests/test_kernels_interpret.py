@@ -619,14 +619,17 @@ def unmoved(name: str, way: str, device: torch.device = CPU) -> None:
     out = torch.rand((*chains.plan.free.shape, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
     kept, given = everything(chains, out), (chains.work, chains.rows, chains.field)
     yes, no = (torch.tensor(value, device=device) for value in (True, False))
-    # Another temperature, so that tags would change.
-    rest = 2, contract.scale_of(2.0), key, chains.count, chains.purpose
-    assert not engine.sweep(*given, *rest, yes).any()
-    flips, energy = engine.average(*given, *rest, out, yes)
-    assert not flips.any()
-    assert not energy.any()
-    assert not engine.conditionals(*given, 1.0, out, yes).any()
-    assert all(torch.equal(*pair) for pair in zip(kept, everything(chains, out), strict=True))
+    for beta in (1.0, 2.0):
+        rest = 2, contract.scale_of(beta), key, chains.count, chains.purpose
+        assert not engine.sweep(*given, *rest, yes).any()
+        flips, energy = engine.average(*given, *rest, out, yes)
+        assert not flips.any()
+        assert not energy.any()
+        assert not engine.conditionals(*given, 1.0, out, yes).any()
+        left = everything(chains, out)
+        # What is known of one temperature may be forgotten where another is asked for.
+        same = range(len(kept)) if beta == 1 or name == "triton" else (0, 1, -1)
+        assert [place for place in same if not torch.equal(kept[place], left[place])] == []
     found = torch.zeros_like(out), torch.zeros_like(out)
     assert engine.sweep(*given, *rest, no).any()
     engine.conditionals(*given, 1.0, found[0], no)

@@ -201,24 +201,27 @@ def check_rows_of_tables(labels: int, view: str) -> None:
     assert build_rows(tables, chosen[1:2]).steepest.tolist() == [0]
 
 
-# (labels, lanes to a site, classes at once, steps): as steep as words may be, a step steeper, nearly flat.
-LARGEST = [(2, 1, 1, 32767), (5, 1, 2, 16383), (12, 2, 4, 8191), (20, 8, 8, 4095), (12, 2, 4, 8192), (33, 4, 2, 7)]
+# (labels, lanes to a site, classes at once, steps, which label is at the top, that of a word's low half or its high one): as
+# steep as words may be, a step steeper, nearly flat.
+LARGEST = [
+    (2, 1, 1, 32767, 1), (5, 1, 2, 16383, 0), (12, 2, 4, 8191, 4), (20, 8, 8, 4095, 0), (12, 2, 4, 8192, 0), (33, 4, 2, 7, 4),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("labels", "split", "ahead", "spread"), LARGEST)
-def check_packed_sums_at_their_largest(labels: int, split: int, ahead: int, spread: int) -> None:
+@pytest.mark.parametrize(("labels", "split", "ahead", "spread", "top"), LARGEST)
+def check_packed_sums_at_their_largest(labels: int, split: int, ahead: int, spread: int, top: int) -> None:
     """Rows of both ends, of neighbours of 63 classes: as steep as words take in so many at once, and a step steeper."""
     from tritoncrf.kernels.rows import padded, width
 
     rng, classes, sites = np.random.default_rng(labels + split), 64, 32
     low = -32768 if labels % 2 else 32767 - spread
     entries = rng.choice([low, low + spread], (63, labels, labels))
-    # Between neighbours of label 0 that label alone is at the top.
-    entries[:, 0] = entries[:, :, 0] = low
-    entries[:, 0, 0] = low + spread
+    # Between neighbours of one label that label alone is at the top.
+    entries[:, top] = entries[:, :, top] = low
+    entries[:, top, top] = low + spread
     tables = torch.from_numpy(entries / 4096).float()
     crf = GridCRF(labels, Neighborhood.from_offsets([(step,) for step in range(1, 64)]), tables)
-    start = torch.zeros(1, 131, dtype=torch.int64)
+    start = torch.full((1, 131), top)
     start[:, 110:] = torch.from_numpy(rng.integers(0, labels, 21))
     chains = Sampler(crf, "triton").init(torch.zeros(1, labels, 131), labels=start)
     rows, grid = cast(Any, chains.work).rows, cast(Any, chains.work).grid

@@ -1,7 +1,7 @@
 """How many operations of torch a training step costs on a GPU beside its engine's: each is a launch that the host makes.
 
-Counted on meta tensors, on which the Triton engine's operators run as shapes only. Views launch nothing, nor does memory that
-is only asked for. What the engine and the sampler around it do is counted apart. Also here: that figures nobody asked for, and
+Counted on meta tensors, on which the Triton engine launches no kernel. Views launch nothing, nor does memory that is only asked
+for. What the engine and the sampler around it do is counted apart. Also here: that figures nobody asked for, and
 checks that a look at the host's own numbers answers, cost nothing, and that what is shared or left out changes no value.
 """
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from tritoncrf import engines, visit
+from tritoncrf import engines, lookup, visit
 from tritoncrf.chains import ChainState
 from tritoncrf.layout import Layout, LayoutCache
 
@@ -101,7 +101,7 @@ def test_ctrl_c_in_a_visit_keeps_chains_and_counts_together(monkeypatch: pytest.
     def visited(press: bool) -> tc.ChainStore:
         store = tc.ChainStore([(12, 9)] * 2, seed=1)
         loss = tc.CRFLoss(crf, chains=store, sweeps=2)
-        renew = visit.renew
+        renew = lookup.renew
 
         def pressed(*given: Any, **more: Any) -> None:
             renew(*given, **more)

@@ -87,7 +87,6 @@ def source(kernel: str, labels: int, target: str, single: bool = True) -> tuple[
     """What to compile, with which options, and lanes a program; for one replica if ``single``."""
     import triton
     from triton.compiler import ASTSource
-
     from tritoncrf.kernels import shapes
     from tritoncrf.kernels.rows import padded, pitch, width
 

@@ -36,7 +36,7 @@ FLOOR = tl.constexpr(2.0**-90)
 
 def far(scale: float) -> bool:
     """Whether the cut at 1024 nat is felt, as at small scales; then no bound of odds holds either."""
-    return scale * CUTOFF.value <= 1.0 - MIN_EXPONENT.value
+    return bool(scale * CUTOFF.value <= 1.0 - MIN_EXPONENT.value)
 
 
 @triton.jit

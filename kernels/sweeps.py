@@ -13,7 +13,7 @@ which a cooperative launch asserts. Labels, odds and lists are those of a team a
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-# mypy: disable-error-code="import-not-found"
+# mypy: disable-error-code="import-not-found, assignment, attr-defined"
 
 from __future__ import annotations
 

@@ -620,7 +620,7 @@ def unmoved(name: str, way: str, device: torch.device = CPU) -> None:
     kept, given = everything(chains, out), (chains.work, chains.rows, chains.field)
     yes, no = (torch.tensor(value, device=device) for value in (True, False))
     for beta in (1.0, 2.0):
-        rest = 2, contract.scale_of(beta), key, chains.count, chains.purpose
+        rest: Any = 2, contract.scale_of(beta), key, chains.count, chains.purpose
         assert not engine.sweep(*given, *rest, yes).any()
         flips, energy = engine.average(*given, *rest, out, yes)
         assert not flips.any()

@@ -1,5 +1,7 @@
 """What do a layout's batches share on their device? Lists of phases and edges, copied there once."""
 
+# mypy: disable-error-code="import-not-found"
+
 from __future__ import annotations
 
 import functools

@@ -613,7 +613,8 @@ def unmoved(name: str, way: str, device: torch.device = CPU) -> None:
     case = Case((4, 5), 3, FIVE[:3], images=2, replicas=2, clamps=True)
     asked = moved(problem(case), device)
     (sampler, chains), (_, expected) = (asked.start(name, way) for _ in range(2))
-    engine, key = sampler.engine, contract.key_of(sampler.seed)
+    engine: Any = sampler.engine
+    key = contract.key_of(sampler.seed)
     for state in (chains, expected):
         sampler.run(state, 2)
     out = torch.rand((*chains.plan.free.shape, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)

@@ -621,7 +621,7 @@ def everything(chains: ChainState, out: Tensor) -> list[Tensor]:
 
 def unmoved(name: str, way: str, device: torch.device = CPU) -> None:
     """Where a call is bad an engine leaves labels, field and averages as they are, tells of no flip, and can go on."""
-    case = Case((4, 5), 3, FIVE[:3], images=2, replicas=2, clamps=True)
+    case = Case((4, 5), 3, FIVE[:2], images=2, clamps=True)
     asked = moved(problem(case), device)
     (sampler, chains), (_, expected) = (asked.start(name, way) for _ in range(2))
     engine, key = sampler.engine, contract.key_of(sampler.seed)

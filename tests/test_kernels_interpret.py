@@ -565,12 +565,12 @@ def check_offsets_past_two_to_the_31(way: str) -> None:
         field = far(torch.zeros(1, 6, dtype=torch.int32), 1, 6 * slots + 6).view(-1)
         assert field.numel() > 1 << 31
     flips = torch.zeros(2, 3, dtype=torch.int64)
-    key = tuple((word ^ 1 << 31) - (1 << 31) for word in contract.key_of(sampler.seed))
+    low, high = ((word ^ 1 << 31) - (1 << 31) for word in contract.key_of(sampler.seed))
     edges = work.edges._replace(kinds=far(work.edges.kinds, 2, 8, 2, slots), gates=far(work.edges.gates, 2, 2, 2, 1, slots))
     assert min(edges.kinds.numel(), unary.numel()) > 1 << 31
     sweeps.sweep(
         labels, unary, work.rows, work.grid.steps, torch.tensor(bounds, dtype=torch.int32), listing, plan.index,
-        asked.given["count"].contiguous(), flips, None, field, bounds, 2, contract.scale_of(1.0), key, 2, 3,
+        asked.given["count"].contiguous(), flips, None, field, bounds, 2, contract.scale_of(1.0), (low, high), 2, 3,
         shapes.choose(3, way == "incremental", 2, 3, 6), edges,
     )  # fmt: skip
     assert torch.equal(labels[:, :, shift:], chains.rows)
@@ -624,11 +624,13 @@ def unmoved(name: str, way: str, device: torch.device = CPU) -> None:
     case = Case((4, 5), 3, FIVE[:2], images=2, clamps=True)
     asked = moved(problem(case), device)
     (sampler, chains), (_, expected) = (asked.start(name, way) for _ in range(2))
-    engine, key = sampler.engine, contract.key_of(sampler.seed)
+    engine: Any = sampler.engine
+    key = contract.key_of(sampler.seed)
     for state in (chains, expected):
         sampler.run(state, 2)
     out = torch.rand((*chains.plan.free.shape, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
-    kept, given = everything(chains, out), (chains.work, chains.rows, chains.field)
+    kept = everything(chains, out)
+    given = chains.work, chains.rows, chains.field
     yes, no = (torch.tensor(value, device=device) for value in (True, False))
     for beta in (1.0, 2.0):
         rest = 2, contract.scale_of(beta), key, chains.count, chains.purpose
@@ -743,10 +745,10 @@ def check_a_call_is_a_launch(case: Case, way: str, bad: bool, launched_kernels: 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often sweeps go each way, by what their parts are called with."""
-    from tritoncrf.kernels import edges, shapes, sweeps
+    from tritoncrf.kernels import edges, odds, shapes, sweeps
 
     found: Counter[str] = Counter()
-    redraw, scan, push, doubtful = sweeps.redraw, sweeps.scan, sweeps.push, sweeps.doubtful
+    redraw, scan, push, doubtful = sweeps.redraw, sweeps.scan, odds.push, odds.doubtful
 
     def number(value: Any) -> int:
         return int(value.handle.data.item()) if hasattr(value, "handle") else int(value)

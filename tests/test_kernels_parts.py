@@ -292,7 +292,7 @@ def check_lists_of_free_sites(case: Case, shared: bool, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("extra", [{}, {"clamps": True}, {"holes": True}], ids=["alike", "clamps", "holes"])
-def check_images_that_are_alike_share_their_lists(extra: dict[str, bool]) -> None:
+def check_images_that_are_alike_share_their_lists(extra: dict[str, Any]) -> None:
     _, chains = problem(Case((6, 7), 3, FIVE, images=3, **extra)).start("triton", "gather")
     assert len(cast(Any, chains.work).listing.slot) == (3 if extra else 1)
 

@@ -235,8 +235,9 @@ def way_is_found(place: Place) -> None:
     for _ in range(turns):
         sampler.run(chains, 1, beta=0.01)
         place.wait()
-    assert chains.rate.value is not None
-    assert chains.rate.value > sampler.engine.break_even
+    hot = chains.rate.value
+    assert hot is not None
+    assert hot > sampler.engine.break_even
     assert chains.field is None
 
 

@@ -110,8 +110,8 @@ def source(kernel: str, labels: int, target: str, single: bool = True) -> tuple[
         options |= shape.options()
         block = shape.lanes
         fixed |= {
-            "LANES": block, "SPLIT": shape.split, "SCAN": shape.scan, "WIDE": shape.asked(CLASSES, 1),
-            "AHEAD": shape.asked(CLASSES, shape.split),
+            "LANES": block, "SPLIT": shape.split, "SCAN": shape.scan, "WIDE": shape.asked(CLASSES, 1, bool(seen["KINDS"])),
+            "AHEAD": shape.asked(CLASSES, shape.split, bool(seen["KINDS"])),
         }  # fmt: skip
     fixed |= {"BLOCK": block}
     if kernel != "table_rows":

@@ -48,7 +48,7 @@ def add_conditionals(
         chain = image * replicas + replica
         # In the middle all neighbours lie within the row.
         here = labels + chain * volume + tl.where(valid, where, volume // 2)
-        alone = load_row(unary + row * PAD, valid, PAD, WIDTH, "")
+        alone = load_row(unary + row * PAD, valid, PAD, WIDTH)
         # Exactly: the energies themselves are told, not only their differences.
         pieces = neighbours(
             here, image, tl.where(valid, rank, 0), (rows, words, tl.load(steepest), steps), (kinds, gates, gated, gating),

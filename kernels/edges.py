@@ -85,8 +85,8 @@ def by_rank(values: Tensor, chosen: Tensor, steps: Tensor, places: Tensor, posit
     blocks = -(-slots // block)
     if out.numel():
         launch(
-            edge_bytes, images * outputs * blocks, values, chosen, steps, places, position, out, blocks, int(len(position) >
-            1), planes, outputs, area, len(places), slots, BLOCK=block, num_warps=4, enable_fp_fusion=False,
+            edge_bytes, images * outputs * blocks, values, chosen, steps, places, position, out, blocks,
+            int(len(position) > 1), planes, outputs, area, len(places), slots, BLOCK=block, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 
@@ -142,9 +142,9 @@ def neighbours(
     """What neighbours do to the energies of sites, a tuple of pieces [B / SPLIT, WIDTH].
 
     Unless EXACT up to a number a site that all its labels share. here: uint8 pointers [B] to labels, around which all
-    neighbours lie within the row, also where no site is meant; image: int64
-    scalar; column: int32 [B], the sites' columns in their image's lists; tables: rows, words, steepest as in `Rows`, and the
-    displacements; edges: the four pointers of `Edges`; part: int32 [B], which of its site's SPLIT lanes each is, or 0.
+    neighbours lie within the row, also where no site is meant; image: int64 scalar; column: int32 [B], the sites' columns in
+    their image's lists; tables: rows, words, steepest as in `Rows`, and the displacements; edges: the first four pointers of
+    `Edges`; part: int32 [B], which of its site's SPLIT lanes each is, or 0.
     """
     rows, words, steepest, steps = tables
     kinds, gates, gated, gating = edges

@@ -96,7 +96,7 @@ def initial_draw(
     now = tl.load(here, mask=valid, other=0)
     valid = valid & (now == LABELS)
     row = image * slots + tl.load(slot + column, mask=valid, other=0)
-    energies = separate(load_row(unary + row * PAD, valid, PAD, WIDTH, ""), PAD, WIDTH)
+    energies = separate(load_row(unary + row * PAD, valid, PAD, WIDTH), PAD, WIDTH)
     sweep, number = tl.load(count + image), tl.load(index + image)
     u = uniform(tl.load(site + column, mask=valid, other=0), sweep, number, replica, purpose + INITIAL, key0, key1)
     drawn, _ = draw(energies, rank * 0, u, scale, LABELS, False)

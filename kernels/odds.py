@@ -44,9 +44,8 @@ def rise_of_gates(
 ):  # fmt: skip
     """Energies float32 [B] by which a flip ``old | new`` (int32 [B]) can change gated rows of its neighbours.
 
-    steep: as in `Edges`; place: int32 [B], which of the classes with gates an edge is
-    of; behind: bool [B], whether the neighbour is its first end; own: int32 [B], the flips' columns; asked: bool [B], whether
-    there are gates.
+    steep: as in `Edges`; place: int32 [B], which of the classes with gates an edge is of; behind: bool [B], whether the
+    neighbour is its first end; own: int32 [B], the flips' columns; asked: bool [B], whether there are gates.
     """
     new, old = word & 0xFF, (word >> 8) & 0xFF
     rise = new * 0.0

@@ -5,8 +5,7 @@ A site's energies are its unary row plus, for every class c, the row of the neig
 SPLIT lanes may share a site, each taking every SPLIT-th class, and a `fold` adds up what they found.
 
 A lane reads 16 bytes at once, so a row of L numbers has PAD >= L of them, a multiple of WIDTH (4, or 2 for two labels). Packed
-rows halve what is read, and two labels are added by one instruction; their sums of 16 bits are widened before they can
-overflow.
+rows halve what is read, and one instruction adds two labels; their sums of 16 bits are widened before they can overflow.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -64,13 +63,13 @@ def lanes(item, length, available, replicas, SINGLE: tl.constexpr):
 
 
 @triton.jit
-def load_row(pointer, mask, PAD: tl.constexpr, WIDTH: tl.constexpr, CACHE: tl.constexpr):
+def load_row(pointer, mask, PAD: tl.constexpr, WIDTH: tl.constexpr):
     """The row at ``pointer`` [B] (float32) as a tuple of pieces [B, WIDTH]; 0 where masked."""
     column = tl.arange(0, WIDTH)
     pieces = ()
     for q in tl.static_range(PAD // WIDTH):
         where = pointer[:, None] + (q * WIDTH + column)[None, :]
-        piece = tl.load(where, mask=mask[:, None], other=0.0, cache_modifier=CACHE)
+        piece = tl.load(where, mask=mask[:, None], other=0.0)
         pieces = pieces + (piece,)  # noqa: RUF005
     return pieces
 

@@ -37,10 +37,11 @@ class Launch:
         """Replicas of an image in one team: as many as fill its lanes with phases of ``length`` sites."""
         return max(1, min(replicas, self.lanes // max(length, 1)))
 
-    def asked(self, classes: int, split: int) -> int:
+    def asked(self, classes: int, split: int, kinded: bool) -> int:
         """Classes asked for at once where ``split`` lanes share a list of them: a power of two that divides theirs."""
         turns = classes // split
-        return max(1, min(self.ahead, turns & -turns))
+        # Kinds take registers of their own.
+        return max(1, min(self.ahead // 2 if kinded else self.ahead, turns & -turns))
 
     def options(self) -> dict[str, int | bool]:
         """Compiler options: as many registers as leave room for all resident programs."""
@@ -77,7 +78,7 @@ def choose(
     if 2 * images * -(-replicas // large.together(replicas, length)) > processors or wide:
         return large
     together = small.together(replicas, length)
-    # Every site at once by gather; where few are redrawn, as many as a program has lanes.
-    share = small.lanes if lazy else small.lanes // small.split
+    # By gather half as many as lanes can hold, and fewer did no worse; where few are redrawn, as many as there are lanes.
+    share = small.lanes if lazy else small.lanes // small.split // 2
     fits = processors * small.resident // (images * -(-replicas // together))
     return replace(small, team=max(1, min(fits, -(-length * together // share))))

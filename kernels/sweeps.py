@@ -6,10 +6,8 @@ each program takes its stretch of the free sites. LAZY passes over those whose o
 site's energies (`tritoncrf.kernels.rows`), draws by rule 3, writes the label, and leaves the new odds. Sites of a phase are no
 neighbours, so their order changes no bit.
 
-Between phases a team meets. Threads of a program are ordered by its barrier; programs by arriving at a counter with release
-semantics and reading it with acquire semantics until all have arrived (PTX ISA, memory consistency model: release and acquire
-patterns are cumulative over the barriers before and after). A team of several needs all its programs on the device at once,
-which a cooperative launch asserts. Labels, odds and lists are those of a team alone; flips are added up atomically.
+Between phases a team meets (`tritoncrf.kernels.teams`). Labels and odds are those of a team alone, lists those of a program;
+flips are added up atomically.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -33,33 +31,21 @@ from tritoncrf.kernels.odds import doubtful, push
 from tritoncrf.kernels.rows import lanes, load_row, padded, separate, width
 from tritoncrf.kernels.shapes import Launch
 from tritoncrf.kernels.tables import Rows
+from tritoncrf.kernels.teams import APART, meet
 
 SCALARS = [
     "scale", "mark", "key0", "key1", "purpose", "sweeps", "groups", "together", "team", "room", "apart", "replicas", "volume",
     "slots", "colors", "classes", "weighed",
 ]  # fmt: skip
-# Numbers between the counters of two teams: they do not share a line of L2.
-APART = tl.constexpr(32)
-
-
-@triton.jit
-def meet(arrivals, target, TEAMED: tl.constexpr):
-    """Goes on once all threads of all programs of a team have come here; target: int32, arrivals at its counter by then."""
-    tl.debug_barrier()
-    if TEAMED:
-        tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
-        seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
-        while seen < target:
-            seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
-        tl.debug_barrier()
 
 
 @triton.jit
 def redraw(
     labels, unary, tables, edges, lists, flips, odds, waiting, changes, changed, moved, image, origin, start, end, first,
     length, available, here_replicas, sweep, index, scale, key0, key1, purpose, apart, replicas, volume, slots, classes,
-    weighed, LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, AHEAD:
-    tl.constexpr, SINGLE: tl.constexpr, LAZY: tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
+    weighed,
+    LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
+    SINGLE: tl.constexpr, LAZY: tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """Redraws items ``start`` to ``end`` of a phase, or of the waiting ones, at most LANES / SPLIT of them.
 
@@ -78,7 +64,8 @@ def redraw(
     chain = image.to(tl.int64) * replicas + replica
     # A lane without a site reads around the phase's first one, which nobody writes to now, or else in the middle of the row.
     nobody = tl.where(available > 0, tl.load(position + column), volume // 2)
-    here = labels + chain * volume + tl.load(position + column + rank, mask=valid, other=nobody)
+    where = tl.load(position + column + rank, mask=valid, other=nobody)
+    here = labels + chain * volume + where
     if SPLIT == 1:
         pieces = neighbours(
             here, image.to(tl.int64), tl.where(valid, first + rank, 0), tables, edges, classes, weighed, slots, 0, False,
@@ -100,7 +87,7 @@ def redraw(
             False, LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
         )  # fmt: skip
     own = (image.to(tl.int64) * slots + tl.load(slot + column + rank, mask=valid, other=0)) * PAD
-    alone = load_row(unary + own, valid, PAD, WIDTH, "")
+    alone = load_row(unary + own, valid, PAD, WIDTH)
     total = ()
     for q in tl.static_range(PAD // WIDTH):
         total = total + (alone[q] + pieces[q],)  # noqa: RUF005
@@ -121,7 +108,7 @@ def redraw(
         tl.store(odds + chain * slots + first + rank, bound, mask=valid)
         # Position, and replica | old | new, so that a lane can then hold a flip's neighbour.
         place = changes + 2 * (changed + tl.cumsum(flipped.to(tl.int32), 0) - 1)
-        tl.store(place, tl.load(position + column + rank, mask=valid, other=0), mask=flipped)
+        tl.store(place, where, mask=flipped)
         tl.store(place + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
         changed += many
     return changed, moved
@@ -157,18 +144,17 @@ def sweep_chains(
     scale, mark, key0, key1, purpose, sweeps, groups, together, team, room, apart, replicas, volume, slots, colors, classes,
     weighed,
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, SCAN: tl.constexpr,
-    WIDE: tl.constexpr, AHEAD: tl.constexpr, SPREAD: tl.constexpr, SINGLE: tl.constexpr, LAZY: tl.constexpr, TEAMED:
-    tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
+    WIDE: tl.constexpr, AHEAD: tl.constexpr, SPREAD: tl.constexpr, SINGLE: tl.constexpr, LAZY: tl.constexpr,
+    TEAMED: tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """All phases of ``sweeps`` sweeps; program ``(image * groups + group) * team + member`` holds ``together`` replicas.
 
     labels: uint8 [N, R, volume], changed in place, void (L) where no site is; unary: float32 [N, slots, PAD] by slot;
     rows, words, spreads, steepest: as in `Rows`; steps: int32 [classes], displacements; phases: int32 [colors + 1], the first
     column of each; slot, position, site, counts, lookup: as in `Listing`; index, count: int64 [N]; flips: int64 [N, R], added
-    to; bad: bool [1], where it is true nothing happens, or None; kinds, gates, gated, gating, steep: as
-    in `Edges`. LAZY: odds: int32 [N, R, slots], tags: int32 [N, R], as in
-    `tritoncrf.kernels.odds`, and mark: the bits of scale; scratch: int32 [programs, 2, room, 2]. TEAMED: arrivals: int32
-    [teams * 32], 0. All contiguous.
+    to; bad: bool [1], where it is true nothing happens, or None; kinds, gates, gated, gating, steep: as in `Edges`. LAZY: odds:
+    int32 [N, R, slots], tags: int32 [N, R], as in `tritoncrf.kernels.odds`, and mark: the bits of scale; scratch: int32
+    [programs, 2, room, 2]. TEAMED: arrivals: int32 [teams * 32], 0. All contiguous.
 
     SCAN items at once are looked at, LANES redrawn, or LANES / SPLIT by SPLIT lanes each where few are left.
     """
@@ -191,15 +177,12 @@ def sweep_chains(
         tables = (rows, words, tl.load(steepest), steps)
         edges = (kinds, gates, gated, gating)
         chains = image.to(tl.int64) * replicas + origin
-        gate, waiting, changes = arrivals, scratch, scratch
+        gate, waiting, changes, target, moved = arrivals, scratch, scratch, team, 0
         if TEAMED:
             gate = arrivals + (image * groups + group) * APART
         if LAZY:
             waiting = scratch + tl.program_id(0).to(tl.int64) * (4 * room)
             changes = waiting + 2 * room
-        target = team
-        moved = 0
-        if LAZY:
             chosen = tl.arange(0, LANES)
             inside = chosen < here_replicas
             tag = tl.load(tags + chains + chosen, mask=inside, other=0)
@@ -286,6 +269,7 @@ def sweep(
     groups = -(-replicas // together)
     programs = images * groups * shape.team
     odds = tags = scratch = arrivals = None
+    kinded = edges.kinds is not None
     room = -(-longest * together // shape.team)
     if field is not None:
         odds, tags = field[: images * replicas * slots], field[images * replicas * slots :]
@@ -301,16 +285,16 @@ def sweep(
     try:
         launch(
             sweep_chains, programs, *arguments, LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels),
-            LANES=shape.lanes, SPLIT=shape.split, SCAN=shape.scan, WIDE=shape.asked(classes, 1),
-            AHEAD=shape.asked(classes, shape.split), SPREAD=triton.next_power_of_2(max(2 * classes, 1)), SINGLE=replicas == 1,
-            LAZY=field is not None, TEAMED=shape.team > 1, FAR=far(scale), **edges.flags(tables.rows), **shape.options(),
+            LANES=shape.lanes, SPLIT=shape.split, SCAN=shape.scan, WIDE=shape.asked(classes, 1, kinded),
+            AHEAD=shape.asked(classes, shape.split, kinded), SPREAD=triton.next_power_of_2(max(2 * classes, 1)),
+            SINGLE=replicas == 1, LAZY=field is not None, TEAMED=shape.team > 1, FAR=far(scale), **edges.flags(tables.rows),
+            **shape.options(),
         )  # fmt: skip
     except RuntimeError as error:
         # A device that others share, or that holds fewer programs than we thought: no label depends on the shape.
         if shape.team == 1 or "cooperative" not in str(error):
             raise
-        alone = replace(shape, team=1)
         sweep(
             labels, unary, tables, steps, phases, listing, index, count, flips, bad, field, bounds, sweeps, scale, key, purpose,
-            num_labels, alone, edges,
+            num_labels, replace(shape, team=1), edges,
         )  # fmt: skip

@@ -15,6 +15,7 @@ device, which the host never waits to know.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -97,9 +98,11 @@ def table_rows(
 
 
 def build_rows(tables: Tensor, chosen: Tensor) -> Rows:
-    """Rows of the tables float ``[T, R, L, L]`` that int32 ``[K]`` chooses."""
+    """Rows of the tables float ``[T, R, L, L]`` that int32 ``[K]`` chooses. Raises ValueError for 2^31 numbers or more."""
     labels, kinds = tables.shape[-1], tables.shape[1]
     shape = (len(chosen), 2, kinds, labels + 1)
+    if (numbers := math.prod(shape) * padded(labels)) >= 1 << 31:
+        raise ValueError(f"pairwise, gated: expected fewer than 2^31 numbers in rows for engine='triton', got {numbers}")
     device = tables.device
     rows = torch.empty((*shape, padded(labels)), device=device, dtype=torch.float32)
     words = torch.empty((*shape, pitch(labels)), device=device, dtype=torch.int32)

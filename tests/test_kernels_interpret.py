@@ -391,7 +391,7 @@ def read_one_form(chains: ChainState) -> Work:
     work = cast(Any, chains.work)
     labels, rows, steepest = chains.plan.labels, work.rows, int(work.rows.steepest)
     shape = shapes.choose(labels, False, 1, 1, 1)
-    limits = [32768 // shape.asked(len(work.grid.steps), split) for split in (1, shape.split)]
+    limits = [32768 // shape.asked(len(work.grid.steps), split, work.edges.kinds is not None) for split in (1, shape.split)]
     if steepest < min(limits):
         rows = rows._replace(rows=torch.full_like(rows.rows, torch.nan))
     elif steepest >= max(limits):
@@ -740,6 +740,34 @@ def check_a_call_is_a_launch(case: Case, way: str, bad: bool, launched_kernels: 
     assert [name for name, *_ in launched_kernels] == ["sweep_chains", "add_conditionals"] * 2
     assert {type(argument) for _, *call in launched_kernels for argument in call} <= PLAIN
     assert not {name.split(".")[1] for name in listening.asked} & WAITS
+
+
+@pytest.mark.parametrize("way", ["gather", "incremental"])
+def check_a_team_without_room_gives_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a full device says of a cooperative launch; any other fault is the caller's."""
+    from tritoncrf.kernels import shapes, sweeps
+
+    said, tried, launch = "Triton Error [CUDA]: too many blocks in cooperative launch", list[bool](), sweeps.launch
+
+    def full(*given: Any, **options: Any) -> None:
+        tried.append(options["TEAMED"])
+        if options["TEAMED"]:
+            raise RuntimeError(said)
+        launch(*given, **options)
+
+    launched(monkeypatch, *LAUNCHES[1])
+    monkeypatch.setattr(shapes, "TEAM", 3)
+    monkeypatch.setattr(sweeps, "launch", full)
+    asked = problem(Case((7, 9), 3, FIVE, images=2))
+    (ours, chains), (theirs, expected) = asked.start("triton", way), asked.start("torch", "gather")
+    ours.run(chains, 2)
+    theirs.run(expected, 2)
+    assert tried == [True, False]
+    assert torch.equal(chains.rows, expected.rows)
+    said = "Triton Error [CUDA]: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal"):
+        ours.run(chains, 1)
+    assert tried == [True, False, True]
 
 
 @pytest.fixture

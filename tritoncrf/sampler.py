@@ -186,7 +186,7 @@ class Sampler:
         self, chains: ChainState, sweeps: int, scale: float, out: Tensor | None = None, bad: Tensor | None = None
     ) -> list[Tensor]:  # fmt: skip
         """Sweeps in pieces, the way chosen before each; with ``out``, conditionals are added to it and energies returned."""
-        energies, flips, done = list[Tensor](), torch.zeros_like(chains.flips), 0
+        energies, parts, done = list[Tensor](), list[Tensor](), 0
         # Every look costs a call of the engine: few, once the way is settled. Nor is a Ctrl-C heard before a piece is done.
         cpu, look = chains.rows.device.type == "cpu", self.way == "auto"
         stride = STRIDE if chains.rate.value is None or not look else LONGEST
@@ -202,10 +202,13 @@ class Sampler:
                     moved, energy = self.engine.average(*where, step, scale, key, chains.count, chains.purpose, out, bad)
                     energies.append(energy)
                 chains.count += step if bad is None else torch.where(bad, 0, step)
-            flips, done = flips + moved if cpu else moved, done + step
+            parts.append(moved)
+            done += step
             stride = min(2 * stride, LONGEST) if time.monotonic() - started < PATIENCE else max(stride // 2, 1)
             if look:
                 chains.rate.look(moved, step * chains.sites)
+        # On a GPU there is one part, and nothing to add up.
+        flips = sum(parts[1:], start=parts[0]) if parts else torch.zeros_like(chains.flips)
         chains.flips = flips if bad is None else torch.where(bad, chains.flips, flips)
         return energies
 

@@ -13,7 +13,6 @@ import itertools
 import math
 import os
 import platform
-import re
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from tritoncrf import contract, engines
 from tritoncrf._version import VERSION
+from tritoncrf.engines.triton import uninterpretable
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.model import GridCRF
 from tritoncrf.sampler import Sampler
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     _row("torch", str(torch.__version__))
     for package in ("triton", "numba", "numpy", "safetensors", "matplotlib"):
         _row(package, _version(package))
-    if trouble := _interpreter(_version("triton"), _version("numpy")):
+    if trouble := uninterpretable(_version("triton"), _version("numpy")):
         _row("", trouble)
     devices = [torch.device("cpu"), *(torch.device("cuda", place) for place in range(torch.cuda.device_count()))]
     good = True
@@ -78,16 +78,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _interpreter(triton: str, numpy: str) -> str | None:
-    """What ails Triton's interpreter with this NumPy, and what to do; None: nothing that is known."""
-    ours, theirs = (tuple(int(part) for part in re.findall(r"\d+", version)[:2]) for version in (triton, numpy))
-    # Up to 3.6 it takes a loop's end with int() from an array of one dimension, which NumPy 2.4 refuses.
-    if not ours or ours > (3, 6) or theirs < (2, 4):
-        return None
-    found = f"Triton {triton} cannot interpret kernels (TRITON_INTERPRET=1) with NumPy {numpy}"
-    return f"{found}, though it compiles them for a GPU: pip install 'numpy<2.4'"
 
 
 def _size(folder: Path) -> str:

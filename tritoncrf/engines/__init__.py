@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, equal, float64, int64, uint8
 
 NAMES = ("triton", "numba", "torch")
-# What "auto" tries, in this order; Triton on a GPU only, for elsewhere it interprets.
-AUTOMATIC = ("triton", "numba", "torch")
+# What "auto" tries, in this order, on a GPU and elsewhere, where Triton would interpret.
+AUTOMATIC = {"cuda": ("triton", "torch")}
+ELSEWHERE = ("numba", "torch")
 # The fewest labels there are: what to ask an engine about before a model is there.
 FEWEST = 2
 
@@ -247,9 +248,7 @@ def find(name: str, device: torch.device, labels: int = FEWEST) -> tuple[str, En
     """
     if name != "auto" and name not in NAMES:
         raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, NAMES))}, got {name!r}")
-    for candidate in AUTOMATIC if name == "auto" else (name,):
-        if name == "auto" and candidate == "triton" and device.type != "cuda":
-            continue
+    for candidate in AUTOMATIC.get(device.type, ELSEWHERE) if name == "auto" else (name,):
         engine = load(candidate)
         reason = engine if isinstance(engine, str) else engine.missing(device, labels)
         if reason is None and not isinstance(engine, str):

@@ -69,19 +69,21 @@ def missing(device: torch.device, labels: int = FEWEST) -> str | None:
         return f"it needs Triton 3.6 or newer and found {version}: pip install -U 'triton>=3.6'"
     if device.type != "cuda" and not _interpreted():
         return f"it needs a GPU and the tensors are on {device}: move model and logits there, or use engine='torch'"
-    if device.type != "cuda" and _blocked(version):
-        numpy = importlib.metadata.version("numpy")
-        return f"Triton {version} cannot interpret kernels with NumPy {numpy}: pip install 'numpy<2.4', or use engine='torch'"
+    if device.type != "cuda" and (trouble := uninterpretable(version, importlib.metadata.version("numpy"))):
+        return f"{trouble}, or use engine='torch'"
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return f"it needs compute capability 8.0 or newer and {device} has less: use engine='torch'"
     return None
 
 
-def _blocked(version: str) -> bool:
-    """Whether Triton's interpreter fails with the NumPy that is here: 3.6 makes numbers of arrays as 2.4 no longer does."""
-    pair = (version, importlib.metadata.version("numpy"))
-    triton, numpy = (tuple(int(part) for part in re.findall(r"\d+", text)[:2]) for text in pair)
-    return triton <= (3, 6) and numpy >= (2, 4)
+def uninterpretable(triton: str, numpy: str) -> str | None:
+    """What ails Triton's interpreter with this NumPy, and what to do; None: nothing that is known."""
+    ours, theirs = (tuple(int(part) for part in re.findall(r"\d+", version)[:2]) for version in (triton, numpy))
+    # Up to 3.6 it takes a loop's end with int() from an array of one dimension, which NumPy 2.4 refuses.
+    if not ours or ours > (3, 6) or theirs < (2, 4):
+        return None
+    found = f"Triton {triton} cannot interpret kernels (TRITON_INTERPRET=1) with NumPy {numpy}"
+    return f"{found}, though it compiles them for a GPU: pip install 'numpy<2.4'"
 
 
 def _version() -> str:
@@ -234,12 +236,9 @@ def _signed(key: tuple[int, int]) -> tuple[int, int]:
 
 
 def _rows(plan: Plan, grid: Grid, tables: Tables) -> Rows:
-    from tritoncrf.kernels.rows import padded
     from tritoncrf.kernels.tables import build_rows
 
     pairwise = tables.pairwise.detach()
-    if 2 * len(grid.chosen) * plan.kinds * (plan.labels + 1) * padded(plan.labels) >= 1 << 31:
-        raise ValueError("pairwise: expected fewer than 2^31 numbers in rows for engine='triton', got more")
     return build_rows(pairwise if plan.kinded else pairwise[:, None], grid.chosen)
 
 

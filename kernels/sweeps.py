@@ -177,7 +177,8 @@ def sweep_chains(
         tables = (rows, words, tl.load(steepest), steps)
         edges = (kinds, gates, gated, gating)
         chains = image.to(tl.int64) * replicas + origin
-        gate, waiting, changes, target, moved = arrivals, scratch, scratch, team, 0
+        # Numbers of the device also where nothing is drawn: the interpreter would keep a Python 0.
+        gate, waiting, changes, target, moved = arrivals, scratch, scratch, team, free * 0
         if TEAMED:
             gate = arrivals + (image * groups + group) * APART
         if LAZY:
@@ -196,9 +197,9 @@ def sweep_chains(
                 stretch = (items + team - 1) // team
                 begin = tl.minimum(member * stretch, items)
                 end = tl.minimum(begin + stretch, items)
-                changed = 0
+                changed = available * 0
                 if LAZY:
-                    waits = 0
+                    waits = available * 0
                     # What a last large look would leave mostly idle goes by small ones.
                     whole = end - (end - begin) % SCAN
                     for start in range(begin, whole, SCAN):

@@ -742,6 +742,21 @@ def check_a_call_is_a_launch(case: Case, way: str, bad: bool, launched_kernels: 
     assert not {name.split(".")[1] for name in listening.asked} & WAITS
 
 
+@pytest.mark.parametrize("labels", [3, 20])
+def check_sweeps_that_redraw_nothing(labels: int) -> None:
+    """Bounds that stand leave no doubtful site: no label moves, no flip is counted."""
+    logits = torch.zeros(1, labels, 6, 7)
+    logits[:, 0] = 60.0
+    tables = 3.0 * (1 - torch.eye(labels)).expand(2, labels, labels).contiguous()
+    sampler = Sampler(GridCRF(labels, Neighborhood.nearest(4), tables), "triton", 1, way="incremental")
+    chains = sampler.init(logits)
+    sampler.run(chains, 1)
+    before = chains.rows.clone()
+    sampler.run(chains, 2)
+    assert torch.equal(chains.rows, before)
+    assert chains.flips.item() == 0
+
+
 @pytest.mark.parametrize("way", ["gather", "incremental"])
 def check_a_team_without_room_gives_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a full device says of a cooperative launch; any other fault is the caller's."""

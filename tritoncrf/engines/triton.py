@@ -279,4 +279,22 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-average = averaging(sweep, conditionals)
+_everywhere = averaging(sweep, conditionals)
+
+
+def average(
+    work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
+    key: tuple[int, int], count: Tensor, purpose: int, out: Tensor, bad: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if field is None or sweeps < 2:
+        # Where many labels flip nearly no conditional stands.
+        return _everywhere(work, labels, field, sweeps, scale, key, count, purpose, out, bad)
+    from tritoncrf.kernels import shapes, standing
+
+    work = _own(work)
+    found: tuple[Tensor, Tensor] = standing.average(
+        lambda done: sweep(work, labels, field, 1, scale, key, count + done, purpose, bad), sweeps, labels, work.unary,
+        work.rows, work.grid.steps, work.listing, bad, out, scale, work.plan.labels,
+        *shapes.plain(work.plan.labels, _wide()), work.edges,
+    )  # fmt: skip
+    return found

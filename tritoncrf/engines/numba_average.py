@@ -39,6 +39,7 @@ def _settle(
 ) -> float:  # fmt: skip
     """Adds the conditionals of queued sites for the sweeps before ``done`` that they stood; the sum of own energies."""
     energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
+    sums = np.empty((width >> 4, 4), np.float32)
     e, w, target = address(energies), address(weight), address(result)
     if seen is not None:
         kinds, bytes_of, gating, ranks, weighed, factors = seen
@@ -72,7 +73,7 @@ def _settle(
                     edges.add_gated(p, g, end, ranks, q, f, number, width, own_edge + gates, e)
             one.weights(e, w + 4 * width * j, width, scale)
             own += np.float64(energies[np.uint64(byte(p))])
-        one.totals(weight, number, total)
+        one.totals(weight, number, total, sums)
         for j in range(together):
             t = np.int64(queue[np.uint64(group + j)])
             times = (done - since[np.uint64(t)]) / (np.float64(total[j]) * replicas)

@@ -96,6 +96,40 @@ def _shorts_32(here: Whole, step: int, end: int, row: int, half: int, width: int
 
 
 @call
+def _shorts_128(here: Whole, step: int, end: int, row: int, half: int, width: int, start: int, out: int) -> None:
+    """Whole lines of a row after the other, which the processor fetches ahead. The sums of an edge's ends stay apart, as `parts`
+    has it."""
+    a = b = c = d = e = f = g = h = vec.zero_wide()
+    while step < end:
+        there, back = row + byte(here + word(step)) * width, row + half + byte(here - word(step)) * width
+        a, b = vec.add_wide(a, vec.load_wide(there)), vec.add_wide(b, vec.load_wide(there + 64))
+        c, d = vec.add_wide(c, vec.load_wide(there + 128)), vec.add_wide(d, vec.load_wide(there + 192))
+        e, f = vec.add_wide(e, vec.load_wide(back)), vec.add_wide(f, vec.load_wide(back + 64))
+        g, h = vec.add_wide(g, vec.load_wide(back + 128)), vec.add_wide(h, vec.load_wide(back + 192))
+        row, step = row + 2 * half, step + 8
+    vec.finish_wide(start, out, a, e)
+    vec.finish_wide(start + 128, out + 128, b, f)
+    vec.finish_wide(start + 256, out + 256, c, g)
+    vec.finish_wide(start + 384, out + 384, d, h)
+
+
+@call
+def _floats_64(here: Whole, step: int, end: int, row: int, half: int, width: int, start: int, out: int) -> None:
+    a, b, c, d = load(start), load(start + 64), load(start + 128), load(start + 192)
+    while step < end:
+        there, back = row + byte(here + word(step)) * width, row + half + byte(here - word(step)) * width
+        a, b = vec.add(a, load(there)), vec.add(b, load(there + 64))
+        c, d = vec.add(c, load(there + 128)), vec.add(d, load(there + 192))
+        a, b = vec.add(a, load(back)), vec.add(b, load(back + 64))
+        c, d = vec.add(c, load(back + 128)), vec.add(d, load(back + 192))
+        row, step = row + 2 * half, step + 8
+    vec.store(out, a)
+    vec.store(out + 64, b)
+    vec.store(out + 128, c)
+    vec.store(out + 192, d)
+
+
+@call
 def gather(
     here: Whole, steps: Integers, parts: Integers, rows: Bytes, number: int, size: int, short: bool, unary: int, energies: int
 ) -> None:  # fmt: skip
@@ -109,13 +143,21 @@ def gather(
     for part in range(len(parts) - 1):
         step, end = address(steps) + 8 * parts[part], address(steps) + 8 * parts[part + 1]
         row, start = address(rows) + 2 * half * parts[part], energies if part else unary
-        for label in range(0, size - 31, 32):
+        label = 0
+        if size >= 64:
+            while short and label + 128 <= size:
+                _shorts_128(here, step, end, row + 2 * label, half, width, start + 4 * label, energies + 4 * label)
+                label += 128
+            while not short and label + 64 <= size:
+                _floats_64(here, step, end, row + 4 * label, half, width, start + 4 * label, energies + 4 * label)
+                label += 64
+        while label + 32 <= size:
             if short:
                 _shorts_32(here, step, end, row + 2 * label, half, width, start + 4 * label, energies + 4 * label)
             else:
                 _floats_32(here, step, end, row + 4 * label, half, width, start + 4 * label, energies + 4 * label)
-        if size & 16:
-            label = size - 16
+            label += 32
+        if label < size:
             if short:
                 _shorts_16(here, step, end, row + 2 * label, half, width, start + 4 * label, energies + 4 * label)
             else:
@@ -134,30 +176,42 @@ def weights(energies: int, out: int, size: int, scale: float) -> None:
 
 
 @jit
-def totals(weight: Singles, labels: int, out: Singles) -> None:
-    """Sums in label order of four rows of weights: four chains of additions run side by side, one would wait for itself."""
-    a, b, c, d = weight[0, 0], weight[1, 0], weight[2, 0], weight[3, 0]
-    for label in range(1, labels):
-        a += weight[0, label]
-        b += weight[1, label]
-        c += weight[2, label]
-        d += weight[3, label]
+def totals(weight: Singles, labels: int, out: Singles, sums: Singles) -> None:
+    """Sums in label order of four rows of weights, and ``sums`` ``[blocks, 4]`` of what comes before each next 16 labels.
+
+    Four chains of additions run side by side, one would wait for itself.
+    """
+    a = b = c = d = _ZERO
+    for block in range((labels + 15) >> 4):
+        for label in range(16 * block, min(16 * block + 16, labels)):
+            a += weight[0, label]
+            b += weight[1, label]
+            c += weight[2, label]
+            d += weight[3, label]
+        sums[block, 0], sums[block, 1], sums[block, 2], sums[block, 3] = a, b, c, d
     out[0], out[1], out[2], out[3] = a, b, c, d
 
 
 @jit
-def draw(weight: Singles, j: int, labels: int, current: Whole, u: float, total: float) -> Whole:
-    """Rule 3's new label from row j of the weights, given the sum of the weights in label order."""
+def draw(weight: Singles, sums: Singles, j: int, labels: int, current: Whole, u: float, total: float) -> Whole:
+    """Rule 3's new label from row j of the weights, given the sum of the weights in label order; sums: as `totals` left them."""
     x = u * total
     own = weight[j, current]
     if x < own:
         return current
     rest = x - own
     weight[j, current] = _ZERO
-    passed, chosen = _ZERO, 0
-    for label in range(labels):
-        passed += weight[j, label]
-        chosen += passed <= rest
+    passed, chosen, label = _ZERO, 0, 0
+    # Up to the current label the others' sums are the sums of all; they never fall, so the first beyond ``rest`` decides.
+    while label + 16 <= current and sums[np.uint64(label >> 4), j] <= rest:
+        passed = sums[np.uint64(label >> 4), j]
+        label += 16
+    chosen = label
+    while label < labels and passed <= rest:
+        for other in range(label, min(label + 16, labels)):
+            passed += weight[j, other]
+            chosen += passed <= rest
+        label += 16
     weight[j, current] = own
     if chosen == labels:
         chosen = 0

@@ -86,6 +86,7 @@ def sweep(
     """Sweeps of chains ``begin`` to ``end``: by gather, or passing over sites that surely stay if ``lazy``."""
     width = unary.shape[1]
     energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
+    sums = np.empty((width >> 4, 4), np.float32)
     e, w = address(energies), address(weight)
     wide = listed = 0
     if seen is not None:
@@ -137,12 +138,12 @@ def sweep(
                             if ranks:
                                 edges.add_gated(p, g, end_of, ranks, q, f, number, width, edge + wide * t + gates, e)
                         one.weights(e, w + 4 * width * j, width, scale)
-                    one.totals(weight, number, total)
+                    one.totals(weight, number, total, sums)
                     for j in range(together):
                         t = np.int64(queue[np.uint64(group + j)]) if lazy else a + group + j
                         p = np.int64(position[np.uint64(start + t)])
                         old = np.int64(row[np.uint64(p)])
-                        new = one.draw(weight, j, number, old, chosen[np.uint64(t)], total[j])
+                        new = one.draw(weight, sums, j, number, old, chosen[np.uint64(t)], total[j])
                         if lazy:
                             chances[np.uint64(t)] = one.odds(weight, j, number, new, total[j])
                         if new != old:
@@ -187,7 +188,7 @@ def initial(
                 total = weight[0, 0]
                 for label in range(1, void):
                     total += weight[0, label]
-                labels[chain, p] = one.draw(weight, 0, void, 0, chosen[t], total)
+                labels[chain, p] = one.draw(weight, weight, 0, void, 0, chosen[t], total)
 
 
 @entry

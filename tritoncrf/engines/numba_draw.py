@@ -100,7 +100,7 @@ def _shorts_32(here: Whole, step: int, end: int, row: int, half: int, width: int
 
 @call
 def _shorts_128(here: Whole, step: int, end: int, row: int, half: int, width: int, start: int, out: int) -> None:
-    """Four lines of a row in order, which the processor fetches ahead; sums of an edge's two ends apart, as `Rows.parts` has it."""
+    """Four lines of a row in order, which the processor fetches ahead. `Rows.parts` is for sums of an edge's two ends apart."""
     a = b = c = d = e = f = g = h = vec.zero_wide()
     while step < end:
         there, back = row + byte(here + word(step)) * width, row + half + byte(here - word(step)) * width

@@ -139,7 +139,7 @@ def test_pseudolikelihoods_keep_no_neighbours_for_their_gradient() -> None:
 
 
 def test_a_pseudolikelihood_without_gradient_checkpoints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint keeps for a gradient, and the first one imports torch's compiler: 0.9 s, thrice what a million pixels take."""
+    """The first checkpoint imports torch's compiler, which takes thrice as long as a million pixels do."""
     crf = tc.GridCRF(5, tc.Neighborhood.nearest(8), noise(4, 5, 5))
     logits, labels = noise(1, 5, 30, 40), torch.arange(1200).view(1, 30, 40) % 5
     monkeypatch.setattr("tritoncrf.model.SITES", 500)

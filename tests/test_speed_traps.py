@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tritoncrf as tc
 from tritoncrf.coloring import sublattice_coloring
+from tritoncrf.engines import Tables
 from tritoncrf.ranks import Meeting, Ranks
 from tritoncrf.sublattices import free_bases
 
@@ -156,3 +157,23 @@ def test_a_pseudolikelihood_without_gradient_checkpoints_nothing(monkeypatch: py
     assert calls == 0
     assert torch.equal(crf.log_pseudolikelihood(logits, labels), expected)
     assert calls == 3
+
+
+def test_large_tables_are_compared_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every single sweep compares the tables with those that it knows: torch does that entry by entry."""
+
+    def refused(one: Tensor, other: Tensor) -> bool:
+        raise AssertionError("torch.equal of large tables")
+
+    monkeypatch.setattr("tritoncrf.engines.equal", refused)
+    tables = Tables(noise(4, 100, 100))
+    assert tables.equal(tables.copy())
+    for change in (1e-6, float("nan")):
+        other = tables.copy()
+        other.pairwise[-1, -1, -1] += change
+        assert not tables.equal(other)
+        assert not other.equal(tables)
+    assert not tables.equal(Tables(noise(4, 100, 101)))
+    assert not tables.equal(Tables(tables.pairwise, noise(1, 4, 100, 100)))
+    with pytest.raises(AssertionError, match="large"):
+        tables.equal(Tables(tables.pairwise.double()))

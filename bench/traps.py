@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from bench.turns import RESULTS, save, table
 
 # What "calm" is multiplied by, for flip rates of about 0.6, 2 and 7 per cent.
 CALM = {"0.006": 1.0, "0.022": 0.73, "0.07": 0.62}
-COLUMNS = {
-    "call": "call", "of": "beside", "ms": "ms", "of_ms": "ms beside", "ratio": "ratio", "note": "note"
-}  # fmt: skip
+COLUMNS = {"call": "call", "of": "beside", "ms": "ms", "of_ms": "ms beside", "ratio": "ratio", "note": "note"}
 Row = dict[str, object]
 
 
@@ -44,13 +42,12 @@ def turns(calls: Mapping[str, Callable[[], object]], number: int) -> dict[str, l
     return found
 
 
-def row(call: str, of: str, times: Mapping[str, list[float]], note: str, scale: tuple[float, float] = (1.0, 1.0)) -> Row:
-    """scale: by which the times of both count."""
-    first, second = ([time * by for time in times[name]] for name, by in zip((call, of), scale, strict=True))
-    ratio = statistics.median(a / b for a, b in zip(first, second, strict=True))
-    return {
-        "call": call, "of": of, "ms": statistics.median(first), "of_ms": statistics.median(second), "ratio": ratio, "note": note
-    }  # fmt: skip
+def row(times: Mapping[str, list[float]], note: str, names: Sequence[str] = (), scale: float = 1.0) -> Row:
+    """Of the first two calls, or of those named; scale: by which times count."""
+    call, of = names or list(times)[:2]
+    ratio = statistics.median(a / b for a, b in zip(times[call], times[of], strict=True))
+    first, second = (statistics.median(times[name]) * scale for name in (call, of))
+    return {"call": call, "of": of, "ms": first, "of_ms": second, "ratio": ratio, "note": note}
 
 
 def visits(rate: str, number: int, engine: str = "numba", sweeps: int = 10) -> list[Row]:
@@ -70,8 +67,8 @@ def visits(rate: str, number: int, engine: str = "numba", sweeps: int = 10) -> l
     told = losses["auto"].statistics
     assert told is not None
     better = min(("incremental", "gather"), key=lambda way: statistics.median(times[way]))
-    found = row("auto", better, times, f"PCD visit, flip rate {float(told.flip_rate):.4f}")
-    return [found, row("gather", "incremental", times, f"PCD visit, flip rate {float(told.flip_rate):.4f}")]
+    note = f"PCD visit, flip rate {float(told.flip_rate):.4f}"
+    return [row(times, note, ("auto", better)), row(times, note, ("gather", "incremental"))]
 
 
 def single_sweeps(labels: int, classes: int, number: int, engine: str = "numba") -> Row:
@@ -84,7 +81,7 @@ def single_sweeps(labels: int, classes: int, number: int, engine: str = "numba")
         "200 calls of a sweep": lambda: [sampler.run(chains[0], 1) for _ in range(200)],
         "one of 200": lambda: sampler.run(chains[1], 200),
     }
-    return row(*calls, turns(calls, number), f"{labels} labels, {classes} classes, 24 x 24")
+    return row(turns(calls, number), f"{labels} labels, {classes} classes, 24 x 24")
 
 
 def gathers(kind: str, number: int, engine: str = "numba") -> Row:
@@ -109,7 +106,7 @@ def gathers(kind: str, number: int, engine: str = "numba") -> Row:
     times = turns(calls, number)
     rates = [float(chains.flips.sum()) / 3 / chains.sites for _, chains in samplers.values()]
     note = f"a gather sweep of 130 x 330, {kind}, flip rates {rates[0]:.3f} and {rates[1]:.3f}"
-    return row(*calls, times, note, (1 / 3, 1 / 3))
+    return row(times, note, scale=1 / 3)
 
 
 def pseudolikelihoods(side: int, number: int) -> Row:
@@ -121,10 +118,11 @@ def pseudolikelihoods(side: int, number: int) -> Row:
         with torch.no_grad():
             return crf.log_pseudolikelihood(logits, labels)
 
-    calls: dict[str, Callable[[], object]] = {
-        "without gradient": plain, "with gradient": lambda: crf.log_pseudolikelihood(logits, labels).sum().backward()
-    }
-    return row(*calls, turns(calls, number), f"log_pseudolikelihood of {side} x {side}")
+    def learning() -> None:
+        crf.log_pseudolikelihood(logits, labels).sum().backward()  # type: ignore[no-untyped-call]
+
+    calls: dict[str, Callable[[], object]] = {"without gradient": plain, "with gradient": learning}
+    return row(turns(calls, number), f"log_pseudolikelihood of {side} x {side}")
 
 
 def main() -> None:

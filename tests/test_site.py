@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import html.parser
 import importlib.util
 import os
@@ -12,9 +11,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -90,10 +88,6 @@ def test_what_blocks_promise_is_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert promised >= 8
 
 
-def parser() -> argparse.ArgumentParser:
-    return cast(Callable[[], argparse.ArgumentParser], cli._parser)()
-
-
 COMMANDS = [
     (name_of(page), line) for page in PAGES for _, code in blocks(page, "console")
     for line in code.replace("\\\n", " ").splitlines() if line.strip()
@@ -110,7 +104,7 @@ def test_commands_exist(page: str, line: str) -> None:
 def known(words: list[str]) -> None:
     match words:
         case ["tritoncrf", *rest] | ["torchrun", _, "-m", "tritoncrf", *rest]:
-            parser().parse_args(rest)
+            cli._parser().parse_args(rest)
         case ["python", "-m", "torch.distributed.run", _, "-m", module, *_]:
             assert importlib.util.find_spec(module), module
         case ["python", "-m", module, *_]:

@@ -17,6 +17,15 @@ EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\s*$).*)*", re.MULTILINE)
 WHOLE = re.compile(r"(?<=[.)]) +(?=(?:Raises|Returns|Warns|Waits) )")
 
 
+# Between code spans: a shape such as [N, *shape] would begin an emphasis.
+STAR = re.compile(r"(`+[^`]*`+)|\*(?=\w)")
+
+
+def starred(text: str) -> str:
+    """The text with the stars of shapes as they are."""
+    return STAR.sub(lambda found: found[1] or "\\*", text)
+
+
 def fenced(text: str) -> str:
     """The text with each run of examples in a fence."""
     return EXAMPLE.sub(lambda found: f"```pycon\n{found[0]}\n```", text)
@@ -42,8 +51,10 @@ def _items(paragraph: str, start: re.Pattern[str]) -> str:
 
 
 def arguments(obj: griffe.Object) -> list[str]:
-    """Names of what a function, or a class's constructor, takes."""
-    maker = obj.members.get("__init__") if obj.is_class else obj
+    """Names of what a function, or a class's constructor, takes; of a class without one, such as a dataclass, its fields."""
+    if obj.is_class and "__init__" not in obj.members:
+        return [name for name, member in obj.members.items() if member.is_attribute]
+    maker = obj.members["__init__"] if obj.is_class else obj
     return [own.name for own in getattr(maker, "parameters", ()) if own.name != "self"]
 
 
@@ -60,4 +71,4 @@ class Docstrings(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         for obj in objects(pkg):
             if obj.docstring is not None:
-                obj.docstring.value = listed(fenced(obj.docstring.value), arguments(obj))
+                obj.docstring.value = listed(fenced(starred(obj.docstring.value)), arguments(obj))

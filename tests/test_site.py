@@ -133,6 +133,11 @@ def test_every_public_name_has_a_place_in_the_reference() -> None:
     assert set(tc.__all__) <= shown
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2])
+    assert sorted(listed) == sorted(map(name_of, PAGES))
+
+
 def test_every_example_has_a_page_with_a_picture() -> None:
     for script in (ROOT / "examples").glob("*.py"):
         page = (DOCS / "examples" / f"{script.stem}.md").read_text()

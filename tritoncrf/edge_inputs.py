@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.engines import EdgeData, Plan
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.layout import Layout
 from tritoncrf.rings import Wrap
@@ -30,6 +31,8 @@ class Edges(NamedTuple):
     """uint8 [N, Ck, *shape]: which table of its class an edge reads."""
     gates: Tensor | None = None
     """float [N, G, Cg, *shape] in [0, 1]: how much of each gated table."""
+    graph: FactorGraph | None = None
+    """Who touches whom, for a model of graphs; its kinds and gates are its own."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,9 @@ def _joined(layout: Layout, present: Tensor, classes: Neighborhood) -> Iterator[
     shape = tuple(present.shape[1:])
     rows = torch.zeros((len(present), layout.volume), dtype=torch.bool, device=present.device)
     layout.crop(rows, shape).copy_(present)
+    offsets = () if layout.neighborhood is None else layout.neighborhood.offsets
     for offset in classes.offsets:
-        own, joined = layout.neighborhood.offsets.index(offset), torch.zeros_like(present)
+        own, joined = offsets.index(offset), torch.zeros_like(present)
         for c, step in zip(layout.classes, layout.displacements, strict=True):
             if c == own:
                 joined |= present & layout.ahead(rows, shape, step)

@@ -63,5 +63,5 @@ def both(
 def _sample_of(batch: Batch, chains: ChainState, clamp: Tensor | None) -> Sample:
     # Where all pixels exist and are free each has a label after a sweep; nobody writes into a phase's rows any more.
     whole = batch.whole and clamp is None
-    labels = chains.layout.crop(chains.rows, chains.shape) if whole else chains.labels
+    labels = chains.layout.crop(chains.rows, chains.shape) if whole else chains.images
     return Sample(chains, labels)

@@ -19,6 +19,7 @@ from tritoncrf.agreement import agree
 from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.intake import Batch, targets
 from tritoncrf.interrupts import unbroken
 from tritoncrf.lookup import find, look_at, renew
@@ -67,13 +68,13 @@ class Visit(metaclass=Unopened):
         self, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None,
+        sweeps: Tensor | None, graph: FactorGraph | None = None,
     ) -> tuple[Found, Tally]:  # fmt: skip
         """Value, the fields of `Errors`, their factor and whether the call was bad; beside that the tally.
 
         pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
         gates want an error; each: a value for each image; visits, labels, sweeps: the loss's running number and the store's
-        tensors, written in place. The rest as in `CRFLoss.forward`.
+        tensors, written in place. The rest as in `CRFLoss.forward`, graphs as rows of pixels.
         """
         if self.chains is None and self.method == "pcd":
             raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
@@ -97,7 +98,7 @@ class Visit(metaclass=Unopened):
         with self.sampler.guard.call(self.sampler.crf.device):
             # Kept from here on: had the guard raised, kept labels would be looked at again.
             self._own = own
-            tables, edges = Tables(pairwise, gated), Edges(kinds, gates)
+            tables, edges = Tables(pairwise, gated), Edges(kinds, gates, graph)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None)
             return self._sample(terms, logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks)
 

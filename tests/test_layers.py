@@ -14,7 +14,8 @@ ROOMS = [
     "generators", "saved", "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome",
     "gradient", "phases", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets",
     "order", "sampler", "intake", "chains", "rates", "store", "places", "shares", "sizes", "ranks", "finite", "checkpoint",
-    "factors", "model", "crf", "incidence", "node_bound", "edge_inputs", "layout", "nodes", "frame", "coloring", "sublattices", "rings", "graphs",
+    "models", "factors", "model", "crf", "incidence", "node_bound", "edge_inputs", "layout", "nodes", "frame", "coloring",
+    "sublattices", "rings", "graphs",
     "graph_coloring", "lattice", "targets", "tally", "tiles", "validation", "guard", "engines", "eager", "interrupts",
     "contract", "kernels", "_version",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tritoncrf.edge_inputs import Edges
+from tritoncrf.edge_inputs import Given
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.frame import Shape
 from tritoncrf.graphs import FactorGraph
@@ -63,15 +63,15 @@ class CRF(nn.Module):
         """The gates of a batch of graphs, float ``[factors of gated arities]``, with the gradient that they want; else None."""
         return None
 
-    def layout(self, shape: Shape, graph: FactorGraph | None) -> Layout:
+    def layout(self, shape: Shape, given: Given) -> Layout:
         """The layout of images of padded ``shape``, or of a batch of graphs."""
         raise NotImplementedError
 
-    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Edges) -> Plan:
+    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
         """The plan with what its batch says of its edges, looked at."""
         raise NotImplementedError
 
-    def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Edges) -> Tensor:
+    def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Given) -> Tensor:
         """`energy`, whatever it is told of edges."""
         raise NotImplementedError
 

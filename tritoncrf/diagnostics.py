@@ -56,7 +56,8 @@ def lag(
     True
     """
     if not isinstance(crf, CRF) or not isinstance(chains, ChainStore):
-        raise TypeError(f"crf, chains: expected a GridCRF or a FactorCRF, and a ChainStore, got {type(crf).__name__}, {type(chains).__name__}")
+        got = f"{type(crf).__name__}, {type(chains).__name__}"
+        raise TypeError(f"crf, chains: expected a GridCRF or a FactorCRF, and a ChainStore, got {got}")
     sweeps = validation.whole("sweeps", sweeps, 1)
     if chains.device != crf.device:
         raise ValueError(f"chains: expected a ChainStore on {crf.device} (that of the CRF's tables), got {chains.device}")
@@ -94,7 +95,7 @@ def lag(
     )  # fmt: skip
 
     def energies() -> Tensor:
-        return crf.scores(logits, state.labels, given["sizes"], given["mask"], Edges(kinds, gates, graph))
+        return crf.scores(logits, state.labels, given["sizes"], given["mask"], Edges(kinds, gates) if graph is None else graph)
 
     before = energies()
     if not bool(before.isfinite().all()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,8 +31,10 @@ class Edges(NamedTuple):
     """uint8 [N, Ck, *shape]: which table of its class an edge reads."""
     gates: Tensor | None = None
     """float [N, G, Cg, *shape] in [0, 1]: how much of each gated table."""
-    graph: FactorGraph | None = None
-    """Who touches whom, for a model of graphs; its kinds and gates are its own."""
+
+
+Given: TypeAlias = Edges | FactorGraph
+"""What a batch says of who touches whom: nothing beyond its shape but kinds and gates, or on graphs all of it."""
 
 
 @dataclass(frozen=True)

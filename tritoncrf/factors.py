@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tritoncrf import contract, validation
 from tritoncrf.crf import CRF, whole
-from tritoncrf.edge_inputs import Edges
+from tritoncrf.edge_inputs import Given
 from tritoncrf.engines import Plan, Tables, starts_of
 from tritoncrf.engines.torch import pair_counts
 from tritoncrf.frame import Shape
@@ -68,8 +68,8 @@ class FactorCRF(CRF):
             raise ValueError(f"arities: expected fewer than 2^31 entries of all tables together, got {self._starts[-1]}")
         given = [None] * len(self.arities) if factors is None else factors
         if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != len(self.arities):
-            got = f"{len(given)} of them" if isinstance(given, list | tuple) else type(given).__name__
-            raise ValueError(f"factors: expected a list with a table or None for each of {len(self.arities)} classes, got {got}")
+            got, wanted = f"{len(given)}" if isinstance(given, list | tuple) else type(given).__name__, len(self.arities)
+            raise ValueError(f"factors: expected a list with a table or None for each of {wanted} classes, got {got}")
         self.factors = nn.ParameterList(_table(f"factors[{c}]", part, shape) for c, (part, shape) in
                                         enumerate(zip(given, self._shapes, strict=True)))  # fmt: skip
         self.layouts = GraphCache(self.num_labels, self.kinds)
@@ -103,7 +103,8 @@ class FactorCRF(CRF):
         """What is told of `tables`' entries ``[.., entries]``, by class: ``[.., kinds, L, .., L]``."""
         shapes = self._shapes
         sizes = [torch.Size(shape).numel() for shape in shapes]
-        return tuple(part.unflatten(-1, shape) for part, shape in zip(row.split(sizes, -1), shapes, strict=True))
+        parts = torch.split(row, sizes, -1)
+        return tuple(part.reshape(*row.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True))
 
     def get_extra_state(self) -> Tensor:
         """int64: labels, classes, arities and kinds, so that tables of others are not taken for these."""
@@ -150,15 +151,16 @@ class FactorCRF(CRF):
         gates = [part for part in found if part is not None]
         return torch.cat(gates) if gates else None
 
-    def layout(self, shape: Shape, graph: FactorGraph | None) -> Layout:
-        assert graph is not None, "looked at by `fold`"
-        return self.layouts.get(graph)
+    def layout(self, shape: Shape, given: Given) -> Layout:
+        assert isinstance(given, FactorGraph), "looked at by `fold`"
+        return self.layouts.get(given)
 
-    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Edges) -> Plan:
+    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
         return plan
 
-    def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Edges) -> Tensor:
-        return self.energy(logits, labels, given.graph, mask=mask)
+    def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Given) -> Tensor:
+        assert isinstance(given, FactorGraph), "looked at by `fold`"
+        return self.energy(logits, labels, given, mask=mask)
 
     def foreign(self, plan: Plan, layout: Layout) -> str | None:
         of = plan.factors
@@ -183,7 +185,7 @@ class FactorCRF(CRF):
         counts = counts if plan.unit == 1 else counts.double() / plan.unit
         return self.split(counts if labels.dim() == 2 else counts[:, 0])
 
-    def energy(self, logits: Tensor, labels: Tensor, graph: FactorGraph | None, *, mask: Tensor | None = None) -> Tensor:
+    def energy(self, logits: Tensor, labels: Tensor, graph: FactorGraph, *, mask: Tensor | None = None) -> Tensor:
         """E(y) in nats, float32 ``[G]``, differentiable in logits ``[V, L]``, tables and the graph's gates.
 
         labels: integers ``[V]``, or labelings ``[M, V]``, whose energies are ``[G, M]``; mask: bool ``[V]``, False where a node
@@ -195,7 +197,7 @@ class FactorCRF(CRF):
         unary = scores.gather(1, here).masked_fill(~plan.exists[:, None], 0.0)
         found = unary.sum(2, dtype=torch.float64)
         factors = plan.factors
-        assert factors is not None and graph is not None, "laid out"
+        assert factors is not None, "laid out"
         tables = F.pad(self.tables.pairwise.double(), (0, 1))
         for part in factors.ends:
             values = tables[factors.entries(part, rows)]
@@ -234,7 +236,7 @@ class FactorCRF(CRF):
             found.append(own.new_zeros(len(rows)).index_add(0, image, own))
         return torch.stack(found, 1) if labels.dim() == 2 else found[0]
 
-    def _lay_out(self, labels: Tensor, graph: FactorGraph | None, mask: Tensor | None) -> tuple[Plan, Tensor, Fold]:
+    def _lay_out(self, labels: Tensor, graph: FactorGraph, mask: Tensor | None) -> tuple[Plan, Tensor, Fold]:
         fold = self.fold(graph)
         labels = validation.tensor("labels", labels)
         many = labels.dim() == 2

@@ -15,6 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from tritoncrf import contract
 from tritoncrf.chains import ChainState
+from tritoncrf.crf import CRF
 from tritoncrf.engines import Tables
 from tritoncrf.sampler import Sampler
 
@@ -33,7 +34,7 @@ class Errors(NamedTuple):
 
 
 def errors(
-    sampler: Sampler, data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor] | None = None,
+    sampler: Sampler[CRF], data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor] | None = None,
     flow: bool = True, total: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Errors:  # fmt: skip
     """The errors of a pair of samples; the one place where shared tables come together.

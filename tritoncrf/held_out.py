@@ -32,7 +32,7 @@ def held_out(
     """
     sampler = loss.sampler
     with sampler.guard.call(sampler.crf.device), torch.no_grad():
-        edges = Edges(kinds, gates, graph)
+        edges = Edges(kinds, gates) if graph is None else graph
         batch = sampler.lay_out(logits, None, sizes=sizes, mask=mask, replicas=1, count=None, edges=edges)
         present = batch.present
         if clamp is not None:

@@ -43,7 +43,8 @@ def _ends(graph: FactorGraph, arity: int, classes: list[int], bases: list[int], 
         kind, gate = graph.kind[c], graph.gate[c]
         base = torch.full((len(graph.members[c]),), bases[c], dtype=torch.int32, device=graph.device)
         table.append(base if kind is None else base + kind)
-        gates.append(torch.full_like(base, contract.GATE_STEPS, dtype=torch.uint8) if gate is None else contract.round_gates(gate))
+        full = torch.full_like(base, contract.GATE_STEPS, dtype=torch.uint8)
+        gates.append(full if gate is None else contract.round_gates(gate))
     gated = any(graph.gate[c] is not None for c in classes)
     return Ends(
         arity, members, torch.cat(table), torch.cat(gates) if gated else None, *(graph.kept[name] for name in names)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tritoncrf import contract, diagnostics, validation
 from tritoncrf.chains import ChainState
 from tritoncrf.crf import CRF
-from tritoncrf.edge_inputs import Edges
+from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.sampler import Sampler
 
@@ -62,13 +62,14 @@ def estimate(
     """Runs R chains an image through ``burn_in`` sweeps, then averages the conditionals over ``sweeps`` more.
 
     logits ``[N, L, *shape]``; labels to start from (needed where ``clamp`` holds them); init_logits: of the first draw;
-    the rest as in `Sampler.init` and `Sampler.run`; of graphs logits ``[V, L]`` and marginals likewise. Warns where the replicas of an image disagree (R-hat above 1.1). Raises
-    ValueError or TypeError naming the argument.
+    the rest as in `Sampler.init` and `Sampler.run`; of graphs logits ``[V, L]`` and marginals likewise. Warns where the
+    replicas of an image disagree (R-hat above 1.1). Raises ValueError or TypeError naming the argument.
     """
     sweeps, burn_in = validation.whole("sweeps", sweeps, 1), validation.whole("burn_in", burn_in, 0)
+    edges = Edges(kinds, gates) if graph is None else graph
     with torch.no_grad():
         sampler = Sampler(crf, engine, seed)
-        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, Edges(kinds, gates, graph))
+        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, edges)
         sampler.run(chains, burn_in, beta=beta)
         # Thousands of float32 additions of like terms would drift by more than 1e-4.
         total = torch.zeros((*chains.plan.free.shape, crf.num_labels), dtype=torch.float64, device=crf.device)
@@ -130,9 +131,10 @@ def anneal(
     if not isinstance(betas, Sequence) or len(betas) != 2 or not 0 < betas[0] <= betas[1]:
         raise ValueError(f"betas: expected a pair (first, last) with 0 < first <= last, got {betas!r}")
     first, last = (validation.beta(beta) for beta in betas)
+    edges = Edges(kinds, gates) if graph is None else graph
     with torch.no_grad():
         sampler = Sampler(crf, engine, seed)
-        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, Edges(kinds, gates, graph))
+        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, edges)
         for step in range(sweeps):
             sampler.run(chains, 1, beta=first * (last / first) ** (step / max(sweeps - 1, 1)))
         sampler.run(chains, 10, beta=contract.MAX_BETA)
@@ -140,27 +142,28 @@ def anneal(
         found, fold = chains.images, chains.layout.fold
         best = torch.zeros(len(found), dtype=torch.int64, device=found.device)
         if replicas > 1:
-            best = crf.scores(logits, chains.labels, sizes, mask, Edges(kinds, gates, graph)).argmin(1)
+            best = crf.scores(logits, chains.labels, sizes, mask, edges).argmin(1)
         lowest = found[torch.arange(len(found), device=found.device), best]
         return lowest if fold is None else fold.back(lowest)
 
 
 def _start(
-    sampler: Sampler, logits: Tensor, init_logits: Tensor | None, labels: Tensor | None, index: Tensor | None,
-    sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, replicas: int, edges: Edges,
+    sampler: Sampler[CRF], logits: Tensor, init_logits: Tensor | None, labels: Tensor | None, index: Tensor | None,
+    sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, replicas: int, edges: Given,
 ) -> ChainState:  # fmt: skip
     first = logits
     if init_logits is not None:
-        if edges.graph is None:
+        if isinstance(edges, Edges):
             validation.logits(logits, sampler.crf.num_labels, sampler.crf.ndim, sampler.crf.device)
         else:
             validation.tensor("logits", logits)
         kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
         first = validation.shaped("init_logits", init_logits, [tuple(logits.shape)], kinds, sampler.crf.device)
+    given, graph = (edges, None) if isinstance(edges, Edges) else (Edges(), edges)
     chains = sampler.init(
-        first, labels, index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas, kinds=edges.kinds, gates=edges.gates,
-        graph=edges.graph,
-    )
+        first, labels, index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas, kinds=given.kinds, gates=given.gates,
+        graph=graph,
+    )  # fmt: skip
     return chains if init_logits is None else sampler.run(chains, 0, logits=logits)
 
 

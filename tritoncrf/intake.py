@@ -13,7 +13,7 @@ from torch import Tensor
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState
 from tritoncrf.crf import CRF
-from tritoncrf.edge_inputs import Edges
+from tritoncrf.edge_inputs import Given
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.layout import Layout
 from tritoncrf.validation import Guard
@@ -48,14 +48,14 @@ class Batch:
 
 def look(
     guard: Guard, crf: CRF, logits: Tensor, index: Tensor | None, sizes: Tensor | None, mask: Tensor | None, replicas: int,
-    count: Tensor | None, edges: Edges,
+    count: Tensor | None, edges: Given,
 ) -> tuple[Plan, Layout, Tensor, Tensor]:  # fmt: skip
     """Plan, layout, present pixels and counts of a batch given as to `Sampler.init`."""
     device, labels = crf.device, crf.num_labels
     validation.logits(logits, labels, crf.ndim, device)
     replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
     images, shape = len(logits), tuple(logits.shape[2:])
-    layout = crf.layout(shape, edges.graph)
+    layout = crf.layout(shape, edges)
     frame, (order, none) = layout.frame(shape), layout.numbers(images).unbind()
     sizes, mask = validation.extents(guard, images, shape, sizes, mask, device, frame.limits)
     index = counter(guard, "index", index, 1 << contract.INDEX_BITS, order)
@@ -66,13 +66,16 @@ def look(
     return crf.look(guard, plan, layout, present, sizes, edges), layout, present, count
 
 
-def look_again(guard: Guard, crf: CRF, chains: ChainState, logits: Tensor) -> None:
-    """Looks at new logits of chains that are under way."""
+def look_again(guard: Guard, crf: CRF, chains: ChainState, logits: Tensor) -> Tensor:
+    """New logits of chains that are under way, looked at; those of graphs as rows."""
+    fold = chains.layout.fold
+    logits = logits if fold is None else fold.logits(logits, crf.num_labels, crf.device)
     validation.logits(logits, crf.num_labels, crf.ndim, crf.device)
     expected = (len(chains.index), crf.num_labels, *chains.shape)
     if logits.shape != expected:
         raise ValueError(f"logits: expected the chains' shape {list(expected)}, got {list(logits.shape)}")
     validation.logit_values(guard, logits, chains.exists)
+    return logits
 
 
 def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp: Tensor | None, plan: Plan) -> Tensor:

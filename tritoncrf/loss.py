@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from tritoncrf.crf import CRF
 from tritoncrf.gradient import Sampled
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.held_out import held_out
+from tritoncrf.models import Model
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 from tritoncrf.tally import Statistics, Tally
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class CRFLoss(nn.Module):
+class CRFLoss(nn.Module, Generic[Model]):
     """The sampled negative log-likelihood of a `GridCRF`, or a `FactorCRF`, called where cross-entropy stood.
 
     crf: a submodule, so ``loss.parameters()`` are its tables. chains: the training set's `ChainStore`, which PCD needs; its
@@ -72,7 +73,7 @@ class CRFLoss(nn.Module):
     """The training set's, or None; may be set."""
 
     def __init__(
-        self, crf: CRF, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
+        self, crf: Model, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
         ignore_index: int = 255, reduction: str = "mean", engine: str = "auto", seed: int | None = None,
         validate: bool | None = None, weight: Tensor | None = None, process_group: ProcessGroup | None = None,
     ) -> None:  # fmt: skip
@@ -97,7 +98,7 @@ class CRFLoss(nn.Module):
         drawn = seed is None and (chains is None or chains.drawn)
         if seed is None:
             seed = contract.fresh_seed() if chains is None else chains.seed
-        self.crf = crf
+        self.crf: Model = crf
         self.engine = engine
         # What a compiler would look for in the visit, which it does not open.
         self._each = reduction == "none"
@@ -241,7 +242,7 @@ class CRFLoss(nn.Module):
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)
             self._told = Statistics(*found[7:])
         else:
-            found, self._told = self._visit(logits, pairwise, gated, *given, graph)
+            found, self._told = self._visit(logits, pairwise, gated, *given, graph=graph)  # type: ignore[misc]
         value, *errors, factor, self.invalid = found[:7]
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
             logits, pairwise, gated, gates, value, factor, *errors
@@ -256,5 +257,5 @@ def _check_chains(chains: object, crf: CRF, method: str) -> None:
     if chains is None and method == "pcd":
         raise ValueError("chains: expected a ChainStore over the training images' sizes for method='pcd', got None")
     if chains is not None and chains.sizes.shape[1] != crf.ndim:
-        wanted = "sizes of one axis, a graph's number of nodes," if crf.arity else f"images of {crf.ndim} axes as the neighbourhood,"
+        wanted = f"images of {crf.ndim} axes as the neighbourhood," if not crf.arity else "one axis, a graph's nodes,"
         raise ValueError(f"chains: expected {wanted} got {chains.sizes.shape[1]}")

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tritoncrf import contract, validation
 from tritoncrf.crf import CRF, whole
-from tritoncrf.edge_inputs import EdgeForm, Edges, look, told
+from tritoncrf.edge_inputs import EdgeForm, Edges, Given, look, told
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.engines.torch import pair_counts
 from tritoncrf.frame import Shape
@@ -122,15 +122,17 @@ class GridCRF(CRF):
         if graph is not None:
             raise ValueError(f"graph: expected None for a GridCRF, whose neighbours are offsets, got {type(graph).__name__}")
 
-    def layout(self, shape: Shape, graph: FactorGraph | None) -> Layout:
+    def layout(self, shape: Shape, given: Given) -> Layout:
         check(Guard(), self.neighborhood, self.form.wrap, shape, None)
         return self.layouts.get(shape, self.device)
 
-    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Edges) -> Plan:
+    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
         check(guard, self.neighborhood, self.form.wrap, tuple(present.shape[1:]), sizes)
+        assert isinstance(given, Edges), "looked at by `fold`"
         return look(guard, self.form, plan, layout, present, given)
 
-    def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Edges) -> Tensor:
+    def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Given) -> Tensor:
+        assert isinstance(given, Edges), "looked at by `fold`"
         return self.energy(logits, labels, sizes=sizes, mask=mask, kinds=given.kinds, gates=given.gates)
 
     def foreign(self, plan: Plan, layout: Layout) -> str | None:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ def bound(guard: Guard, rounded: Tensor, starts: tuple[int, ...], factors: Facto
 
     rounded: float32 ``[entries]``; starts: where each table begins, and the end.
     """
-    largest = torch.stack([part.abs().amax() for part in rounded.split([b - a for a, b in zip(starts, starts[1:], strict=False)])])
+    largest = torch.stack([rounded[a:b].abs().amax() for a, b in itertools.pairwise(starts)])
     guard.require(
         largest < torch.inf, "factors: expected finite table entries",
         lambda: f"NaN or infinity in table {int((~(largest < torch.inf)).int().argmax())}",
@@ -44,10 +46,8 @@ def bound(guard: Guard, rounded: Tensor, starts: tuple[int, ...], factors: Facto
         graph = f" of graph {n}" if len(factors.first) > 2 else ""
         return f"{float(total[worst]):.6g} at node {worst - int(factors.first[n])}{graph}"
 
-    guard.require(
-        total <= contract.TABLE_BOUND,
-        f"factors: expected 2 * sum of the largest |entry| of each of a node's factors of at most {contract.TABLE_BOUND:g}", got,
-    )  # fmt: skip
+    told = f"factors: expected 2 * sum of the largest |entry| of each of a node's factors of at most {contract.TABLE_BOUND:g}"
+    guard.require(total <= contract.TABLE_BOUND, told, got)
 
 
 def _gated(guard: Guard, mass: Tensor, gate: Tensor) -> None:

@@ -47,7 +47,7 @@ class Fold:
 
     def rows(self, values: Tensor) -> Tensor:
         """``[V, ..]`` -> ``[G, .., width]``, differentiable."""
-        found = values.unflatten(0, (self.graphs, self.width)) if self.node is None else values[self.node]
+        found = values.reshape(self.graphs, self.width, *values.shape[1:]) if self.node is None else values[self.node]
         return found.movedim(1, -1)
 
     def back(self, rows: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tritoncrf.crf import CRF
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, errors, unary_gap
 from tritoncrf.intake import ALLOWED, Batch
@@ -35,7 +36,7 @@ STEPS = 1 << 20
 class Terms:
     """How a loss counts."""
 
-    sampler: Sampler
+    sampler: Sampler[CRF]
     reduction: str
     sweeps: int
     weight: Tensor | None

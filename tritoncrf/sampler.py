@@ -8,6 +8,7 @@ and count of sweeps alone, not on engine, way, batch, padding or threads.
 from __future__ import annotations
 
 import time
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -16,12 +17,13 @@ from tritoncrf import contract, engines, validation
 from tritoncrf.chains import ChainState
 from tritoncrf.crf import CRF
 from tritoncrf.eager import uncompiled
-from tritoncrf.edge_inputs import Edges
+from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.intake import Batch, look, look_again, starting_labels
 from tritoncrf.interrupts import unbroken
 from tritoncrf.layout import hold, pack
-from tritoncrf.graphs import FactorGraph
+from tritoncrf.models import Model
 from tritoncrf.validation import Guard
 
 WAYS = ("auto", "gather", "incremental")
@@ -31,7 +33,7 @@ STRIDE, LONGEST = 4, 64
 PATIENCE = 0.25
 
 
-class Sampler:
+class Sampler(Generic[Model]):
     """Gibbs sampling of the labels of a `GridCRF`, or a `FactorCRF`.
 
     engine: "auto" | "torch" | "numba" | "triton"; a named one that cannot run raises RuntimeError saying how to get it.
@@ -47,11 +49,11 @@ class Sampler:
     """
 
     def __init__(
-        self, crf: CRF, engine: str = "auto", seed: int | None = 0, *, way: str = "auto", validate: bool | None = None
+        self, crf: Model, engine: str = "auto", seed: int | None = 0, *, way: str = "auto", validate: bool | None = None
     ) -> None:
         if not isinstance(crf, CRF):
             raise TypeError(f"crf: expected a GridCRF or a FactorCRF, got {type(crf).__name__}")
-        self.crf = crf
+        self.crf: Model = crf
         self.seed, self.way = contract.seed_of(seed), validation.choice("way", way, WAYS)
         self.requested = engine
         self.device = crf.device
@@ -110,7 +112,7 @@ class Sampler:
             if fold is not None:
                 logits, labels = fold.logits(logits, self.crf.num_labels, self.crf.device), fold.labels("labels", labels)
                 sizes, mask, clamp = fold.sizes, fold.each("mask", mask), fold.each("clamp", clamp)
-            edges = Edges(kinds, gates, graph)
+            edges = Edges(kinds, gates) if graph is None else graph
             batch = self.lay_out(logits, index, sizes=sizes, mask=mask, replicas=replicas, count=count, edges=edges)
             if clamp is not None:
                 clamp = validation.shaped("clamp", clamp, [tuple(batch.present.shape)], [torch.bool], batch.logits.device)
@@ -121,7 +123,7 @@ class Sampler:
 
     def lay_out(
         self, logits: Tensor, index: Tensor | None, *, sizes: Tensor | None, mask: Tensor | None, replicas: int,
-        count: Tensor | None, edges: Edges, tables: Tables | None = None,
+        count: Tensor | None, edges: Given, tables: Tables | None = None,
     ) -> Batch:  # fmt: skip
         """Looks at a batch and the tables once, whatever phases `begin` on them; arguments and errors as of `init`, graphs as
         rows of pixels.
@@ -172,11 +174,9 @@ class Sampler:
         self._sweep(chains, sweeps, contract.scale_of(1.0))
 
     def _room(self, chains: ChainState, sweeps: int) -> None:
-        self.guard.require(
-            chains.count <= (1 << contract.SWEEP_BITS) - sweeps,
-            f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",
-            lambda: f"{sweeps} more after {int(chains.count.max())}",
-        )
+        told = f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life"
+        left = chains.count <= (1 << contract.SWEEP_BITS) - sweeps
+        self.guard.require(left, told, lambda: f"{sweeps} more after {int(chains.count.max())}")
 
     def _ready(self, chains: ChainState, sweeps: int, beta: float) -> float:
         """Rule 3's factor, once chains, sweeps and beta are looked at."""
@@ -283,9 +283,7 @@ class Sampler:
         tables = self.crf.rounded(self.guard, given, chains.plan)
         seen = given.copy() if self.device.type == "cpu" and self.guard.waits(self.device) else None
         if logits is not None:
-            fold = chains.layout.fold
-            logits = logits if fold is None else fold.logits(logits, self.crf.num_labels, self.crf.device)
-            look_again(self.guard, self.crf, chains, logits)
+            logits = look_again(self.guard, self.crf, chains, logits)
         if not self.guard.waits(self.device):
             # A fault that the host has not heard of yet must not get into what the engine prepared.
             bad = self.guard.flag(self.device)

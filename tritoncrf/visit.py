@@ -16,8 +16,9 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
+from tritoncrf.crf import CRF
 from tritoncrf.eager import Unopened, uncompiled, unopened
-from tritoncrf.edge_inputs import Edges
+from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.intake import Batch, targets
@@ -48,7 +49,7 @@ class Visit(metaclass=Unopened):
     """
 
     def __init__(
-        self, sampler: Sampler, chains: ChainStore | None, method: str, sweeps: int, ignore_index: int, reduction: str,
+        self, sampler: Sampler[CRF], chains: ChainStore | None, method: str, sweeps: int, ignore_index: int, reduction: str,
         follows: bool, drawn: bool, group: ProcessGroup | None,
     ) -> None:  # fmt: skip
         self.sampler, self.chains, self.method, self.sweeps = sampler, chains, method, sweeps
@@ -98,14 +99,14 @@ class Visit(metaclass=Unopened):
         with self.sampler.guard.call(self.sampler.crf.device):
             # Kept from here on: had the guard raised, kept labels would be looked at again.
             self._own = own
-            tables, edges = Tables(pairwise, gated), Edges(kinds, gates, graph)
+            tables, edges = Tables(pairwise, gated), (Edges(kinds, gates) if graph is None else graph)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None)
             return self._sample(terms, logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks)
 
     def _sample(
         self, terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, edges: Edges, view: Tensor | None, visits: Tensor, store: ChainStore | None,
-        ranks: Ranks,
+        mask: Tensor | None, clamp: Tensor | None, edges: Given, view: Tensor | None, visits: Tensor,
+        store: ChainStore | None, ranks: Ranks,
     ) -> tuple[Found, Tally]:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
         batch = sampler.lay_out(

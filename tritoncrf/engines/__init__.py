@@ -34,7 +34,7 @@ class Tables(NamedTuple):
     """The tables of all edge classes."""
 
     pairwise: Tensor
-    """float [C, L, L], or [C, R, L, L] where an edge has one of R kinds; of a graph's factors [entries], as `Factors` has them."""
+    """float [C, L, L], or [C, R, L, L] where an edge has one of R kinds; of graphs [entries], as `Factors` has them."""
     gated: Tensor | None = None
     """float [G, Cg, L, L]: what each of G gates weighs, of the Cg classes that have gates."""
 
@@ -190,10 +190,10 @@ class Engine(Protocol):
     def initial(self, work: Work, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
         """Draws every free site that holds void from its unaries alone, in place."""
 
-    def field(self, work: Work, labels: Tensor) -> Tensor | None:
+    def field(self, work: Work, labels: Tensor) -> Tensor:
         """What the incremental way keeps current: the energies of all free sites given their neighbours, or bounds on them.
 
-        None where the engine has no incremental way for these factors."""
+        An empty one where the engine has no incremental way for a graph's factors: what is given it gathers."""
 
     def sweep(
         self, work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,

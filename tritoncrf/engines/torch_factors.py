@@ -42,10 +42,12 @@ def touched(plan: Plan, factors: Factors, listed: Tensor, spare: int, image: Ten
     listed: int64, by place among the labels of all chains, which listed node stands there, ``spare`` for none.
     """
     base = where - plan.positions[slot]
-    parts = [listed[(base[owner, None] + others).flatten()] for owner, others in factors.neighbours(factors.first[image] + slot)]
-    found = torch.cat(parts).unique()
+    near = factors.neighbours(factors.first[image] + slot)
+    parts = [listed[(base[owner, None] + others).flatten()] for owner, others in near]
+    found = torch.unique(torch.cat(parts))
     # A clamped node has no energies to keep.
-    return found[found < spare]
+    kept: Tensor = found[found < spare]
+    return kept
 
 
 def factor_counts(factors: Factors, labels: Tensor) -> Tensor:
@@ -57,5 +59,6 @@ def factor_counts(factors: Factors, labels: Tensor) -> Tensor:
         owner = factors.graph_of(part.members[:, 0]) * (size + 1)
         weight = torch.full_like(owner, unit) if part.gate is None else part.gate.long()
         for replica, entries in enumerate(factors.entries(part, labels)):
-            counts[:, replica] += torch.zeros_like(counts[:, 0]).view(-1).index_add_(0, owner + entries, weight).view(graphs, -1)
+            own = torch.zeros(graphs * (size + 1), dtype=torch.int64, device=labels.device)
+            counts[:, replica] += own.index_add_(0, owner + entries, weight).view(graphs, -1)
     return counts[..., :-1]

@@ -270,7 +270,8 @@ def find(name: str, device: torch.device, labels: int = FEWEST, arity: int = 0) 
         raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, NAMES))}, got {name!r}")
     for candidate in AUTOMATIC.get(device.type, ELSEWHERE) if name == "auto" else (name,):
         engine = load(candidate)
-        reason = engine if isinstance(engine, str) else engine.missing(device, labels, arity)
+        asked = (device, labels, arity) if arity else (device, labels)
+        reason = engine if isinstance(engine, str) else engine.missing(*asked)
         if reason is None and not isinstance(engine, str):
             return candidate, engine
         if name == "auto" and candidate == "numba" and device.type == "cpu":

@@ -29,6 +29,7 @@ FORMS: dict[str, tuple[int, int, list[int], list[int], list[list[tuple[tuple[int
         [((4, 5), 2, 128), ((2, 4), 0, 128)],
     ]),
 }  # fmt: skip
+SPREAD = 0.5
 # Labels that a node must not have.
 FORBIDDEN = {"third": [(0, 2), (3, 0), (5, 1), (5, 2)]}
 
@@ -37,10 +38,11 @@ FORBIDDEN = {"third": [(0, 2), (3, 0), (5, 1), (5, 2)]}
 def case(name: str) -> Graph:
     nodes, labels, arities, kinds, classes = FORMS[name]
     rng = np.random.default_rng(31)
-    unary = enumeration.on_grid(rng.normal(0, 1, (nodes, labels)))
+    # Energies flat enough for dozens of labellings to matter: total variation then says something.
+    unary = enumeration.on_grid(rng.normal(0, SPREAD, (nodes, labels)))
     for node, label in FORBIDDEN.get(name, []):
         unary[node, label] = np.inf
-    tables = [enumeration.on_grid(rng.normal(0, 1, (k, *[labels] * a))) for a, k in zip(arities, kinds, strict=True)]
+    tables = [enumeration.on_grid(rng.normal(0, SPREAD, (k, *[labels] * a))) for a, k in zip(arities, kinds, strict=True)]
     factors = [Factor(c, *told) for c, part in enumerate(classes) for told in part]
     return Graph(unary, tables, factors)
 

@@ -15,8 +15,8 @@ ROOMS = [
     "gradient", "phases", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets",
     "order", "sampler", "intake", "chains", "rates", "store", "places", "shares", "sizes", "ranks", "finite", "checkpoint",
     "model", "edge_inputs", "layout", "frame", "coloring", "sublattices", "rings",
-    "graph_recipes", "graph_builders", "graphs", "graph_coloring", "lattice", "targets", "tally", "tiles", "validation", "guard",
-    "engines", "eager", "interrupts", "contract", "kernels", "_version",
+    "graph_recipes", "graph_builders", "graphs", "graph_coloring", "lattice", "targets", "tally", "tiles", "validation",
+    "guard", "engines", "eager", "interrupts", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -225,7 +225,8 @@ def superpixels(segments: Tensor | npt.NDArray[np.integer[Any]]) -> Superpixels:
     node = np.full(image.shape, -1, np.int64)
     node[inside] = numbered.reshape(-1)
     keys = []
-    for axis, n in enumerate(node.shape):
+    for axis in range(node.ndim):
+        n: int = node.shape[axis]
         one, other = node.take(range(n - 1), axis), node.take(range(1, n), axis)
         joined = (one != other) & (one >= 0) & (other >= 0)
         one, other = one[joined], other[joined]

@@ -52,7 +52,8 @@ class FactorGraph:
     first: Tensor
     """int64 [G + 1]: nodes ``first[g]`` to ``first[g + 1]`` are graph g of a batch."""
     kept: dict[str, Tensor] = field(repr=False)
-    """The colours, once they were asked for; a dict, for setting a default in it cannot be divided among threads."""
+    """What depends on members alone, once it was asked for: colours, and engines' lists. A dict, for setting a default in it
+    cannot be divided among threads."""
 
     def __init__(
         self, num_nodes: int, members: Sequence[Tensor], kind: Sequence[Tensor | None] | None = None,
@@ -185,7 +186,9 @@ class FactorGraph:
                     f"first: expected factors within one graph, got nodes {part[factor].tolist()} of graphs "
                     f"{(of[factor] - 1).tolist()} in factor {factor} of class {c}"
                 )
-        return FactorGraph.__new__(FactorGraph)._set(self.num_nodes, self.members, self.kind, self.gate, first, self.kept)
+        # Colours stay as they are, but what engines list has each graph in a row of its own.
+        kept = {name: part for name, part in self.kept.items() if name == "color"}
+        return FactorGraph.__new__(FactorGraph)._set(self.num_nodes, self.members, self.kind, self.gate, first, kept)
 
     def __repr__(self) -> str:
         parts = [f"{len(part)} factors of {part.shape[1]}" for part in self.members]

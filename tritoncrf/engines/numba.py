@@ -54,12 +54,14 @@ class Work:
     """What only the incremental way needs, made when it first runs."""
 
 
-def missing(device: torch.device, labels: int = FEWEST) -> str | None:
+def missing(device: torch.device, labels: int = FEWEST, arity: int = 0) -> str | None:
     """Runs on CPU tensors with any number of labels; the package itself is imported with this module."""
     if device.type != "cpu":
         return "it runs on CPU tensors only: use engine='torch' or 'triton'"
     if getattr(config, "DISABLE_JIT", 0):
         return "numba is told to compile nothing: unset NUMBA_DISABLE_JIT"
+    if arity:
+        return "it samples lattices, and the model is one of graphs: use engine='torch'"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Can I trust the chain? R-hat and effective sample size on scalar traces, flip rates, and whether kept chains keep up.
+"""Can I trust the chain? R-hat and effective sample size on scalar traces, flip rates, whether kept chains keep up, and log Z.
 
 A trace is any scalar of the state recorded after each sweep, here the mean conditional energy of an image's labels, one row
 per replica: ``[..., R, T]``. Split R-hat compares halves of all replicas (Gelman et al., Bayesian Data Analysis, 3rd ed.,
@@ -17,6 +17,8 @@ from tritoncrf.chains import ChainState
 from tritoncrf.crf import CRF
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.graphs import FactorGraph
+from tritoncrf.partition import Partition as Partition
+from tritoncrf.partition import log_partition as log_partition
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 from tritoncrf.validation import Guard

@@ -52,7 +52,8 @@ class FactorGraph:
     first: Tensor
     """int64 [G + 1]: nodes ``first[g]`` to ``first[g + 1]`` are graph g of a batch."""
     kept: dict[str, Tensor] = field(repr=False)
-    """The colours, once they were asked for; a dict, for setting a default in it cannot be divided among threads."""
+    """What depends on members alone, once it was asked for: colours, and engines' lists. A dict, for setting a default in it
+    cannot be divided among threads."""
 
     def __init__(
         self, num_nodes: int, members: Sequence[Tensor], kind: Sequence[Tensor | None] | None = None,
@@ -161,6 +162,33 @@ class FactorGraph:
             _gate(c, part, self.members[c]) for c, part in enumerate(_per_class("gate", gate, len(self.members)))
         )  # fmt: skip
         return FactorGraph.__new__(FactorGraph)._set(self.num_nodes, self.members, kinds, gates, self.first, self.kept)
+
+    def divided(self, first: Tensor) -> FactorGraph:
+        """The same graph as a batch, of which ``first`` says where each graph begins: integers ``[G + 1]``, from 0 to V.
+
+        Raises ValueError or TypeError for an empty graph, or a factor that joins two of them.
+        """
+        first = validation.tensor("first", first)
+        if first.dim() != 1 or len(first) < 2 or first.dtype not in validation.INTEGERS:
+            raise ValueError(f"first: expected integers of shape [graphs + 1], got {first.dtype} {list(first.shape)}")
+        first = first.detach().to(self.device, torch.int64, copy=True)
+        if int(first[0]) != 0 or int(first[-1]) != self.num_nodes or bool((first.diff() < 1).any()):
+            raise ValueError(
+                f"first: expected numbers that rise from 0 to {self.num_nodes}, for graphs of at least one node, got "
+                f"{first[:8].tolist()}{'...' if len(first) > 8 else ''}"
+            )
+        for c, part in enumerate(self.members):
+            of = torch.searchsorted(first, part, right=True)
+            apart = (of != of[:, :1]).any(1)
+            if bool(apart.any()):
+                factor = int(apart.int().argmax())
+                raise ValueError(
+                    f"first: expected factors within one graph, got nodes {part[factor].tolist()} of graphs "
+                    f"{(of[factor] - 1).tolist()} in factor {factor} of class {c}"
+                )
+        # Colours stay as they are, but what engines list has each graph in a row of its own.
+        kept = {name: part for name, part in self.kept.items() if name == "color"}
+        return FactorGraph.__new__(FactorGraph)._set(self.num_nodes, self.members, self.kind, self.gate, first, kept)
 
     def __repr__(self) -> str:
         parts = [f"{len(part)} factors of {part.shape[1]}" for part in self.members]

@@ -85,7 +85,7 @@ class Factors:
         """int64: the graph of each node of the batch."""
         if len(self.first) == 2:
             return torch.zeros_like(nodes)
-        return torch.searchsorted(self.first, nodes, right=True) - 1
+        return torch.searchsorted(self.first, nodes.contiguous(), right=True) - 1
 
     def entries(self, part: Ends, labels: Tensor) -> Tensor:
         """int64 ``[R, F]``: the entry of the flat tables that each factor of ``part`` reads under labels uint8 ``[N, R,

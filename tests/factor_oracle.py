@@ -1,7 +1,7 @@
 """The oracle of graphs: every labelling listed, and rules 1 to 3 one node at a time, from the text and without the library.
 
-``E(y) = sum_v unary[v, y_v] + sum_f gate_f T_f[y_f]``, T_f the table of the factor's class and kind; what a gate makes of an entry
-lies on the grid of 2^-12, halves at the even multiple. A labelling's number has node 0 as the highest digit.
+``E(y) = sum_v unary[v, y_v] + sum_f gate_f T_f[y_f]``, T_f the table of the factor's class and kind; what a gate makes of an
+entry lies on the grid of 2^-12, halves at the even multiple. A labelling's number has node 0 as the highest digit.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ class Graph:
 
     @property
     def labels(self) -> int:
-        return self.unary.shape[1]
+        return int(self.unary.shape[1])
 
     def table(self, factor: Factor) -> Floats:
         """A factor's table as it counts."""
-        table = self.tables[factor.c][factor.kind]
-        return table if factor.steps == 128 else np.round(factor.steps / 128 * table * 4096) / 4096
+        table: Floats = self.tables[factor.c][factor.kind]
+        weighed: Floats = np.round(factor.steps / 128 * table * 4096) / 4096
+        return table if factor.steps == 128 else weighed
 
     def energies(self, labels: Integers) -> Floats:
         """E of labellings ``[M, V]``."""

@@ -167,7 +167,7 @@ FAULTS: list[tuple[str, Fault]] = [
 @pytest.mark.parametrize(("name", "fault"), FAULTS, ids=lambda part: getattr(part, "__name__", part))
 def test_planted_faults_fail(name: str, fault: Fault, monkeypatch: pytest.MonkeyPatch, record_property: Record) -> None:
     fault(monkeypatch)
-    with pytest.raises(AssertionError, match="chi-square|sum"):
+    with pytest.raises(AssertionError, match="chi-square"):
         check_law(name, "torch", "gather", 1, record_property)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -269,6 +271,13 @@ def test_state_knows_its_rings() -> None:
     assert form_of(model_tree(line)) == line.form
     with pytest.raises(ValueError, match="chains: expected chains of"):
         Sampler(line, "torch").run(Sampler(ring, "torch").init(torch.zeros(1, 2, 4, 4)), 1)
+
+
+def test_a_copy_is_a_ring_too() -> None:
+    ring = GridCRF(2, Neighborhood.nearest(4), torch.ones(2, 2, 2), wrap=True)
+    labels = torch.zeros(1, 3, 3, dtype=torch.long)
+    for copied in (copy.deepcopy(ring), pickle.loads(pickle.dumps(ring))):
+        assert float(copied.energy(torch.zeros(1, 2, 3, 3), labels).detach()) == 18
 
 
 @pytest.mark.parametrize("graph", [torch.zeros(5, 2, dtype=torch.long), sparse.eye(4, format="csr")])

@@ -230,7 +230,7 @@ class LayoutCache:
 
     def __getstate__(self) -> dict[str, object]:
         # What can be built again is not worth its bytes in a copy or a file.
-        return {"neighborhood": self.neighborhood, "limit": self.limit, "most": self.most}
+        return {"neighborhood": self.neighborhood, "limit": self.limit, "most": self.most, "wrap": self.wrap}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)

@@ -364,3 +364,39 @@ def test_a_compiled_step_breaks_its_graph_and_keeps_its_numbers() -> None:
         run = torch.compile(step, backend="eager") if compiled else step
         values.append(run(fields[0].clone().requires_grad_()))
     assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("arities", [(2,), (2, 3, 2), (4, 2)])
+def test_engines_agree_on_larger_graphs(arities: tuple[int, ...]) -> None:
+    """Labels, flips, counts and a loss's errors bit for bit, both ways; sums of conditionals to rounding."""
+    rng = np.random.default_rng(len(arities))
+    graphs = []
+    for nodes in (150, 60, 211):
+        members = [torch.from_numpy(np.stack([rng.permutation(nodes)[:k] for _ in range(2 * nodes)])) for k in arities]
+        kind = [torch.from_numpy(rng.integers(0, 3, 2 * nodes)).to(torch.uint8) for _ in arities]
+        gate = [torch.from_numpy(rng.random(2 * nodes)), *[None] * (len(arities) - 1)]
+        graphs.append(FactorGraph(nodes, members, kind, gate))
+    given = FactorGraph.batch(graphs)
+    crf = FactorCRF(4, arities, [3] * len(arities), [noise(3, *[4] * k, seed=k) * 0.4 for k in arities])
+    field, clamp = noise(given.num_nodes, 4), torch.from_numpy(rng.random(given.num_nodes) < 0.2)
+    start = torch.where(clamp, torch.from_numpy(rng.integers(0, 4, given.num_nodes)), 255)
+    seen: list[tuple[Tensor, ...]] = []
+    for engine in engines("cycle" if max(arities) == 2 else "clique"):
+        for way in ("gather", "incremental"):
+            sampler = Sampler(crf, engine, 3, way=way)
+            chains = sampler.init(field, start.expand(2, -1), graph=given, clamp=clamp, replicas=2)
+            labels = sampler.run(chains, 9).labels
+            out = torch.zeros((*chains.plan.free.shape, 4), dtype=torch.float64)
+            energies = sampler.average(chains, 3, out)
+            loss = CRFLoss(crf, chains=ChainStore([(g.num_nodes,) for g in graphs], seed=2), sweeps=3, engine=engine)
+            own = field.clone().requires_grad_()
+            crf.zero_grad()
+            loss(own, labels[0].long(), torch.arange(3), graph=given).backward()
+            assert own.grad is not None
+            grads = [table.grad.clone() for table in crf.factors if table.grad is not None]
+            told = (labels, chains.labels, chains.flips, sampler.pair_counts(chains), own.grad, *grads)
+            seen.append((*told, out, energies))
+    assert len(seen) >= 2
+    for other in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0][:-2], other[:-2], strict=True))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(seen[0][-2:], other[-2:], strict=True))

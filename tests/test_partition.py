@@ -12,7 +12,10 @@ from torch import Tensor
 
 import tritoncrf as tc
 from tests import enumeration
+from tests.graph_cases import FORMS, case, factor_graph, model
+from tests.graph_cases import logits as node_logits
 from tritoncrf.diagnostics import Partition, log_partition
+from tritoncrf.graph_recipes import chain
 
 OFFSETS = ((0, 1), (1, 0), (1, -1))
 AGREE = 5.5
@@ -121,6 +124,41 @@ def test_against_transfer_matrices(rows: int, columns: int, labels: int) -> None
     assert float(found.ess.min()) > 6
 
 
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+@pytest.mark.parametrize("name", FORMS)
+def test_graphs_against_enumeration(name: str, engine: str) -> None:
+    form = case(name)
+    crf, graph, rows = model(form), factor_graph(form), node_logits(form)
+    with torch.no_grad():
+        for table in crf.factors:
+            # Off the grid.
+            table.mul_(0.77)
+    listed, law = form.law()
+    possible = torch.from_numpy(listed[law > 0])
+    energy = crf.energy(rows, possible, graph)[0].detach().double().numpy()
+    many = tc.FactorGraph.batch([graph] * 40)
+    found = log_partition(crf, rows.repeat(40, 1), steps=10, replicas=100, graph=many, engine=engine)
+    agrees(found, enumeration.log_partition(energy), 0.02)
+    fits = (possible[:, 1] == 1).numpy() & (possible[:, 2] == 0).numpy()
+    clamp, labels = torch.zeros(form.nodes, dtype=torch.bool), torch.full((100, form.nodes), 2)
+    clamp[1:3], labels[:, 1], labels[:, 2] = True, 1, 0
+    held = log_partition(
+        crf, rows.repeat(40, 1), steps=10, replicas=100, graph=many, engine=engine, clamp=clamp.repeat(40),
+        labels=labels.repeat(1, 40),
+    )  # fmt: skip
+    agrees(held, enumeration.log_partition(energy[fits]), 0.02)
+
+
+def test_a_chain_against_transfer_matrices() -> None:
+    random = np.random.default_rng(9)
+    unary, table = random.normal(0, 1, (100, 4)), random.normal(0, 0.5, (4, 4))
+    expected, _ = enumeration.strip(unary[:, None], table, np.zeros((4, 4)))
+    crf = tc.FactorCRF(4, [2], factors=[torch.from_numpy(table).float()[None]])
+    graph = tc.FactorGraph.batch([chain(100)] * 32)
+    rows = torch.from_numpy(-unary).float().repeat(32, 1)
+    agrees(log_partition(crf, rows, steps=120, replicas=24, graph=graph), expected, 0.02)
+
+
 def test_what_rounding_takes_away_is_given_back() -> None:
     # Entries below half a step of the grid are nothing to the sampler; of equal ones log Z is known.
     crf = tc.GridCRF(3, tc.Neighborhood(OFFSETS), torch.full((3, 3, 3), 1e-4))
@@ -153,6 +191,20 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "clamp alone": (
         lambda: log_partition(*problem((2, 2), 2), clamp=torch.ones(1, 2, 2, dtype=torch.bool)),
         "labels: expected the labels that clamped sites keep, got None",
+    ),
+    "labels alone": (
+        lambda: log_partition(*problem((2, 2), 2), labels=torch.ones(1, 2, 2, dtype=torch.long)),
+        "labels: expected None without a clamp that holds them, got a tensor",
+    ),
+    "clamp of another shape": (
+        lambda: log_partition(
+            *problem((2, 2), 2), labels=torch.ones(1, 2, 2, dtype=torch.long), clamp=torch.ones(1, 3, 2, dtype=torch.bool)
+        ),
+        r"clamp: expected shape \[1, 2, 2\], got \[1, 3, 2\]",
+    ),
+    "a graph for a lattice": (
+        lambda: log_partition(*problem((2, 2), 2), graph=chain(4)),
+        "graph: expected None",
     ),
     "forbidden": (
         lambda: log_partition(

@@ -7,7 +7,7 @@ is, unrounded, so that
 
     Z = Z_0 E[w],    w = prod_j f_j(y_(j-1)) / f_(j-1)(y_(j-1))
 
-holds for the energies of `GridCRF.energy` themselves, whatever the number of steps and sweeps (Neal 2001, eq. 2 to 8); the
+holds for the energies of `crf.energy` themselves, whatever the number of steps and sweeps (Neal 2001, eq. 2 to 8); the
 more there are, the less the weights differ. (A draw's polynomial, and its cut at 2^-100, are off by 2 * 10^-7 at most.)
 """
 
@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritoncrf import contract, validation
-from tritoncrf.engines import Plan, Tables
-from tritoncrf.model import GridCRF
+from tritoncrf.crf import CRF
+from tritoncrf.engines import Factors, Plan, Tables
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.sampler import Sampler
 
 
 @dataclass(frozen=True)
 class Partition:
-    """log Z of N images, from R weights each."""
+    """log Z of N images, or graphs, from R weights each."""
 
     log_weights: Tensor
     """float64 [N, R]: independent estimates' logarithms; the mean of their exponentials is Z, without bias."""
@@ -58,14 +59,16 @@ class Partition:
 
 @torch.no_grad()
 def log_partition(
-    crf: GridCRF, logits: Tensor, *, steps: int = 100, sweeps: int = 1, replicas: int = 32, labels: Tensor | None = None,
+    crf: CRF, logits: Tensor, *, steps: int = 100, sweeps: int = 1, replicas: int = 32, labels: Tensor | None = None,
     index: Tensor | None = None, sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
     engine: str = "auto", seed: int | None = 0, kinds: Tensor | None = None, gates: Tensor | None = None,
+    graph: FactorGraph | None = None,
 ) -> Partition:  # fmt: skip
-    """log Z of each image, ``Z = sum_y exp(-E(y))``, by ``replicas`` weights of ``steps`` steps of ``sweeps`` sweeps.
+    """log Z of each image or graph, ``Z = sum_y exp(-E(y))``, by ``replicas`` weights of ``steps`` steps of ``sweeps`` sweeps.
 
     With it ``log p(y | x) = -crf.energy(logits, y) - log Z`` can be told, and models can be compared. With ``clamp`` the sum is
-    over labellings that agree with ``labels`` there: the likelihood is then that of the rest given those. Look at the answer's
+    over labellings that agree with ``labels`` there, which are not looked at elsewhere: the likelihood is then that of the rest
+    given those. Look at the answer's
     `Partition.ess`: where few of the weights count, take more steps. Memory grows with the replicas.
 
     steps: n of the path, at least 1 (one step is plain importance sampling from the unaries); replicas: at least 2; the rest as
@@ -79,12 +82,10 @@ def log_partition(
     steps, sweeps = validation.whole("steps", steps, 1), validation.whole("sweeps", sweeps, 1)
     replicas = validation.whole("replicas", replicas, 2, 1 << contract.REPLICA_BITS)
     sampler = Sampler(crf, engine, seed, validate=True)
-    if labels is not None and isinstance(clamp, Tensor) and clamp.dtype == torch.bool and clamp.shape == labels.shape:
-        # Free sites are drawn.
-        labels = labels.long().masked_fill(~clamp, contract.VOID)
     chains = sampler.init(
-        logits, labels, index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas, kinds=kinds, gates=gates
-    )
+        logits, _held(labels, clamp, graph), index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas, kinds=kinds,
+        gates=gates, graph=graph,
+    )  # fmt: skip
     plan, rows = chains.plan, chains.rows
     scores = chains.logits.flatten(2)[:, :, plan.pixels]
     # Where no pixel exists anything may stand.
@@ -110,6 +111,20 @@ def log_partition(
     return Partition(weights)
 
 
+def _held(labels: Tensor | None, clamp: Tensor | None, graph: FactorGraph | None) -> Tensor | None:
+    """Labels where they are clamped, and free sites to be drawn: chains must begin where f_0 says."""
+    if labels is None:
+        return None
+    if clamp is None:
+        raise ValueError("labels: expected None without a clamp that holds them, got a tensor")
+    many = graph is None and validation.tensor("labels", labels).dim() == validation.tensor("clamp", clamp).dim() + 1
+    clamp = clamp[:, None] if many else clamp
+    # Those that fit nothing are left for `Sampler.init` to refuse.
+    sizes = zip(reversed(clamp.shape), reversed(labels.shape), strict=False)
+    fits = clamp.dtype == torch.bool and clamp.dim() <= labels.dim() and all(own in (1, size) for own, size in sizes)
+    return labels.long().masked_fill(~clamp, contract.VOID) if fits else labels
+
+
 def _scaled(tables: Tables, beta: float) -> Tables:
     """Tables of f_j, on the grid."""
     pairwise, gated = tables
@@ -119,7 +134,9 @@ def _scaled(tables: Tables, beta: float) -> Tables:
 
 
 def _pairs(plan: Plan, rows: Tensor, counts: Tensor, tables: Tables, rounded: bool = True) -> Tensor:
-    """Energy of all edges, float64 ``[N, R]``, of labels that were counted; rounded: as samplers add it up."""
+    """Energy of all edges or factors, float64 ``[N, R]``, of labels that were counted; rounded: as samplers add it up."""
+    if plan.factors is not None and plan.factors.gated:
+        return _factors(plan.factors, rows, tables.pairwise, rounded)
     total = counts.double().flatten(2) @ tables.pairwise.double().flatten()
     if plan.edges is None or plan.edges.gates is None or tables.gated is None:
         return total
@@ -130,6 +147,17 @@ def _pairs(plan: Plan, rows: Tensor, counts: Tensor, tables: Tables, rounded: bo
         for rank, own in enumerate(entries[:, place]):
             steps, read = plan.edges.gates[:, None, rank, place, plan.pixels], own[here, there]
             total += contract.gate(steps, read.float()).double().sum(2) if rounded else _weighed(steps, read).sum(2)
+    return total
+
+
+def _factors(factors: Factors, rows: Tensor, tables: Tensor, rounded: bool) -> Tensor:
+    """`_pairs` of a graph with gates; tables ``[entries]``."""
+    total, read = rows.new_zeros(rows.shape[:2], dtype=torch.float64), F.pad(tables.double(), (0, 1))
+    for part in factors.ends:
+        values = read[factors.entries(part, rows)]
+        if part.gate is not None:
+            values = contract.gate(part.gate, values.float()).double() if rounded else _weighed(part.gate, values)
+        total.index_add_(0, factors.graph_of(part.members[:, 0]), values.T)
     return total
 
 

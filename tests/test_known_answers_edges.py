@@ -44,7 +44,7 @@ def sampler(case: dict[str, Any], given: dict[str, Any], engine: str, way: str) 
     return Sampler(crf, engine, seed=case["seed"], way=way)
 
 
-def batch(case: dict[str, Any], given: dict[str, Any]) -> dict[str, Tensor]:
+def batch(case: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``init`` for a batch of this one image."""
     exists = torch.from_numpy(given["exists"])
     arguments = {"logits": torch.from_numpy(given["logits"]).movedim(-1, 0)}

@@ -7,6 +7,7 @@ import json
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def tables_of(folder: Path) -> dict[str, Tensor]:
 def test_a_stopped_row_goes_on_to_the_same_tables(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, forward = itertools.count(1), tc.CRFLoss.forward
 
-    def stopped(self: tc.CRFLoss, logits: Tensor, target: Tensor, index: Tensor, **given: Tensor | None) -> Tensor:
+    def stopped(self: tc.CRFLoss, logits: Tensor, target: Tensor, index: Tensor, **given: Any) -> Tensor:
         if next(calls) == 7:
             signal.raise_signal(signal.SIGINT)
         return forward(self, logits, target, index, **given)

@@ -286,8 +286,8 @@ def test_a_copy_is_still_a_ring(copied: Callable[[GridCRF], GridCRF]) -> None:
 
 @pytest.mark.parametrize("graph", [torch.zeros(5, 2, dtype=torch.long), sparse.eye(4, format="csr")])
 def test_graphs_are_refused(graph: object) -> None:
-    with pytest.raises(TypeError, match=r"neighborhood: expected .*tritoncrf has lattices only"):
+    with pytest.raises(TypeError, match=r"neighborhood: expected .*FactorCRF"):
         GridCRF(2, graph)  # type: ignore[arg-type]
     if not isinstance(graph, Tensor):
-        with pytest.raises(TypeError, match=r"offsets: expected .*tritoncrf has lattices only"):
+        with pytest.raises(TypeError, match=r"offsets: expected .*FactorCRF"):
             Neighborhood.from_offsets(graph)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from tritoncrf._version import VERSION
 from tritoncrf.datasets import Indexed, concat
+from tritoncrf.factors import FactorCRF
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.head import CRFHead
 from tritoncrf.inference import anneal, estimate, marginals, max_marginal
 from tritoncrf.lattice import Neighborhood
@@ -18,6 +20,8 @@ __all__ = [
     "CRFLoss",
     "ChainStore",
     "DistributedIndexSampler",
+    "FactorCRF",
+    "FactorGraph",
     "GridCRF",
     "Indexed",
     "Neighborhood",

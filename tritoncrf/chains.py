@@ -63,7 +63,13 @@ class ChainState:
 
     @property
     def labels(self) -> Tensor:
-        """uint8 ``[N, R, *shape]``, a fresh tensor; 255 where no pixel exists."""
+        """uint8 ``[N, R, *shape]``, a fresh tensor; 255 where no pixel exists. Of graphs ``[R, V]``."""
+        fold = self.layout.fold
+        return self.images if fold is None else fold.labelings(self.images)
+
+    @property
+    def images(self) -> Tensor:
+        """`labels` as uint8 ``[N, R, *shape]``, also of graphs, each a row."""
         return unpack(self.plan, self.layout, self.rows, self.shape)
 
     @property

@@ -21,6 +21,12 @@ no new arithmetic, and rule 1's bound takes a class's largest entry over its kin
 ``x = (b / 128) * entry`` is exact (24 bits), and ``(x + 3072) - 3072`` puts it on the grid, halves to the even multiple of
 2^-12, the same with a fused multiply-add. Then ``2 * sum_c (max|psi_c| + sum_r max|gated_(r, c)|) <= 1023``. Labels of a model
 with neither are those of the rules above.
+
+Extension, graphs. A factor adds the entry of its table at its members' labels, weighed by its gate as above where that is not 1
+(then the table's entries are at most 16 in size); a factor with a member that does not exist adds nothing. Of each node
+``sum_f 2 max|g_f T_f| <= 1023`` over its factors, each with its own kind's table. Rule 2's site is the node's number in its own
+graph, its index the graph's position in the data set. Colours are first fit in node order: node 0, 1, .. takes the least colour
+that no lower node has with which it shares a factor; a sweep runs them in increasing number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Can I trust the chain? R-hat and effective sample size on scalar traces, flip rates, and whether kept chains keep up.
+"""Can I trust the chain? R-hat and effective sample size on scalar traces, flip rates, whether kept chains keep up, and log Z.
 
 A trace is any scalar of the state recorded after each sweep, here the mean conditional energy of an image's labels, one row
 per replica: ``[..., R, T]``. Split R-hat compares halves of all replicas (Gelman et al., Bayesian Data Analysis, 3rd ed.,
@@ -14,7 +14,11 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.model import GridCRF
+from tritoncrf.crf import CRF
+from tritoncrf.edge_inputs import Edges
+from tritoncrf.graphs import FactorGraph
+from tritoncrf.partition import Partition as Partition
+from tritoncrf.partition import log_partition as log_partition
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 from tritoncrf.validation import Guard
@@ -31,9 +35,9 @@ def flip_rate(chains: ChainState, sweeps: int) -> Tensor:
 
 @torch.no_grad()
 def lag(
-    crf: GridCRF, chains: ChainStore, logits: Tensor, index: Tensor, *, sweeps: int = 100, sizes: Tensor | None = None,
+    crf: CRF, chains: ChainStore, logits: Tensor, index: Tensor, *, sweeps: int = 100, sizes: Tensor | None = None,
     mask: Tensor | None = None, clamp: Tensor | None = None, engine: str = "auto", kinds: Tensor | None = None,
-    gates: Tensor | None = None,
+    gates: Tensor | None = None, graph: FactorGraph | None = None,
 ) -> Tensor:  # fmt: skip
     """By how much the energy of kept chains changes if they go on while the model stands still.
 
@@ -53,18 +57,23 @@ def lag(
     >>> bool(lag(loss.crf, loss.chains, logits, index) < -0.3)
     True
     """
-    if not isinstance(crf, GridCRF) or not isinstance(chains, ChainStore):
-        raise TypeError(f"crf, chains: expected a GridCRF and a ChainStore, got {type(crf).__name__}, {type(chains).__name__}")
+    if not isinstance(crf, CRF) or not isinstance(chains, ChainStore):
+        got = f"{type(crf).__name__}, {type(chains).__name__}"
+        raise TypeError(f"crf, chains: expected a GridCRF or a FactorCRF, and a ChainStore, got {got}")
     sweeps = validation.whole("sweeps", sweeps, 1)
     if chains.device != crf.device:
         raise ValueError(f"chains: expected a ChainStore on {crf.device} (that of the CRF's tables), got {chains.device}")
-    logits, shape = validation.logits(logits, crf.num_labels, crf.neighborhood.ndim, crf.device), tuple(logits.shape[2:])
+    fold, own = crf.fold(graph, sizes=sizes, kinds=kinds, gates=gates), logits
+    given: dict[str, Tensor | None] = {"mask": mask, "clamp": clamp, "sizes": sizes}
+    if fold is not None:
+        own, sizes, mask = fold.logits(logits, crf.num_labels, crf.device), fold.sizes, fold.each("mask", mask)
+    shape = tuple(validation.logits(own, crf.num_labels, crf.ndim, crf.device).shape[2:])
     index = validation.tensor("index", index).to(crf.device)
-    index = validation.shaped("index", index, [(len(logits),)], validation.INTEGERS, crf.device).long()
+    index = validation.shaped("index", index, [(len(own),)], validation.INTEGERS, crf.device).long()
     unknown = (index < 0) | (index >= len(chains))
     if bool(unknown.any()):
         raise ValueError(f"index: expected positions from 0 to {len(chains) - 1}, got {int(index[unknown][0])}")
-    sizes, mask = validation.extents(Guard(immediate=True), len(logits), shape, sizes, mask, crf.device)
+    sizes, mask = validation.extents(Guard(immediate=True), len(own), shape, sizes, mask, crf.device)
     extents = torch.tensor([shape] * len(index), device=crf.device) if sizes is None else sizes
     moved = extents.ne(chains.sizes[index]).any(1)
     if bool(moved.any()):
@@ -73,7 +82,7 @@ def lag(
             f"sizes: expected each image at the size its chain has, got {extents[place].tolist()} for image "
             f"{int(index[place])} of {chains.sizes[index[place]].tolist()}"
         )
-    present = validation.inside(shape, len(logits), sizes, mask, crf.device)
+    present = validation.inside(shape, len(own), sizes, mask, crf.device)
     kept = chains.fetch(chains.places(index, shape))
     undrawn = ((kept == contract.VOID) & present[:, None]).flatten(1).any(1)
     if bool(undrawn.any()):
@@ -83,14 +92,12 @@ def lag(
         raise ValueError(f"chains: expected a store of chains of {crf.num_labels} labels, got label {int(kept[foreign][0])}")
     sampler = Sampler(crf, engine, chains.seed, validate=True)
     state = sampler.init(
-        logits, kept, index, sizes=sizes, mask=mask, clamp=clamp, replicas=chains.replicas, phase="free",
-        count=chains.sweeps[index], kinds=kinds, gates=gates,
+        logits, kept if fold is None else fold.labelings(kept), index, **given, replicas=chains.replicas, phase="free",
+        count=chains.sweeps[index], kinds=kinds, gates=gates, graph=graph,
     )  # fmt: skip
 
     def energies() -> Tensor:
-        labels = state.labels
-        given = {"sizes": sizes, "mask": mask, "kinds": kinds, "gates": gates}
-        return torch.stack([crf.energy(logits, labels[:, replica], **given) for replica in range(chains.replicas)], 1)
+        return crf.scores(logits, state.labels, given["sizes"], given["mask"], Edges(kinds, gates) if graph is None else graph)
 
     before = energies()
     if not bool(before.isfinite().all()):

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.engines import EdgeData, Plan
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.layout import Layout
 from tritoncrf.rings import Wrap
@@ -30,6 +31,10 @@ class Edges(NamedTuple):
     """uint8 [N, Ck, *shape]: which table of its class an edge reads."""
     gates: Tensor | None = None
     """float [N, G, Cg, *shape] in [0, 1]: how much of each gated table."""
+
+
+Given: TypeAlias = Edges | FactorGraph
+"""What a batch says of who touches whom: nothing beyond its shape but kinds and gates, or on graphs all of it."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +179,9 @@ def _joined(layout: Layout, present: Tensor, classes: Neighborhood) -> Iterator[
     shape = tuple(present.shape[1:])
     rows = torch.zeros((len(present), layout.volume), dtype=torch.bool, device=present.device)
     layout.crop(rows, shape).copy_(present)
+    offsets = () if layout.neighborhood is None else layout.neighborhood.offsets
     for offset in classes.offsets:
-        own, joined = layout.neighborhood.offsets.index(offset), torch.zeros_like(present)
+        own, joined = offsets.index(offset), torch.zeros_like(present)
         for c, step in zip(layout.classes, layout.displacements, strict=True):
             if c == own:
                 joined |= present & layout.ahead(rows, shape, step)

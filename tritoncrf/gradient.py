@@ -15,6 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from tritoncrf import contract
 from tritoncrf.chains import ChainState
+from tritoncrf.crf import CRF
 from tritoncrf.engines import Tables
 from tritoncrf.sampler import Sampler
 
@@ -29,11 +30,11 @@ class Errors(NamedTuple):
     gated: Tensor
     """[G, Cg, L, L]: the same with each edge counting its gate."""
     gates: Tensor
-    """[N, G, Cg, *shape]: ``G[y_i, y_j] - G[y'_i, y'_j]`` of the edge to j = i + d, 0 where none is."""
+    """[N, G, Cg, *shape]: ``G[y_i, y_j] - G[y'_i, y'_j]`` of the edge to j = i + d, 0 where none is; of graphs [F]."""
 
 
 def errors(
-    sampler: Sampler, data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor] | None = None,
+    sampler: Sampler[CRF], data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor] | None = None,
     flow: bool = True, total: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Errors:  # fmt: skip
     """The errors of a pair of samples; the one place where shared tables come together.
@@ -41,18 +42,20 @@ def errors(
     tables: the model's own; samples: the labels of data and free, where they are at hand; flow: whether gates want theirs;
     total: makes of the two tables' whole numbers, int64, those of all ranks.
     """
-    y, drawn = (data.labels, free.labels) if samples is None else samples
+    y, drawn = (data.images, free.images) if samples is None else samples
     unary = sampler.engine.unary_errors(y, drawn, free.plan.labels)
     counts = sampler.engine.pair_errors(free.plan, data.rows, free.rows)
     weighed, gates = counts.new_empty(0), unary.new_empty(0)
     if tables.gated is not None:
         weighed = sampler.engine.gated_errors(free.plan, data.rows, free.rows)
         gates = gate_errors(data, free, tables.gated) if flow else gates
+    elif flow and free.plan.factors is not None:
+        gates = factor_gate_errors(data, free, tables.pairwise)
     if total is not None:
         counts, weighed = total(counts, weighed)
-    pairwise = counts.to(torch.float32)
-    if free.replicas > 1:
-        pairwise = pairwise / free.replicas
+    pairwise, parts = counts.to(torch.float32), free.replicas * free.plan.unit
+    if parts > 1:
+        pairwise = pairwise / parts
     weighed = weighed.to(torch.float32)
     if tables.gated is not None:
         weighed = weighed / (free.replicas * contract.GATE_STEPS)
@@ -72,6 +75,16 @@ def gate_errors(data: ChainState, free: ChainState, gated: Tensor) -> Tensor:
             place = free.plan.edges.gating[k]  # type: ignore[union-attr]
             found[:, :, place] += sign * tables[:, place][:, here, there].sum(2).movedim(0, 1)
     return found / free.replicas
+
+
+def factor_gate_errors(data: ChainState, free: ChainState, tables: Tensor) -> Tensor:
+    """`Errors.gates` of a graph's factors, ``T[y_f] - T[y'_f]``: float32 ``[F]``, those of arities that have gates."""
+    factors, found, read = free.plan.factors, [], F.pad(tables.detach().float(), (0, 1))
+    for part in () if factors is None else factors.ends:
+        if part.gate is not None:
+            taken = (read[part_of].sum(0) for part_of in (factors.entries(part, of.rows) for of in (data, free)))  # type: ignore[union-attr]
+            found.append(next(taken) - next(taken))
+    return torch.cat(found) / free.replicas if found else read.new_empty(0)
 
 
 def unary_gap(logits: Tensor, data: Tensor, free: Tensor, whole: bool) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tritoncrf import contract, validation
 from tritoncrf.eager import uncompiled
 from tritoncrf.edge_inputs import Edges
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.intake import targets
 from tritoncrf.layout import hold, pack
 from tritoncrf.visit import OPERATOR, Visit
@@ -23,7 +24,7 @@ LEAST = 2.0**-126
 @uncompiled
 def held_out(
     loss: Visit, logits: Tensor, target: Tensor, sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
-    kinds: Tensor | None, gates: Tensor | None,
+    kinds: Tensor | None, gates: Tensor | None, graph: FactorGraph | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The value, float32 ``[]`` or ``[N]``, as the loss reduces, over labelled, unclamped pixels, and whether the call was bad.
 
@@ -31,7 +32,7 @@ def held_out(
     """
     sampler = loss.sampler
     with sampler.guard.call(sampler.crf.device), torch.no_grad():
-        edges = Edges(kinds, gates)
+        edges = Edges(kinds, gates) if graph is None else graph
         batch = sampler.lay_out(logits, None, sizes=sizes, mask=mask, replicas=1, count=None, edges=edges)
         present = batch.present
         if clamp is not None:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from tritoncrf import contract, diagnostics, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.edge_inputs import Edges
-from tritoncrf.model import GridCRF
+from tritoncrf.crf import CRF
+from tritoncrf.edge_inputs import Edges, Given
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -73,28 +74,30 @@ class Estimate:
 
 
 def estimate(
-    crf: GridCRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
+    crf: CRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
     sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
     init_logits: Tensor | None = None, replicas: int = 1, beta: float = 1.0, engine: str = "auto", seed: int | None = 0,
-    kinds: Tensor | None = None, gates: Tensor | None = None,
+    kinds: Tensor | None = None, gates: Tensor | None = None, graph: FactorGraph | None = None,
 ) -> Estimate:  # fmt: skip
     """Runs R chains an image through ``burn_in`` sweeps, then averages the conditionals over ``sweeps`` more.
 
     logits ``[N, L, *shape]``; labels to start from (needed where ``clamp`` holds them); init_logits: of the first draw;
-    the rest as in `Sampler.init` and `Sampler.run`. Warns where the replicas of an image disagree (R-hat above 1.1). Raises
-    ValueError or TypeError naming the argument.
+    the rest as in `Sampler.init` and `Sampler.run`; of graphs logits ``[V, L]`` and marginals likewise. Warns where the
+    replicas of an image disagree (R-hat above 1.1). Raises ValueError or TypeError naming the argument.
     """
     sweeps, burn_in = validation.whole("sweeps", sweeps, 1), validation.whole("burn_in", burn_in, 0)
+    edges = Edges(kinds, gates) if graph is None else graph
     with torch.no_grad():
         sampler = Sampler(crf, engine, seed)
-        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, Edges(kinds, gates))
+        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, edges)
         sampler.run(chains, burn_in, beta=beta)
         # Thousands of float32 additions of like terms would drift by more than 1e-4.
         total = torch.zeros((*chains.plan.free.shape, crf.num_labels), dtype=torch.float64, device=crf.device)
         free = chains.plan.free.sum(1).clamp(min=1)[:, None]
         traces = sampler.average(chains, sweeps, total, beta=beta) / free[..., None]
         sampler.guard.settle()
-        found = Estimate(_dense(chains, total / sweeps).float(), traces, diagnostics.flip_rate(chains, sweeps))
+        dense, fold = _dense(chains, total / sweeps).float(), chains.layout.fold
+        found = Estimate(dense if fold is None else fold.back(dense), traces, diagnostics.flip_rate(chains, sweeps))
     if replicas > 1 and sweeps >= 4:
         apart = found.rhat > diagnostics.DISAGREE
         if bool(apart.any()):
@@ -107,36 +110,37 @@ def estimate(
 
 
 def marginals(
-    crf: GridCRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
+    crf: CRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
     sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
     init_logits: Tensor | None = None, replicas: int = 1, beta: float = 1.0, engine: str = "auto", seed: int | None = 0,
-    kinds: Tensor | None = None, gates: Tensor | None = None,
+    kinds: Tensor | None = None, gates: Tensor | None = None, graph: FactorGraph | None = None,
 ) -> Tensor:  # fmt: skip
     """The marginals p(y_i = l | x), float32 ``[N, L, *shape]``, as `estimate` finds them."""
     return estimate(
         crf, logits, sweeps=sweeps, burn_in=burn_in, labels=labels, index=index, sizes=sizes, mask=mask, clamp=clamp,
-        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed, kinds=kinds, gates=gates,
+        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed, kinds=kinds, gates=gates, graph=graph,
     ).marginals  # fmt: skip
 
 
 def max_marginal(
-    crf: GridCRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
+    crf: CRF, logits: Tensor, *, sweeps: int, burn_in: int, labels: Tensor | None = None, index: Tensor | None = None,
     sizes: Tensor | None = None, mask: Tensor | None = None, clamp: Tensor | None = None,
     init_logits: Tensor | None = None, replicas: int = 1, beta: float = 1.0, engine: str = "auto", seed: int | None = 0,
-    kinds: Tensor | None = None, gates: Tensor | None = None,
+    kinds: Tensor | None = None, gates: Tensor | None = None, graph: FactorGraph | None = None,
 ) -> Tensor:  # fmt: skip
     """Max-marginal labels (eq. 4), uint8 ``[N, *shape]``, 255 where no pixel exists, as `estimate` finds them."""
     return estimate(
         crf, logits, sweeps=sweeps, burn_in=burn_in, labels=labels, index=index, sizes=sizes, mask=mask, clamp=clamp,
-        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed, kinds=kinds, gates=gates,
+        init_logits=init_logits, replicas=replicas, beta=beta, engine=engine, seed=seed, kinds=kinds, gates=gates, graph=graph,
     ).labels  # fmt: skip
 
 
 def anneal(
-    crf: GridCRF, logits: Tensor, *, sweeps: int = 200, betas: tuple[float, float] = (0.5, 20.0),
+    crf: CRF, logits: Tensor, *, sweeps: int = 200, betas: tuple[float, float] = (0.5, 20.0),
     labels: Tensor | None = None, index: Tensor | None = None, sizes: Tensor | None = None,
     mask: Tensor | None = None, clamp: Tensor | None = None, init_logits: Tensor | None = None, replicas: int = 1,
     engine: str = "auto", seed: int | None = 0, kinds: Tensor | None = None, gates: Tensor | None = None,
+    graph: FactorGraph | None = None,
 ) -> Tensor:  # fmt: skip
     """Labels of low energy, uint8 ``[N, *shape]``: ``sweeps`` at inverse temperatures that rise geometrically (Geman 1984).
 
@@ -147,33 +151,39 @@ def anneal(
     if not isinstance(betas, Sequence) or len(betas) != 2 or not 0 < betas[0] <= betas[1]:
         raise ValueError(f"betas: expected a pair (first, last) with 0 < first <= last, got {betas!r}")
     first, last = (validation.beta(beta) for beta in betas)
+    edges = Edges(kinds, gates) if graph is None else graph
     with torch.no_grad():
         sampler = Sampler(crf, engine, seed)
-        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, Edges(kinds, gates))
+        chains = _start(sampler, logits, init_logits, labels, index, sizes, mask, clamp, replicas, edges)
         for step in range(sweeps):
             sampler.run(chains, 1, beta=first * (last / first) ** (step / max(sweeps - 1, 1)))
         sampler.run(chains, 10, beta=contract.MAX_BETA)
         sampler.guard.settle()
-        found = chains.labels
-        if replicas == 1:
-            return found[:, 0]
-        given = {"sizes": sizes, "mask": mask, "kinds": kinds, "gates": gates}
-        energies = torch.stack([crf.energy(logits, found[:, r], **given) for r in range(replicas)], 1)
-        return found[torch.arange(len(found), device=found.device), energies.argmin(1)]
+        found, fold = chains.images, chains.layout.fold
+        best = torch.zeros(len(found), dtype=torch.int64, device=found.device)
+        if replicas > 1:
+            best = crf.scores(logits, chains.labels, sizes, mask, edges).argmin(1)
+        lowest = found[torch.arange(len(found), device=found.device), best]
+        return lowest if fold is None else fold.back(lowest)
 
 
 def _start(
-    sampler: Sampler, logits: Tensor, init_logits: Tensor | None, labels: Tensor | None, index: Tensor | None,
-    sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, replicas: int, edges: Edges,
+    sampler: Sampler[CRF], logits: Tensor, init_logits: Tensor | None, labels: Tensor | None, index: Tensor | None,
+    sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, replicas: int, edges: Given,
 ) -> ChainState:  # fmt: skip
     first = logits
     if init_logits is not None:
-        validation.logits(logits, sampler.crf.num_labels, sampler.crf.neighborhood.ndim, sampler.crf.device)
+        if isinstance(edges, Edges):
+            validation.logits(logits, sampler.crf.num_labels, sampler.crf.ndim, sampler.crf.device)
+        else:
+            validation.tensor("logits", logits)
         kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
         first = validation.shaped("init_logits", init_logits, [tuple(logits.shape)], kinds, sampler.crf.device)
+    given, graph = (edges, None) if isinstance(edges, Edges) else (Edges(), edges)
     chains = sampler.init(
-        first, labels, index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas, kinds=edges.kinds, gates=edges.gates
-    )
+        first, labels, index, sizes=sizes, mask=mask, clamp=clamp, replicas=replicas, kinds=given.kinds, gates=given.gates,
+        graph=graph,
+    )  # fmt: skip
     return chains if init_logits is None else sampler.run(chains, 0, logits=logits)
 
 

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.edge_inputs import Edges
-from tritoncrf.edge_inputs import look as look_at_edges
+from tritoncrf.crf import CRF
+from tritoncrf.edge_inputs import Given
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.layout import Layout
-from tritoncrf.model import GridCRF
-from tritoncrf.rings import check
 from tritoncrf.validation import Guard
 
 ALLOWED = "target: expected labels that the logits allow"
@@ -49,35 +47,35 @@ class Batch:
 
 
 def look(
-    guard: Guard, crf: GridCRF, logits: Tensor, index: Tensor | None, sizes: Tensor | None, mask: Tensor | None, replicas: int,
-    count: Tensor | None, edges: Edges,
+    guard: Guard, crf: CRF, logits: Tensor, index: Tensor | None, sizes: Tensor | None, mask: Tensor | None, replicas: int,
+    count: Tensor | None, edges: Given,
 ) -> tuple[Plan, Layout, Tensor, Tensor]:  # fmt: skip
     """Plan, layout, present pixels and counts of a batch given as to `Sampler.init`."""
     device, labels = crf.device, crf.num_labels
-    validation.logits(logits, labels, crf.neighborhood.ndim, device)
+    validation.logits(logits, labels, crf.ndim, device)
     replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
     images, shape = len(logits), tuple(logits.shape[2:])
-    check(guard, crf.neighborhood, crf.form.wrap, shape, None)
-    layout = crf.layouts.get(shape, device)
+    layout = crf.layout(shape, edges)
     frame, (order, none) = layout.frame(shape), layout.numbers(images).unbind()
     sizes, mask = validation.extents(guard, images, shape, sizes, mask, device, frame.limits)
-    if sizes is not None:
-        check(guard, crf.neighborhood, crf.form.wrap, shape, sizes)
     index = counter(guard, "index", index, 1 << contract.INDEX_BITS, order)
     count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, none)
     present = frame.exists(images, sizes, mask)
     validation.logit_values(guard, logits, None if sizes is None and mask is None else present)
     plan = layout.plan(labels, shape, index, replicas, sizes, mask, None, present)
-    return look_at_edges(guard, crf.form, plan, layout, present, edges), layout, present, count
+    return crf.look(guard, plan, layout, present, sizes, edges), layout, present, count
 
 
-def look_again(guard: Guard, crf: GridCRF, chains: ChainState, logits: Tensor) -> None:
-    """Looks at new logits of chains that are under way."""
-    validation.logits(logits, crf.num_labels, crf.neighborhood.ndim, crf.device)
+def look_again(guard: Guard, crf: CRF, chains: ChainState, logits: Tensor) -> Tensor:
+    """New logits of chains that are under way, looked at; those of graphs as rows."""
+    fold = chains.layout.fold
+    logits = logits if fold is None else fold.logits(logits, crf.num_labels, crf.device)
+    validation.logits(logits, crf.num_labels, crf.ndim, crf.device)
     expected = (len(chains.index), crf.num_labels, *chains.shape)
     if logits.shape != expected:
         raise ValueError(f"logits: expected the chains' shape {list(expected)}, got {list(logits.shape)}")
     validation.logit_values(guard, logits, chains.exists)
+    return logits
 
 
 def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp: Tensor | None, plan: Plan) -> Tensor:

@@ -59,7 +59,7 @@ def refuse_graph(name: str, given: object) -> None:
     found = _graph(given)
     if found is not None:
         raise TypeError(
-            f"{name}: expected offsets of a lattice (tritoncrf has lattices only; graphs are not supported yet), got {found}"
+            f"{name}: expected offsets of a lattice (a graph is a FactorGraph, its model a FactorCRF), got {found}"
         )
 
 

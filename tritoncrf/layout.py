@@ -23,11 +23,12 @@ from torch import Tensor
 
 from tritoncrf import contract
 from tritoncrf.coloring import sublattice_coloring
-from tritoncrf.engines import Plan
+from tritoncrf.engines import Factors, Plan
 from tritoncrf.frame import Frame
 from tritoncrf.frame import Shape as Shape
 from tritoncrf.guard import capturing
 from tritoncrf.lattice import Neighborhood
+from tritoncrf.nodes import Fold
 from tritoncrf.rings import Wrap, unroll
 
 T = TypeVar("T", bound=Frame | Tensor)
@@ -46,7 +47,8 @@ def bucket(shape: Shape, wrap: Wrap = ()) -> Shape:
 class Layout:
     """Positions and slots of a bucket; independent of the batch."""
 
-    neighborhood: Neighborhood
+    neighborhood: Neighborhood | None
+    """None for graphs."""
     shape: Shape
     """The bucket."""
     padded: Shape
@@ -63,6 +65,10 @@ class Layout:
     """int64 [S]."""
     wrap: Wrap = ()
     """Which axes are rings; () for none."""
+    factors: Factors | None = None
+    """Of a batch of graphs, whose nodes are a row without a border: who touches whom."""
+    fold: Fold | None = None
+    """Of a batch of graphs: which node is which pixel."""
     shared: dict[Shape | int, Frame | Tensor] = field(default_factory=dict, repr=False, compare=False)
     """Frames of the shapes that were seen, and numbers of the images of a batch."""
     captured: dict[Shape | int, Frame | Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -158,7 +164,7 @@ class Layout:
         plan = Plan(
             labels=num_labels, volume=self.volume, positions=self.positions, phases=self.phases,
             displacements=self.displacements, classes=self.classes, num_classes=self.num_classes, pixels=frame.pixels,
-            exists=exists, free=exists, sites=sites, index=index, replicas=replicas,
+            exists=exists, free=exists, sites=sites, index=index, replicas=replicas, factors=self.factors,
         )  # fmt: skip
         return hold(plan, clamp)
 
@@ -169,7 +175,6 @@ class Layout:
         for axis, length in enumerate(shape):
             body = body.narrow(axis - len(shape), 0, length)
         return body
-
 
     def ahead(self, rows: Tensor, shape: Shape, displacement: int) -> Tensor:
         """As `crop`, of what stands a displacement further on: ``[..., *shape]``."""

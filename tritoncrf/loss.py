@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self
 
 import torch
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
+from tritoncrf.crf import CRF
 from tritoncrf.gradient import Sampled
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.held_out import held_out
-from tritoncrf.model import GridCRF
+from tritoncrf.models import Model
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 from tritoncrf.tally import Statistics, Tally
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class CRFLoss(nn.Module):
-    """The sampled negative log-likelihood of a `GridCRF`, called where cross-entropy stood.
+class CRFLoss(nn.Module, Generic[Model]):
+    """The sampled negative log-likelihood of a `GridCRF`, or a `FactorCRF`, called where cross-entropy stood.
 
     crf: a submodule, so ``loss.parameters()`` are its tables. chains: the training set's `ChainStore`, which PCD needs; its
     replicas are used and its seed, unless ``seed`` is given. method: "pcd" continues each image's chain, "cd" starts at the
@@ -71,13 +73,13 @@ class CRFLoss(nn.Module):
     """The training set's, or None; may be set."""
 
     def __init__(
-        self, crf: GridCRF, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
+        self, crf: Model, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
         ignore_index: int = 255, reduction: str = "mean", engine: str = "auto", seed: int | None = None,
         validate: bool | None = None, weight: Tensor | None = None, process_group: ProcessGroup | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if not isinstance(crf, GridCRF):
-            raise TypeError(f"crf: expected a GridCRF, got {type(crf).__name__}")
+        if not isinstance(crf, CRF):
+            raise TypeError(f"crf: expected a GridCRF or a FactorCRF, got {type(crf).__name__}")
         validation.choice("method", method, METHODS)
         validation.choice("reduction", reduction, REDUCTIONS)
         sweeps, ignore_index = validation.whole("sweeps", sweeps, 1), validation.whole("ignore_index", ignore_index, -(1 << 63))
@@ -96,7 +98,7 @@ class CRFLoss(nn.Module):
         drawn = seed is None and (chains is None or chains.drawn)
         if seed is None:
             seed = contract.fresh_seed() if chains is None else chains.seed
-        self.crf = crf
+        self.crf: Model = crf
         self.engine = engine
         # What a compiler would look for in the visit, which it does not open.
         self._each = reduction == "none"
@@ -192,7 +194,7 @@ class CRFLoss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, index: Tensor | None = None, *, sizes: Tensor | None = None,
         mask: Tensor | None = None, clamp: Tensor | None = None, kinds: Tensor | None = None, gates: Tensor | None = None,
-        view: Tensor | None = None,
+        view: Tensor | None = None, graph: FactorGraph | None = None,
     ) -> Tensor:  # fmt: skip
         """``E(y) - E(y')`` reduced to a float32 scalar: noisy and often negative, its gradient is what counts.
 
@@ -207,15 +209,22 @@ class CRFLoss(nn.Module):
         kinds: uint8 ``[N, Ck, *shape]``, gates: float ``[N, G, Cg, *shape]`` in [0, 1], for a model that has them (`GridCRF`).
         view: integers ``[N, 2, d]``, for images that are cut or turned parts of what their chains are chains of: the corner of
         the cut, and 1 for axes that run backwards; the chain is cut and turned alike (`datasets.RandomView` makes them).
+        graph: for a `FactorCRF`, a batch of G graphs in the place of N images, as in `Sampler.init`; target is ``[V]`` then.
         A gate that wants a gradient, as a network's own do, gets ``G[y_i, y_j] - G[y'_i, y'_j]``, straight through rounding.
         """
+        # A graph's nodes pass for the pixels of a row: from here on there are images alone.
+        fold = self.crf.fold(graph, sizes=sizes, kinds=kinds, gates=gates, view=view)
+        if fold is not None:
+            logits = fold.logits(logits, self.crf.num_labels, self.crf.device)
+            target, mask, clamp = fold.each("target", target), fold.each("mask", mask), fold.each("clamp", clamp)  # type: ignore[assignment]
+            sizes, gates = fold.sizes, self.crf.flows(graph)
         if not (self.training and torch.is_grad_enabled()):
             told_gates = None if gates is None else validation.tensor("gates", gates).detach()
             held = (logits.detach(), target, sizes, mask, clamp, kinds, told_gates)
-            if OPERATOR and torch.compiler.is_compiling():
+            if OPERATOR and torch.compiler.is_compiling() and graph is None:
                 held_value, self.invalid = torch.ops.tritoncrf.held_out(self._visit, *held, self._each)
             else:
-                held_value, self.invalid = held_out(self._visit, *held)
+                held_value, self.invalid = held_out(self._visit, *held, graph)
             return held_value  # type: ignore[no-any-return]
         store = self.chains
         state = (self.visits, None, None) if store is None else (self.visits, store.labels, store.sweeps)
@@ -224,14 +233,16 @@ class CRFLoss(nn.Module):
         if gates is not None:
             validation.tensor("gates", gates)
         flow = gates is not None and gates.requires_grad
+        if flow and self._each and graph is not None:
+            raise ValueError("reduction: expected 'mean' or 'sum' where a graph's gates want a gradient, got 'none'")
         told_gates = None if gates is None else gates.detach()
         given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, view, flow, self._each, *state)
-        if OPERATOR and torch.compiler.is_compiling():
+        if OPERATOR and torch.compiler.is_compiling() and graph is None:
             tables = pairwise.detach(), None if gated is None else gated.detach()
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)
             self._told = Statistics(*found[7:])
         else:
-            found, self._told = self._visit(logits, pairwise, gated, *given)
+            found, self._told = self._visit(logits, pairwise, gated, *given, graph=graph)  # type: ignore[misc]
         value, *errors, factor, self.invalid = found[:7]
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
             logits, pairwise, gated, gates, value, factor, *errors
@@ -239,13 +250,12 @@ class CRFLoss(nn.Module):
         return result
 
 
-def _check_chains(chains: object, crf: GridCRF, method: str) -> None:
+def _check_chains(chains: object, crf: CRF, method: str) -> None:
     """Raises TypeError or ValueError unless a loss of this kind can use them."""
     if chains is not None and not isinstance(chains, ChainStore):
         raise TypeError(f"chains: expected a ChainStore or None, got {type(chains).__name__}")
     if chains is None and method == "pcd":
         raise ValueError("chains: expected a ChainStore over the training images' sizes for method='pcd', got None")
-    if chains is not None and chains.sizes.shape[1] != crf.neighborhood.ndim:
-        raise ValueError(
-            f"chains: expected images of {crf.neighborhood.ndim} axes as the neighbourhood, got {chains.sizes.shape[1]}"
-        )
+    if chains is not None and chains.sizes.shape[1] != crf.ndim:
+        wanted = f"images of {crf.ndim} axes as the neighbourhood," if not crf.arity else "one axis, a graph's nodes,"
+        raise ValueError(f"chains: expected {wanted} got {chains.sizes.shape[1]}")

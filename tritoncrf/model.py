@@ -10,8 +10,7 @@ weighs a table of its own. Both are optional. Tables are linear in the energy: `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tritoncrf import contract, validation
-from tritoncrf.edge_inputs import EdgeForm, Edges, look, told
+from tritoncrf.crf import CRF, whole
+from tritoncrf.edge_inputs import EdgeForm, Edges, Given, look, told
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.engines.torch import pair_counts
+from tritoncrf.frame import Shape
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.lattice import Neighborhood, refuse_graph
-from tritoncrf.layout import LayoutCache, pack
+from tritoncrf.layout import Layout, LayoutCache, pack
 from tritoncrf.rings import axes, check
 from tritoncrf.validation import Guard
 
@@ -31,7 +33,7 @@ from tritoncrf.validation import Guard
 SITES = 1 << 13
 
 
-class GridCRF(nn.Module):
+class GridCRF(CRF):
     """A CRF on a grid of any dimension with learned tables per edge class.
 
     num_labels: L, 2 to 255; neighborhood: C classes; pairwise: float ``[C, L, L]`` to start from, zeros if None.
@@ -55,8 +57,6 @@ class GridCRF(nn.Module):
 
     pairwise: nn.Parameter
     gated: nn.Parameter | None
-    loaded = False
-    """Whether a state was loaded: the tables are learned ones."""
 
     def __init__(
         self, num_labels: int, neighborhood: Neighborhood, pairwise: Tensor | None = None, *, kinds: int | None = None,
@@ -68,7 +68,7 @@ class GridCRF(nn.Module):
         if not isinstance(neighborhood, Neighborhood):
             refuse_graph("neighborhood", neighborhood)
             graph = isinstance(neighborhood, Tensor) and neighborhood.dim() == 2
-            hint = " (tritoncrf has lattices only; an edge list of a graph is not supported yet)" if graph else ""
+            hint = " (edges of a graph are for a FactorCRF)" if graph else ""
             raise TypeError(f"neighborhood: expected a Neighborhood, got {type(neighborhood).__name__}{hint}")
         self.num_labels = num_labels
         self.neighborhood = neighborhood
@@ -87,27 +87,8 @@ class GridCRF(nn.Module):
         """int64: what the tables are tables of, so that those of other labels, offsets, kinds or gates are not taken for it."""
         return self.form.numbers(self.num_labels)
 
-    def set_extra_state(self, state: Tensor) -> None:
-        """Nothing is kept: the state is looked at before any table is loaded."""
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping[str, object], strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        name = f"{prefix}_extra_state"
-        given, mine = state_dict.get(name), self.get_extra_state()
-        if given is not None and not (isinstance(given, Tensor) and torch.equal(given.cpu(), mine)):
-            raise ValueError(
-                f"state: expected tables of {self.extra_repr()}, got those of {told(given)} (to carry such tables over in "
-                "earnest, copy them into crf.pairwise)"
-            )
-        args = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        super()._load_from_state_dict(*args)
-        floats = [part for key, part in state_dict.items() if key.startswith(prefix) and part.is_floating_point()]
-        self.loaded = any(part.device.type != "meta" and bool(part.any()) for part in floats)
-        # States from before it was kept are taken as they are.
-        if name in missing_keys:
-            missing_keys.remove(name)
+    def told(self, state: object) -> str:
+        return told(state)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -117,30 +98,53 @@ class GridCRF(nn.Module):
             self.register_parameter("gated", None)
 
     @property
-    def tables(self) -> Tables:
-        """Both parameters, as they are now; whole on every rank, also where FSDP has them in shards."""
-        return Tables(_whole(self.pairwise), None if self.gated is None else _whole(self.gated))
+    def ndim(self) -> int:
+        return self.neighborhood.ndim
 
     @property
-    def version(self) -> tuple[int, ...] | None:
-        """What changes when a torch operation writes the tables; None where torch does not count."""
-        tables = [table for table in self.tables if table is not None]
-        # What a parametrization computes is another tensor each time, perhaps at an old one's address.
-        if any(table.is_inference() or not isinstance(table, nn.Parameter) for table in tables):
-            return None
-        return tuple(number for table in tables for number in (table.data_ptr(), table._version))
+    def parts(self) -> list[Tensor]:
+        return [self.pairwise] if self.gated is None else [self.pairwise, self.gated]
 
-    def rounded(self, guard: Guard, tables: Tables) -> Tables:
+    @property
+    def tables(self) -> Tables:
+        """Both parameters, as they are now; whole on every rank, also where FSDP has them in shards."""
+        return Tables(*map(whole, self.parts))
+
+    def rounded(self, guard: Guard, tables: Tables, plan: Plan | None = None) -> Tables:
         """Tables on rule 1's grid, looked at."""
         pairwise, gated = tables
         on_grid = Tables(contract.round_pairwise(pairwise), None if gated is None else contract.round_pairwise(gated))
         validation.tables(guard, *on_grid, self.form.gating)
         return on_grid
 
+    def fold(self, graph: FactorGraph | None, *, sizes: object = None, kinds: object = None, gates: object = None,
+             view: object = None) -> None:  # fmt: skip
+        if graph is not None:
+            raise ValueError(f"graph: expected None for a GridCRF, whose neighbours are offsets, got {type(graph).__name__}")
+
+    def layout(self, shape: Shape, given: Given) -> Layout:
+        check(Guard(), self.neighborhood, self.form.wrap, shape, None)
+        return self.layouts.get(shape, self.device)
+
+    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
+        check(guard, self.neighborhood, self.form.wrap, tuple(present.shape[1:]), sizes)
+        assert isinstance(given, Edges), "looked at by `fold`"
+        return look(guard, self.form, plan, layout, present, given)
+
+    def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Given) -> Tensor:
+        assert isinstance(given, Edges), "looked at by `fold`"
+        return self.energy(logits, labels, sizes=sizes, mask=mask, kinds=given.kinds, gates=given.gates)
+
+    def foreign(self, plan: Plan, layout: Layout) -> str | None:
+        of = layout.neighborhood, plan.labels, plan.form, layout.wrap
+        if of == (self.neighborhood, self.num_labels, self.form.asked(layout.classes), self.form.wrap):
+            return None
+        seen = "" if plan.edges is None else f", {plan.form[0] or 'no'} kinds, {plan.form[1] or 'no'} gates"
+        return f"those of {of[1]} labels, {of[0] or 'graphs'!r}{seen}" + (f", wrap {of[3]}" if of[3] else "")
+
     @property
-    def device(self) -> torch.device:
-        # Not of `pairwise`: a parametrization would compute the tables for it.
-        return next(self.parameters()).device
+    def caches(self) -> tuple[int, int]:
+        return len(self.layouts), self.layouts.nbytes
 
     def extra_repr(self) -> str:
         return f"{self.num_labels} labels, {self.neighborhood!r}{self.form}"
@@ -278,11 +282,6 @@ class GridCRF(nn.Module):
         # A label that a deferred check will report must not index out of the tables meanwhile.
         safe = labels.long().clamp(0, self.num_labels - 1).to(torch.uint8)
         return plan, pack(plan, layout, safe, present)
-
-
-def _whole(table: Tensor) -> Tensor:
-    gather = getattr(table, "full_tensor", None)
-    return table if gather is None else cast(Tensor, gather())
 
 
 def _tables(name: str, given: Tensor | None, shape: tuple[int, ...]) -> Tensor:

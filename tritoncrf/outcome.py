@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tritoncrf.crf import CRF
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, errors, unary_gap
 from tritoncrf.intake import ALLOWED, Batch
@@ -35,7 +36,7 @@ STEPS = 1 << 20
 class Terms:
     """How a loss counts."""
 
-    sampler: Sampler
+    sampler: Sampler[CRF]
     reduction: str
     sweeps: int
     weight: Tensor | None
@@ -130,11 +131,11 @@ def _each(terms: Terms, data: Sample, free: Sample, tables: Tables) -> Errors:
 
 
 def _only(plan: Plan, images: slice) -> Plan:
-    edges = plan.edges
+    edges, factors = plan.edges, plan.factors
     if edges is not None:
         kinds, gates = (None if part is None else part[images] for part in (edges.kinds, edges.gates))
         edges = replace(edges, kinds=kinds, gates=gates)
     return replace(
         plan, exists=plan.exists[images], free=plan.free[images], sites=plan.sites[images], index=plan.index[images],
-        edges=edges,
+        edges=edges, factors=None if factors is None else factors.only(images.start),
     )  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf.chains import ChainState
+from tritoncrf.crf import CRF
 from tritoncrf.intake import Batch
 from tritoncrf.layout import pack
 from tritoncrf.rates import Rate
@@ -27,7 +28,7 @@ class Sample(NamedTuple):
 
 
 def both(
-    sampler: Sampler, batch: Batch, chains: list[Tensor | None], labelled: Tensor, known: Tensor, clamp: Tensor | None,
+    sampler: Sampler[CRF], batch: Batch, chains: list[Tensor | None], labelled: Tensor, known: Tensor, clamp: Tensor | None,
     sweeps: int, rates: dict[str, Rate],
 ) -> tuple[Sample, Sample]:  # fmt: skip
     """Samples of the data phase and of the free one.
@@ -63,5 +64,5 @@ def both(
 def _sample_of(batch: Batch, chains: ChainState, clamp: Tensor | None) -> Sample:
     # Where all pixels exist and are free each has a label after a sweep; nobody writes into a phase's rows any more.
     whole = batch.whole and clamp is None
-    labels = chains.layout.crop(chains.rows, chains.shape) if whole else chains.labels
+    labels = chains.layout.crop(chains.rows, chains.shape) if whole else chains.images
     return Sample(chains, labels)

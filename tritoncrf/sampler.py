@@ -8,19 +8,22 @@ and count of sweeps alone, not on engine, way, batch, padding or threads.
 from __future__ import annotations
 
 import time
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from tritoncrf import contract, engines, validation
 from tritoncrf.chains import ChainState
+from tritoncrf.crf import CRF
 from tritoncrf.eager import uncompiled
-from tritoncrf.edge_inputs import Edges
+from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.intake import Batch, look, look_again, starting_labels
 from tritoncrf.interrupts import unbroken
 from tritoncrf.layout import hold, pack
-from tritoncrf.model import GridCRF
+from tritoncrf.models import Model
 from tritoncrf.validation import Guard
 
 WAYS = ("auto", "gather", "incremental")
@@ -30,8 +33,8 @@ STRIDE, LONGEST = 4, 64
 PATIENCE = 0.25
 
 
-class Sampler:
-    """Gibbs sampling of a `GridCRF`'s labels.
+class Sampler(Generic[Model]):
+    """Gibbs sampling of the labels of a `GridCRF`, or a `FactorCRF`.
 
     engine: "auto" | "torch" | "numba" | "triton"; a named one that cannot run raises RuntimeError saying how to get it.
     seed: of the random numbers, taken modulo 2^64; None takes 64 bits from torch's generator.
@@ -46,17 +49,16 @@ class Sampler:
     """
 
     def __init__(
-        self, crf: GridCRF, engine: str = "auto", seed: int | None = 0, *, way: str = "auto", validate: bool | None = None
+        self, crf: Model, engine: str = "auto", seed: int | None = 0, *, way: str = "auto", validate: bool | None = None
     ) -> None:
-        if not isinstance(crf, GridCRF):
-            raise TypeError(f"crf: expected a GridCRF, got {type(crf).__name__}")
-        self.crf = crf
+        if not isinstance(crf, CRF):
+            raise TypeError(f"crf: expected a GridCRF or a FactorCRF, got {type(crf).__name__}")
+        self.crf: Model = crf
         self.seed, self.way = contract.seed_of(seed), validation.choice("way", way, WAYS)
         self.requested = engine
         self.device = crf.device
         self.guard = Guard(True if validate else validate)
-        self.engine_name, self.engine = engines.find(engine, crf.device, crf.num_labels)
-        self._layouts = crf.layouts
+        self.engine_name, self.engine = engines.find(engine, crf.device, crf.num_labels, crf.arity)
 
     def __getstate__(self) -> dict[str, object]:
         # A module cannot be pickled; the copy finds its engine anew.
@@ -64,19 +66,20 @@ class Sampler:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels)
+        self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels, self.crf.arity)
 
     def _settle_down(self) -> torch.device:
         """The CRF's device, on which an engine is found anew where the CRF has moved."""
         if self.crf.device != self.device:
-            self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels)
+            self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels, self.crf.arity)
             self.device = self.crf.device
         return self.device
 
     def __repr__(self) -> str:
+        kept, nbytes = self.crf.caches
         return (
             f"Sampler({self.crf.extra_repr()}, engine={self.engine_name!r}, way={self.way!r}, seed={self.seed}, "
-            f"{len(self._layouts)} layouts cached, {self._layouts.nbytes} bytes)"
+            f"{kept} layouts cached, {nbytes} bytes)"
         )
 
     @uncompiled
@@ -84,6 +87,7 @@ class Sampler:
         self, logits: Tensor, labels: Tensor | None = None, index: Tensor | None = None, *, sizes: Tensor | None = None,
         mask: Tensor | None = None, clamp: Tensor | None = None, replicas: int = 1, phase: str = "inference",
         count: Tensor | None = None, kinds: Tensor | None = None, gates: Tensor | None = None,
+        graph: FactorGraph | None = None,
     ) -> ChainState:  # fmt: skip
         """Starts R chains on each of N images.
 
@@ -97,12 +101,18 @@ class Sampler:
         image's chain has already done, None for 0.
         kinds: uint8 ``[N, Ck, *shape]``, gates: float ``[N, G, Cg, *shape]`` in [0, 1], for a model that has them: of the edges
         of each class, at the edge's first end (`GridCRF`); `tritoncrf.edges` makes them from images.
+        graph: for a `FactorCRF`, a batch of G graphs in the place of N images: then logits ``[V, L]``, labels ``[V]`` or ``[R,
+        V]``, mask and clamp ``[V]``, index and count ``[G]``, and sizes, kinds and gates None.
 
         Raises ValueError or TypeError with name, expected and got, before anything is drawn.
         """
         with self.guard.call(self.crf.device):
             validation.choice("phase", phase, tuple(contract.PURPOSES))
-            edges = Edges(kinds, gates)
+            fold = self.crf.fold(graph, sizes=sizes, kinds=kinds, gates=gates)
+            if fold is not None:
+                logits, labels = fold.logits(logits, self.crf.num_labels, self.crf.device), fold.labels("labels", labels)
+                sizes, mask, clamp = fold.sizes, fold.each("mask", mask), fold.each("clamp", clamp)
+            edges = Edges(kinds, gates) if graph is None else graph
             batch = self.lay_out(logits, index, sizes=sizes, mask=mask, replicas=replicas, count=count, edges=edges)
             if clamp is not None:
                 clamp = validation.shaped("clamp", clamp, [tuple(batch.present.shape)], [torch.bool], batch.logits.device)
@@ -113,16 +123,17 @@ class Sampler:
 
     def lay_out(
         self, logits: Tensor, index: Tensor | None, *, sizes: Tensor | None, mask: Tensor | None, replicas: int,
-        count: Tensor | None, edges: Edges, tables: Tables | None = None,
+        count: Tensor | None, edges: Given, tables: Tables | None = None,
     ) -> Batch:  # fmt: skip
-        """Looks at a batch and the tables once, whatever phases `begin` on them; arguments and errors as of `init`.
+        """Looks at a batch and the tables once, whatever phases `begin` on them; arguments and errors as of `init`, graphs as
+        rows of pixels.
 
         tables: where they are not to be read from the CRF.
         """
         self._settle_down()
         version = self.crf.version if tables is None else None
         plan, layout, present, count = look(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges)
-        rounded = self.crf.rounded(self.guard, self.crf.tables if tables is None else tables)
+        rounded = self.crf.rounded(self.guard, self.crf.tables if tables is None else tables, plan)
         return Batch(logits.detach(), present, layout, plan, count, rounded, version)
 
     def begin(
@@ -163,11 +174,9 @@ class Sampler:
         self._sweep(chains, sweeps, contract.scale_of(1.0))
 
     def _room(self, chains: ChainState, sweeps: int) -> None:
-        self.guard.require(
-            chains.count <= (1 << contract.SWEEP_BITS) - sweeps,
-            f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life",
-            lambda: f"{sweeps} more after {int(chains.count.max())}",
-        )
+        told = f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life"
+        left = chains.count <= (1 << contract.SWEEP_BITS) - sweeps
+        self.guard.require(left, told, lambda: f"{sweeps} more after {int(chains.count.max())}")
 
     def _ready(self, chains: ChainState, sweeps: int, beta: float) -> float:
         """Rule 3's factor, once chains, sweeps and beta are looked at."""
@@ -248,12 +257,9 @@ class Sampler:
     def _own(self, chains: ChainState) -> None:
         if not isinstance(chains, ChainState):
             raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
-        plan, crf = chains.plan, self.crf
-        of = chains.layout.neighborhood, plan.labels, plan.form, chains.layout.wrap
-        if of != (crf.neighborhood, crf.num_labels, crf.form.asked(chains.layout.classes), crf.form.wrap):
-            seen = "" if plan.edges is None else f", {plan.form[0] or 'no'} kinds, {plan.form[1] or 'no'} gates"
-            seen += f", wrap {of[3]}" if of[3] else ""
-            raise ValueError(f"chains: expected chains of {crf.extra_repr()}, got those of {of[1]} labels, {of[0]!r}{seen}")
+        got = self.crf.foreign(chains.plan, chains.layout)
+        if got is not None:
+            raise ValueError(f"chains: expected chains of {self.crf.extra_repr()}, got {got}")
         validation.writable("chains", chains.count)
 
     def _choose(self, chains: ChainState) -> None:
@@ -274,10 +280,10 @@ class Sampler:
         given = self.crf.tables
         if logits is None and chains.seen is not None and given.equal(chains.seen):
             return
-        tables = self.crf.rounded(self.guard, given)
+        tables = self.crf.rounded(self.guard, given, chains.plan)
         seen = given.copy() if self.device.type == "cpu" and self.guard.waits(self.device) else None
         if logits is not None:
-            look_again(self.guard, self.crf, chains, logits)
+            logits = look_again(self.guard, self.crf, chains, logits)
         if not self.guard.waits(self.device):
             # A fault that the host has not heard of yet must not get into what the engine prepared.
             bad = self.guard.flag(self.device)

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
+from tritoncrf.crf import CRF
 from tritoncrf.eager import Unopened, uncompiled, unopened
-from tritoncrf.edge_inputs import Edges
+from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
+from tritoncrf.graphs import FactorGraph
 from tritoncrf.intake import Batch, targets
 from tritoncrf.interrupts import unbroken
 from tritoncrf.lookup import find, look_at, renew
@@ -47,7 +49,7 @@ class Visit(metaclass=Unopened):
     """
 
     def __init__(
-        self, sampler: Sampler, chains: ChainStore | None, method: str, sweeps: int, ignore_index: int, reduction: str,
+        self, sampler: Sampler[CRF], chains: ChainStore | None, method: str, sweeps: int, ignore_index: int, reduction: str,
         follows: bool, drawn: bool, group: ProcessGroup | None,
     ) -> None:  # fmt: skip
         self.sampler, self.chains, self.method, self.sweeps = sampler, chains, method, sweeps
@@ -67,13 +69,13 @@ class Visit(metaclass=Unopened):
         self, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None,
+        sweeps: Tensor | None, graph: FactorGraph | None = None,
     ) -> tuple[Found, Tally]:  # fmt: skip
         """Value, the fields of `Errors`, their factor and whether the call was bad; beside that the tally.
 
         pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
         gates want an error; each: a value for each image; visits, labels, sweeps: the loss's running number and the store's
-        tensors, written in place. The rest as in `CRFLoss.forward`.
+        tensors, written in place. The rest as in `CRFLoss.forward`, graphs as rows of pixels.
         """
         if self.chains is None and self.method == "pcd":
             raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
@@ -97,14 +99,14 @@ class Visit(metaclass=Unopened):
         with self.sampler.guard.call(self.sampler.crf.device):
             # Kept from here on: had the guard raised, kept labels would be looked at again.
             self._own = own
-            tables, edges = Tables(pairwise, gated), Edges(kinds, gates)
+            tables, edges = Tables(pairwise, gated), (Edges(kinds, gates) if graph is None else graph)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None)
             return self._sample(terms, logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks)
 
     def _sample(
         self, terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, edges: Edges, view: Tensor | None, visits: Tensor, store: ChainStore | None,
-        ranks: Ranks,
+        mask: Tensor | None, clamp: Tensor | None, edges: Given, view: Tensor | None, visits: Tensor,
+        store: ChainStore | None, ranks: Ranks,
     ) -> tuple[Found, Tally]:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
         batch = sampler.lay_out(

@@ -18,6 +18,11 @@ import torch
 # By name: the engine module called torch takes that name in this package once it is imported.
 from torch import Tensor, equal, float32, float64, int64, uint8
 
+from tritoncrf import contract
+from tritoncrf.engines.factors import Ends as Ends
+from tritoncrf.engines.factors import Factors as Factors
+from tritoncrf.engines.factors import starts_of as starts_of
+
 NAMES = ("triton", "numba", "torch")
 # What "auto" tries, in this order, on a GPU and elsewhere, where Triton would interpret.
 AUTOMATIC = {"cuda": ("triton", "torch")}
@@ -30,7 +35,7 @@ class Tables(NamedTuple):
     """The tables of all edge classes."""
 
     pairwise: Tensor
-    """float [C, L, L], or [C, R, L, L] where an edge has one of R kinds."""
+    """float [C, L, L], or [C, R, L, L] where an edge has one of R kinds; of graphs [entries], as `Factors` has them."""
     gated: Tensor | None = None
     """float [G, Cg, L, L]: what each of G gates weighs, of the Cg classes that have gates."""
 
@@ -100,11 +105,12 @@ class EdgeData:
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch of N images with R chains each, laid out for an engine.
+    """A batch of N images, or graphs, with R chains each, laid out for an engine.
 
     A chain's labels are a flat uint8 row of ``volume`` positions; a position where no site exists holds ``void`` (the number
     of labels). Slots are the sites of the padded bucket colour by colour, so a phase is a range of slots. The neighbour of
-    position p in table ``classes[k]`` is p + ``displacements[k]`` (and p - it, seen from the other end).
+    position p in table ``classes[k]`` is p + ``displacements[k]`` (and p - it, seen from the other end). Of graphs, ``factors``
+    says instead who a slot's neighbours are and which phase is its own.
     """
 
     labels: int
@@ -130,6 +136,13 @@ class Plan:
     replicas: int
     edges: EdgeData | None = None
     """What the images say of their edges; None for a model whose tables do not see the image."""
+    factors: Factors | None = None
+    """Neighbours and phases of graphs; None for a lattice."""
+
+    @property
+    def unit(self) -> int:
+        """What a factor counts in `Engine.pair_counts`: 1, or the steps of a gate where there are some."""
+        return contract.GATE_STEPS if self.factors is not None and self.factors.gated else 1
 
     @property
     def void(self) -> int:
@@ -171,8 +184,10 @@ class Engine(Protocol):
     break_even: float
     """Flips per site update below which the incremental way is the faster one."""
 
-    def missing(self, device: torch.device, labels: int = FEWEST) -> str | None:
-        """Why the engine cannot run on this device with so many labels, with the way to get it; None if it can."""
+    def missing(self, device: torch.device, labels: int = FEWEST, arity: int = 0) -> str | None:
+        """Why the engine cannot run on this device with so many labels, with the way to get it; None if it can.
+
+        arity: of a graph's largest factor; 0 for a lattice."""
 
     def prepare(self, plan: Plan, logits: Tensor, tables: Tables, like: Work | None = None) -> Work:
         """Rounds logits ``[N, L, *shape]`` and tables (rule 1); like: work of the same ones where other sites are free."""
@@ -184,7 +199,9 @@ class Engine(Protocol):
         """Draws every free site that holds void from its unaries alone, in place."""
 
     def field(self, work: Work, labels: Tensor) -> Tensor:
-        """What the incremental way keeps current: the energies of all free sites given their neighbours, or bounds on them."""
+        """What the incremental way keeps current: the energies of all free sites given their neighbours, or bounds on them.
+
+        An empty one where the engine has no incremental way for a graph's factors: what is given it gathers."""
 
     def sweep(
         self, work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
@@ -209,7 +226,8 @@ class Engine(Protocol):
 
     def pair_counts(self, plan: Plan, labels: Tensor) -> Tensor:
         """How often each pair of labels stands on an edge of each class, with kinds of each kind: int64, as the tables behind
-        ``[N, R]``."""
+        ``[N, R]``. Of graphs, how often each entry of the flat tables is read, a factor counting its gate's steps where
+        `Plan.unit` is not 1."""
 
     def pair_errors(self, plan: Plan, data: Tensor, free: Tensor) -> Tensor:
         """`pair_counts` of ``data`` minus those of ``free``, summed over all chains: int64, as the tables."""
@@ -249,8 +267,10 @@ def load(name: str) -> Engine | str:
         return f"its package {error.name!r} is not installed: pip install {error.name}"
 
 
-def find(name: str, device: torch.device, labels: int = FEWEST) -> tuple[str, Engine]:
+def find(name: str, device: torch.device, labels: int = FEWEST, arity: int = 0) -> tuple[str, Engine]:
     """The engine called ``name``, or for "auto" the first of `AUTOMATIC` that runs on ``device`` with so many labels.
+
+    arity: of a graph's largest factor; 0 for a lattice.
 
     Raises ValueError for an unknown name and RuntimeError, saying how to get it, for a named engine that cannot run.
     """
@@ -258,7 +278,8 @@ def find(name: str, device: torch.device, labels: int = FEWEST) -> tuple[str, En
         raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, NAMES))}, got {name!r}")
     for candidate in AUTOMATIC.get(device.type, ELSEWHERE) if name == "auto" else (name,):
         engine = load(candidate)
-        reason = engine if isinstance(engine, str) else engine.missing(device, labels)
+        asked = (device, labels, arity) if arity else (device, labels)
+        reason = engine if isinstance(engine, str) else engine.missing(*asked)
         if reason is None and not isinstance(engine, str):
             return candidate, engine
         if name == "auto" and candidate == "numba" and device.type == "cpu":

@@ -12,9 +12,6 @@ written it is compiled in every process.
 from __future__ import annotations
 
 import itertools
-import math
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,17 +21,22 @@ from numba import config
 from torch import Tensor
 
 from tritoncrf import contract
-from tritoncrf.engines import FEWEST, Plan, Tables
+from tritoncrf.engines import FEWEST, Plan, Tables, averaging
 from tritoncrf.engines import Work as AnyWork
 from tritoncrf.engines import numba_edges as seeing
-from tritoncrf.engines import numba_errors as differences
+from tritoncrf.engines import numba_nets as nets
 from tritoncrf.engines import numba_sweeps as compiled
 from tritoncrf.engines.numba_average import average as lazily
+from tritoncrf.engines.numba_counts import gated_errors, pair_counts, pair_errors, unary_errors
 from tritoncrf.engines.numba_rows import Rows, aligned, factors, rows_of
 from tritoncrf.engines.numba_sites import Array, Sites, listed, rounding, rounding_rows
 from tritoncrf.engines.numba_threads import share
 from tritoncrf.engines.numba_vectors import LANES
 
+__all__ = [
+    "average", "break_even", "conditionals", "field", "gated_errors", "initial", "missing", "pair_counts", "pair_errors",
+    "prepare", "retable", "sweep", "unary_errors",
+]  # fmt: skip
 break_even = 0.15
 _NOWHERE, _NOTHING = np.empty((1, 0), np.int32), np.empty((1, 0), np.float32)
 
@@ -49,12 +51,14 @@ class Work:
     """float32 [B, P]."""
     edges: Array
     """uint8 [B, E]: kinds and gates of the sites' edges, as `numba_edges` has them."""
-    tables: Rows
+    tables: Rows | nets.GraphRows
+    net: nets.Lists | None
+    """Of graphs."""
     kept: dict[str, Array]
     """What only the incremental way needs, made when it first runs."""
 
 
-def missing(device: torch.device, labels: int = FEWEST) -> str | None:
+def missing(device: torch.device, labels: int = FEWEST, arity: int = 0) -> str | None:
     """Runs on CPU tensors with any number of labels; the package itself is imported with this module."""
     if device.type != "cpu":
         return "it runs on CPU tensors only: use engine='torch' or 'triton'"
@@ -73,12 +77,17 @@ def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = N
     function, values = (rounding_rows, last.flatten(1, -2)) if last.is_contiguous() else (rounding, logits.detach().flatten(2))
     energies = values.float().contiguous().numpy()
     share(function, sites.first, energies, plan.pixels.numpy(), sites.first, sites.slot, forbidden, cap, unary)
-    return Work(plan, sites, unary, _edges(plan, sites), rows_of(plan, tables, width), kept={})
+    net = None if plan.factors is None else nets.lists(plan.factors, sites.first, sites.slot)
+    return Work(plan, sites, unary, _edges(plan, sites), _rows(plan, tables, width), net, kept={})
+
+
+def _rows(plan: Plan, tables: Tables, width: int) -> Rows | nets.GraphRows:
+    return rows_of(plan, tables, width) if plan.factors is None else nets.rows_of(plan.factors, tables, width)
 
 
 def retable(work: AnyWork, tables: Tables) -> Work:
     work = _own(work)
-    rows = rows_of(work.plan, tables, work.unary.shape[1])
+    rows = _rows(work.plan, tables, work.unary.shape[1])
     kept = {name: value for name, value in work.kept.items() if name == "lookup"}
     return replace(work, tables=rows, kept=kept)
 
@@ -93,8 +102,11 @@ def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, 
     )  # fmt: skip
 
 
-def field(work: AnyWork, labels: Tensor) -> Tensor:
-    """Nothing is known of any site yet: the first sweep gathers everywhere."""
+def field(work: AnyWork, labels: Tensor) -> Tensor | None:
+    """Nothing is known of any site yet: the first sweep gathers everywhere. None where factors join more than two."""
+    factors = work.plan.factors if isinstance(work, Work) else None
+    if factors is not None and factors.arity > 2:
+        return None
     return torch.from_numpy(np.full(int(_own(work).sites.base[-1]) + 1, np.inf, np.float32))
 
 
@@ -114,12 +126,14 @@ def average(
     key: tuple[int, int], count: Tensor, purpose: int, out: Tensor, bad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     work = _own(work)
+    if work.net is not None:
+        return averaging(sweep, conditionals)(work, labels, field, sweeps, scale, key, count, purpose, out, bad)
     flips = torch.zeros(work.plan.chains, dtype=torch.int64, device="cpu")
     energies = np.zeros((work.plan.chains, sweeps))
-    arguments = _sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips)
+    *arguments, _, changed = _sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips)
     # An image's replicas add to the same place: a thread takes all of them.
     if bad is None or not bool(bad):
-        share(lazily, work.sites.first, *arguments, work.sites.slot, _lookup(work), out.numpy(), energies)
+        share(lazily, work.sites.first, *arguments, changed, work.sites.slot, _lookup(work), out.numpy(), energies)
     return flips.view(-1, work.plan.replicas), torch.from_numpy(energies).view(-1, work.plan.replicas, sweeps)
 
 
@@ -132,7 +146,8 @@ def _sweeping(
     if s.stream[0] != (*key, purpose):
         s.blocks.fill(-1)
         s.stream[0] = (*key, purpose)
-    lookup, push, lifts, odds = _NOWHERE, _NOTHING, _NOTHING, _NOTHING[0]
+    # A graph's factors of growth are a row, a lattice's tables of two axes.
+    lookup, push, lifts, odds = _NOWHERE, _NOTHING, _NOTHING if work.net is None else _NOTHING[0], _NOTHING[0]
     # At smaller scales a label can pass the 1024 nat at a weight that is not small, and no bound holds.
     lazy = field is not None and scale * contract.CUTOFF > 1 - contract.MIN_EXPONENT
     if field is not None:
@@ -142,11 +157,12 @@ def _sweeping(
             odds[-1] = scale
     if lazy:
         lookup, (push, lifts) = _lookup(work), _factors(work, scale)
+    short, parts = _short(t)
     sure = np.float32(1 - (plan.labels + 64) * 2.0**-23)
     return (
-        plan.replicas, _flat(labels), s.first, s.bounds, s.position, s.site, s.index, work.unary, t.rows, t.short, s.steps,
-        t.parts, s.base, s.uniforms, s.blocks, *key, purpose, count.numpy(), plan.labels, sweeps, np.float32(scale), lazy,
-        odds, lookup, push, lifts, sure, _seen(work), flips.numpy(),
+        plan.replicas, _flat(labels), s.first, s.bounds, s.position, s.site, s.index, work.unary, t.rows, short, s.steps,
+        parts, s.base, s.uniforms, s.blocks, *key, purpose, count.numpy(), plan.labels, sweeps, np.float32(scale), lazy,
+        odds, lookup, push, lifts, sure, _seen(work), _net(work), flips.numpy(),
     )  # fmt: skip
 
 
@@ -155,79 +171,14 @@ def conditionals(
 ) -> Tensor:  # fmt: skip
     work = _own(work)
     plan, s, t = work.plan, work.sites, work.tables
-    energy = np.zeros(plan.chains)
+    energy, (short, parts) = np.zeros(plan.chains), _short(t)
     if bad is not None and bool(bad):
         return torch.from_numpy(energy).view(-1, plan.replicas)
     share(
         compiled.conditionals, s.first, plan.replicas, _flat(labels), s.first, s.position, s.slot, work.unary, t.rows,
-        t.short, s.steps, t.parts, plan.labels, np.float32(scale), _seen(work), out.numpy(), energy,
+        short, s.steps, parts, plan.labels, np.float32(scale), _seen(work), _net(work), out.numpy(), energy,
     )  # fmt: skip
     return torch.from_numpy(energy).view(-1, plan.replicas)
-
-
-def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
-    rows = labels.flatten(0, -2).contiguous().numpy()
-    counts = torch.zeros((len(rows), plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.int64, device="cpu")
-    replicas = len(rows) // max(len(plan.index), 1)
-    bounds = np.arange(len(rows) + 1)
-    share(differences.pair_counts, bounds, replicas, rows, *_counting(plan), counts.numpy())
-    return counts.view(*labels.shape[:-1], *_shape(plan))
-
-
-def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
-    rows = [_flat(labels.contiguous()) for labels in (data, free)]
-    shape = (plan.num_classes, plan.kinds, plan.labels, plan.labels)
-    found = _summed(differences.pair_errors, plan, shape, plan.replicas, *rows, *_counting(plan), differences.MOST)
-    return found.view(_shape(plan))
-
-
-def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
-    edges = plan.edges
-    if edges is None or edges.gates is None:
-        return torch.zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64, device="cpu")
-    rows = [_flat(labels.contiguous()) for labels in (data, free)]
-    steps = np.array([plan.displacements[k] for k in edges.gated], np.int64)
-    places = np.array([edges.gating[k] for k in edges.gated], np.int64)
-    shape = (*edges.gates.shape[1:3], plan.labels, plan.labels)
-    gates = edges.gates.numpy(), edges.pixels.numpy()
-    return _summed(differences.gated_errors, plan, shape, plan.replicas, *rows, steps, places, *gates)
-
-
-def _summed(function: Callable[..., None], plan: Plan, shape: tuple[int, ...], *arguments: Any) -> Tensor:
-    """The sum of what a function adds for each image, int64: a part of the images has zeros of its own, not every image."""
-    total, guard = np.zeros(shape, np.int64), threading.Lock()
-
-    def add(begin: int, end: int) -> None:
-        own = np.zeros(shape, np.int64)
-        function(begin, end, *arguments, own)
-        with guard:
-            np.add(total, own, out=total)
-
-    if len(plan.index) == 1:
-        function(0, 1, *arguments, total)
-    else:
-        share(add, np.arange(len(plan.index) + 1))
-    return torch.from_numpy(total)
-
-
-def _counting(plan: Plan) -> tuple[Array, ...]:
-    """Displacements, their classes, kinds ``[N, Ck, area]``, where a displacement's stand, and the pixel of each position."""
-    steps, classes = (np.array(values, np.int64) for values in (plan.displacements, plan.classes))
-    if plan.edges is None or plan.edges.kinds is None:
-        return steps, classes, np.zeros((1, 0, 0), np.uint8), np.full(len(steps), -1), np.zeros(0, np.int64)
-    return steps, classes, plan.edges.kinds.numpy(), np.array(plan.edges.kinded, np.int64), plan.edges.pixels.numpy()
-
-
-def _shape(plan: Plan) -> tuple[int, ...]:
-    return (plan.num_classes, *([plan.kinds] if plan.kinded else []), plan.labels, plan.labels)
-
-
-def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
-    images, replicas, *shape = data.shape
-    errors = torch.zeros((images, labels, math.prod(shape)), dtype=torch.float32, device="cpu")
-    rows = [drawn.reshape(images * replicas, -1).numpy() for drawn in (data, free)]
-    share(differences.unary_errors, np.arange(images + 1), replicas, *rows, np.float32(1 / replicas), errors.numpy())
-    return errors.view(images, labels, *shape)
 
 
 def _own(work: AnyWork) -> Work:
@@ -261,17 +212,33 @@ def _edges(plan: Plan, sites: Sites) -> Array:
 
 def _seen(work: Work) -> seeing.Seen | None:
     """None for tables that do not see the image: the compiled loops are then those without."""
-    plan, weighed = work.plan, work.tables.weighed
-    if plan.edges is None:
+    plan = work.plan
+    if plan.edges is None or not isinstance(work.tables, Rows):
         return None
+    weighed = work.tables.weighed
     gated = plan.edges.gated
     steps = np.array([plan.displacements[k] for k in gated], np.int64)
     return plan.kinds if plan.kinded else 0, work.edges, steps, weighed.shape[2] if len(steps) else 0, weighed, seeing.FACTORS
 
 
+def _short(tables: Rows | nets.GraphRows) -> tuple[bool, Array]:
+    """What the loops over a lattice's displacements want to know of its rows."""
+    return (tables.short, tables.parts) if isinstance(tables, Rows) else (tables.block > 0, np.zeros(1, np.int64))
+
+
+def _net(work: Work) -> tuple[Array, Array, Array, int] | None:
+    """None for lattices, likewise."""
+    if work.net is None or isinstance(work.tables, Rows):
+        return None
+    return work.net.sections, work.net.cuts, work.net.ends, work.tables.block
+
+
 def _factors(work: Work, scale: float) -> tuple[Array, Array]:
     if "push" not in work.kept or work.kept["scale"] != scale:
-        work.kept["push"], work.kept["lifts"] = factors(work.tables, work.plan.labels, scale)
+        if isinstance(work.tables, Rows):
+            work.kept["push"], work.kept["lifts"] = factors(work.tables, work.plan.labels, scale)
+        else:
+            work.kept["push"], work.kept["lifts"] = _NOTHING, nets.push_of(work.tables, scale)
         work.kept["scale"] = np.array(scale)
     return work.kept["push"], work.kept["lifts"]
 

@@ -149,7 +149,7 @@ def average(
                     sweep(
                         chain, chain + 1, replicas, labels, first, bounds, position, site, index, unary, rows, short, steps,
                         parts, base, uniforms, blocks, key0, key1, purpose, now, number, 1, scale, lazy, field, lookup, push,
-                        lifts, sure, seen, flips,
+                        lifts, sure, seen, None, flips,
                     )  # fmt: skip
                 if done == 0:
                     before[:] = row

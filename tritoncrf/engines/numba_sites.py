@@ -67,10 +67,15 @@ def listed(plan: Plan) -> Sites:
     base[1:] = strides.cumsum()
     position, slot = np.empty(total, np.int32), np.empty(total, np.int32)
     site, bounds = np.empty(total, np.uint32), np.empty((images, len(plan.phases)), np.int64)
-    share(
-        listing, first, free, plan.positions.numpy(), plan.sites.contiguous().numpy(),
-        np.array(plan.phases, np.int64), first, position, site, slot, bounds,
-    )  # fmt: skip
+    if plan.factors is not None:
+        colors = plan.factors.colors.contiguous().numpy()
+        bounds = np.empty((images, plan.factors.num_colors + 1), np.int64)
+        share(by_color, first, free, colors, plan.sites.contiguous().numpy(), first, position, site, slot, bounds)
+    else:
+        share(
+            listing, first, free, plan.positions.numpy(), plan.sites.contiguous().numpy(),
+            np.array(plan.phases, np.int64), first, position, site, slot, bounds,
+        )  # fmt: skip
     uniforms, blocks = np.empty(4 * int(base[-1]), np.float32), np.full(plan.chains, -1, np.int64)
     steps = np.array(plan.displacements, np.int64)
     work = np.zeros(plan.chains + 1, np.int64)
@@ -93,6 +98,28 @@ def listing(
                     position[t], site[t], slot[t] = positions[s], sites[image, s], s
                     t += 1
         bounds[image, len(phases) - 1] = t - first[image]
+
+
+@entry
+def by_color(
+    begin: int, end: int, free: npt.NDArray[np.bool_], colors: Positions, sites: Integers, first: Integers, position: Positions,
+    site: Words, slot: Positions, bounds: Integers,
+) -> None:  # fmt: skip
+    """Lists the free nodes of graphs ``begin`` to ``end`` colour by colour, in order within one."""
+    for graph in range(begin, end):
+        number = bounds[graph]
+        number[:] = 0
+        for s in range(free.shape[1]):
+            if free[graph, s]:
+                number[colors[graph, s] + 1] += 1
+        for c in range(1, len(number)):
+            number[c] += number[c - 1]
+        at = number[:-1].copy()
+        for s in range(free.shape[1]):
+            if free[graph, s]:
+                t = first[graph] + at[colors[graph, s]]
+                position[t], site[t], slot[t] = s, sites[graph, s], s
+                at[colors[graph, s]] += 1
 
 
 @entry

@@ -20,9 +20,11 @@ import numpy.typing as npt
 from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_edges as edges
 from tritoncrf.engines import numba_flips as flips_of
+from tritoncrf.engines import numba_graphs as graphs
 from tritoncrf.engines.numba_cache import entry, jit
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole, Words
 from tritoncrf.engines.numba_edges import Seen
+from tritoncrf.engines.numba_graphs import Net
 from tritoncrf.engines.numba_sites import GROUP
 from tritoncrf.engines.numba_vectors import address, byte, doubtful, keep, prefetch, trailing
 
@@ -81,9 +83,12 @@ def sweep(
     index: Integers, unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, base: Integers,
     uniforms: Singles, blocks: Integers, key0: int, key1: int, purpose: int, count: Integers, number: int, sweeps: int,
     scale: float, lazy: bool, field: Singles, lookup: Positions, push: Singles, lifts: Singles, sure: float, seen: Seen | None,
-    flips: Integers,
+    net: Net | None, flips: Integers,
 ) -> None:  # fmt: skip
-    """Sweeps of chains ``begin`` to ``end``: by gather, or passing over sites that surely stay if ``lazy``."""
+    """Sweeps of chains ``begin`` to ``end``: by gather, or passing over sites that surely stay if ``lazy``.
+
+    net: the lists of a graph, in the place of ``steps`` and ``parts``.
+    """
     width = unary.shape[1]
     energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
     sums = np.empty((width // 16, 4), np.float32)
@@ -95,6 +100,9 @@ def sweep(
         wide, listed, gates = bytes_of.shape[1], address(bytes_of), 2 * len(steps) if kinds else 0
         g, q, f = address(gating), address(weighed), address(factors)
         end_of, steps_at, parts_at, rows_at = g + 8 * len(gating), address(steps), address(parts), address(rows)
+    if net is not None:
+        sections, many, cuts, ends, block = graphs.addresses(net)
+        table = address(rows)
     queue = np.empty(np.max(bounds) if lazy else 0, np.int32)
     for chain in range(begin, end):
         image = chain // replicas
@@ -122,10 +130,18 @@ def sweep(
                     visits = _doubtful(a, b, chosen, chances, sure, queue, energy, 4 * width, edge, wide)
                 for group in range(0, visits, 4):
                     together = min(4, visits - group)
+                    if net is not None and lazy:
+                        for n in range(group + 4, min(group + 8, visits)):
+                            graphs.ask(cuts + 8 * many * (start + np.int64(queue[np.uint64(n)])), many, ends)
                     for j in range(together):
                         t = np.int64(queue[np.uint64(group + j)]) if lazy else a + group + j
                         p = here + np.int64(position[np.uint64(start + t)])
-                        if seen is None and width >= one.WIDE:
+                        if net is not None:
+                            own_cuts = cuts + 8 * many * (start + t)
+                            graphs.gather(
+                                here, sections, many, own_cuts, ends, table, number, width, block, energy + 4 * width * t, e
+                            )
+                        elif seen is None and width >= one.WIDE:
                             one.gather_wide(
                                 p, address(steps), address(parts), last, address(rows), number, width, short,
                                 energy + 4 * width * t, e,
@@ -161,7 +177,10 @@ def sweep(
                             changed += 1
                             row[np.uint64(p)] = new
                             if lazy:
-                                if seen is None:
+                                if net is not None:
+                                    own_cuts = cuts + 8 * many * (start + t)
+                                    graphs.push(sections, many, own_cuts, ends, place, lifts, old, new, chances)
+                                elif seen is None:
                                     _push(p, place, steps, push, old, new, chances)
                                 else:
                                     flips_of.push(
@@ -170,6 +189,7 @@ def sweep(
         flips[chain] += changed
     keep(energies)
     keep(seen)
+    keep(net)
 
 
 @entry
@@ -206,7 +226,7 @@ def initial(
 def conditionals(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, position: Positions, slot: Positions,
     unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, number: int, scale: float, seen: Seen | None,
-    out: Doubles, energy: Doubles,
+    net: Net | None, out: Doubles, energy: Doubles,
 ) -> None:  # fmt: skip
     """Adds the conditionals of images ``begin`` to ``end``, averaged over replicas, to ``out`` ``[N, S, L]``."""
     width = unary.shape[1]
@@ -215,6 +235,8 @@ def conditionals(
     if seen is not None:
         kinds, bytes_of, gating, ranks, weighed, factors = seen
         g, q, f = address(gating), address(weighed), address(factors)
+    if net is not None:
+        sections, many, cuts, ends, block = graphs.addresses(net)
     for image in range(begin, end):
         for replica in range(replicas):
             chain = image * replicas + replica
@@ -223,7 +245,10 @@ def conditionals(
             for t in range(first[image], first[image + 1]):
                 p = here + np.int64(position[t])
                 own_unary = address(unary) + 4 * width * t
-                if seen is None and width >= one.WIDE:
+                if net is not None:
+                    own_cuts = cuts + 8 * many * t
+                    graphs.gather(here, sections, many, own_cuts, ends, address(rows), number, width, block, own_unary, e)
+                elif seen is None and width >= one.WIDE:
                     one.gather_wide(p, address(steps), address(parts), last, address(rows), number, width, short, own_unary, e)
                 elif seen is None:
                     one.gather(p, steps, parts, rows, number, width, short, own_unary, e)
@@ -250,3 +275,4 @@ def conditionals(
                 own += energies[byte(p)]
             energy[chain] = own
     keep(seen)
+    keep(net)

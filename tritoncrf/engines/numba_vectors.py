@@ -103,6 +103,12 @@ def word(builder: Any, address: Any) -> Any:
     return _load(builder, address, _LONG)
 
 
+@_instruction(_i64, _i64)
+def half(builder: Any, address: Any) -> Any:
+    """The int32 at an address, which must not be negative."""
+    return builder.zext(_load(builder, address, _INT), _LONG)
+
+
 @_instruction(nb.types.void, _i64)
 def prefetch(builder: Any, address: Any) -> Any:
     """Asks for the cache line at an address."""
@@ -121,6 +127,20 @@ def trailing(builder: Any, bits: Any) -> Any:
 def load(builder: Any, address: Any) -> Any:
     """16 float32 from an address."""
     return _load(builder, address, _floats.ir)
+
+
+@_instruction(_floats, _i64)
+def load_steps(builder: Any, address: Any) -> Any:
+    """16 int16 in steps of the grid from an address, as float32."""
+    steps = builder.sitofp(builder.sext(_load(builder, address, _shorts.ir), _ints.ir), _floats.ir)
+    return builder.fmul(steps, _all(1 / contract.GRID, _floats.ir))
+
+
+@_instruction(_floats, _floats, _f32)
+def gated(builder: Any, entries: Any, gate: Any) -> Any:
+    """16 entries as a gate weighs them: a product that is exact, put on the grid."""
+    shift = _all(contract.GATE_SHIFT, entries.type)
+    return builder.fsub(builder.fadd(builder.fmul(entries, _spread(builder, gate, entries.type)), shift), shift)
 
 
 @_instruction(_shorts, _i64)

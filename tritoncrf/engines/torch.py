@@ -19,6 +19,7 @@ from tritoncrf import contract
 from tritoncrf.engines import FEWEST, Plan, Tables, averaging
 from tritoncrf.engines import Work as AnyWork
 from tritoncrf.engines.torch_counts import gated_errors, pair_counts, pair_errors, unary_errors
+from tritoncrf.engines.torch_factors import gather, listing, touched
 
 __all__ = [
     "average", "break_even", "conditionals", "field", "gated_errors", "initial", "missing", "pair_counts", "pair_errors",
@@ -35,7 +36,8 @@ class Work:
 
     plan: Plan
     rows: Tensor
-    """float32 [2K * R * (L + 1), L]: neighbour at +d_k, kind of the edge, label y; then neighbour at -d_k."""
+    """float32 [2K * R * (L + 1), L]: neighbour at +d_k, kind of the edge, label y; then neighbour at -d_k. Of graphs
+    [entries + 1], all tables and a zero."""
     steps: Tensor
     """int64 [2K]: +displacements, then -displacements."""
     unary: Tensor
@@ -67,20 +69,14 @@ class Work:
         return sites if self.source is None else self.source[sites]
 
 
-def missing(device: torch.device, labels: int = FEWEST) -> str | None:
+def missing(device: torch.device, labels: int = FEWEST, arity: int = 0) -> str | None:
     """Runs wherever torch does, with any number of labels."""
     return None
 
 
 def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = None) -> Work:
     device = logits.device
-    images, slots, bounds = [], [], [0]
-    for a, b in zip(plan.phases, plan.phases[1:], strict=False):
-        image, slot = plan.free[:, a:b].nonzero(as_tuple=True)
-        images.append(image)
-        slots.append(slot + a)
-        bounds.append(bounds[-1] + len(image))
-    image, slot = torch.cat(images), torch.cat(slots)
+    image, slot, bounds = _listing(plan) if plan.factors is None else listing(plan, plan.factors)
     energies = logits.detach().flatten(2)[image, :, plan.pixels[slot]]
     unary = contract.round_unary(energies, dim=1)
     kinds = gates = None
@@ -101,6 +97,17 @@ def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = N
         plan, _rows(plan, tables), steps, unary, source, tuple(bounds), image, replica, slot, where, kinds, gates,
         _gated_rows(plan, tables),
     )  # fmt: skip
+
+
+def _listing(plan: Plan) -> tuple[Tensor, Tensor, list[int]]:
+    """Image and slot of each free site, phase by phase, and the phases' bounds."""
+    images, slots, bounds = [], [], [0]
+    for a, b in zip(plan.phases, plan.phases[1:], strict=False):
+        image, slot = plan.free[:, a:b].nonzero(as_tuple=True)
+        images.append(image)
+        slots.append(slot + a)
+        bounds.append(bounds[-1] + len(image))
+    return torch.cat(images), torch.cat(slots), bounds
 
 
 def retable(work: AnyWork, tables: Tables) -> Work:
@@ -188,6 +195,8 @@ def _chunks(bounds: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _rows(plan: Plan, tables: Tables) -> Tensor:
+    if plan.factors is not None:
+        return F.pad(contract.round_pairwise(tables.pairwise), (0, 1))
     pairwise = contract.round_pairwise(tables.pairwise)[list(plan.classes)]
     pairwise = pairwise if plan.kinded else pairwise[:, None]
     padded = pairwise.new_zeros((2, len(plan.classes), plan.kinds, plan.labels + 1, plan.labels))
@@ -215,6 +224,9 @@ def _bag(work: Work, sites: Tensor, neighbours: Tensor, labels: Tensor) -> Tenso
 
 def _gather(work: Work, flat: Tensor, a: int, b: int) -> Tensor:
     unary, plan = work.unaries(a, b), work.plan
+    if plan.factors is not None:
+        part = slice(a, b)
+        return gather(plan, plan.factors, work.rows, unary, flat, work.image[part], work.slot[part], work.where[part])
     if not len(work.steps) or a == b:
         return unary.clone()
     sites = torch.arange(a, b, device=flat.device)
@@ -242,6 +254,12 @@ def _push(work: Work, flat: Tensor, field: Tensor, listed: Tensor, before: Tenso
     where, plan = work.where[a:b], work.plan
     now = flat[where]
     flipped = (now != before).nonzero()[:, 0]
+    if plan.factors is not None:
+        of = work.image[a:b][flipped], work.slot[a:b][flipped], where[flipped]
+        near = touched(plan, plan.factors, listed, len(work.where), *of)
+        unary, at = work.unary[work.at(near)], (work.image[near], work.slot[near], work.where[near])
+        field[near] = gather(plan, plan.factors, work.rows, unary, flat, *at)
+        return
     steps, size = len(work.steps), plan.labels + 1
     if not steps:
         return

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from tritoncrf import contract
 from tritoncrf.engines import Plan
+from tritoncrf.engines.torch_factors import factor_counts
 
 # Counters filled at once.
 COUNTERS = 1 << 20
 
 
 def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
+    if plan.factors is not None:
+        return factor_counts(plan.factors, labels)
     return _counts(plan, labels, None).to(torch.int64)
 
 

@@ -58,8 +58,10 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def missing(device: torch.device, labels: int = FEWEST) -> str | None:
+def missing(device: torch.device, labels: int = FEWEST, arity: int = 0) -> str | None:
     """Why Triton cannot run on ``device`` with so many labels, and what to do about it."""
+    if arity:
+        return "it samples lattices, and the model is one of graphs: use engine='torch'"
     if labels > MAX_LABELS:
         return f"it holds at most {MAX_LABELS} labels in registers and the model has {labels}: use engine='torch'"
     if importlib.util.find_spec("triton") is None:

@@ -26,6 +26,7 @@ from tritoncrf import GridCRF, Neighborhood, Sampler, contract
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import Tables
 from tritoncrf.engines import numba as engine
+from tritoncrf.engines.numba_rows import Rows
 from tritoncrf.gradient import errors
 
 WAYS = ("gather", "incremental", "auto")
@@ -81,13 +82,20 @@ def ragged(labels: int, seed: int = 0) -> dict[str, Any]:
 HOOD = Neighborhood.from_offsets([(0, 1), (1, 0), (1, -1), (-2, 3), (0, 6)])
 
 
+def rows_of(chains: ChainState) -> Rows:
+    """The tables as the engine laid them out."""
+    tables = engine._own(chains.work).tables
+    assert isinstance(tables, Rows)
+    return tables
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("labels", [2, 3, 5, 16, 20, 33, 64, 113, 150, 255])
 def test_labels_holes_clamps_and_padding(labels: int, way: str) -> None:
     tables = noise(len(HOOD), labels, labels, spread=0.5)
     arguments = ragged(labels)
     chains = equal(GridCRF(labels, HOOD, tables), arguments.pop("logits"), way, **arguments)
-    assert engine._own(chains.work).tables.short
+    assert rows_of(chains).short
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -97,7 +105,7 @@ def test_large_entries_take_float32_tables(labels: int, way: str) -> None:
     tables[1, 1, 0] = 9.0
     arguments = ragged(labels, seed=1)
     chains = equal(GridCRF(labels, HOOD, tables), arguments.pop("logits"), way, **arguments)
-    assert not engine._own(chains.work).tables.short
+    assert not rows_of(chains).short
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -106,9 +114,9 @@ def test_int16_sums_are_taken_in_parts(labels: int, way: str) -> None:
     """Every entry near the largest int16: no two classes, nor an edge's two ends, may be summed before they are widened."""
     tables = torch.where(noise(len(HOOD), labels, labels) > 0, 7.99, -7.99)
     chains = equal(GridCRF(labels, HOOD, tables), noise(1, labels, 20, 21, spread=20), way, sweeps=15)
-    work = engine._own(chains.work)
-    assert work.tables.short
-    assert len(work.tables.parts) == 1 + len(HOOD)
+    rows = rows_of(chains)
+    assert rows.short
+    assert len(rows.parts) == 1 + len(HOOD)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -252,8 +252,7 @@ def _weighed(plan: Plan, grid: Grid, tables: Tables) -> Edges:
     if plan.edges is None or tables.gated is None or not plan.edges.gated:
         return Edges()
     # On the device already, so that nothing is copied from the host.
-    planes = grid.gating[-len(plan.edges.gated) :]
-    built = build_rows(tables.gated.detach().transpose(0, 1), planes)
+    built = build_rows(tables.gated.detach().transpose(0, 1), grid.gating[-len(plan.edges.gated) :])
     return Edges(gated=built.rows, steep=built.spreads)
 
 
@@ -293,10 +292,9 @@ def average(
         return _everywhere(work, labels, field, sweeps, scale, key, count, purpose, out, bad)
     from tritoncrf.kernels import shapes, standing
 
-    work = _own(work)
+    own, shape = _own(work), shapes.plain(_own(work).plan.labels, _wide())
     found: tuple[Tensor, Tensor] = standing.average(
-        lambda done: sweep(work, labels, field, 1, scale, key, count + done, purpose, bad), sweeps, labels, work.unary,
-        work.rows, work.grid.steps, work.listing, bad, out, scale, work.plan.labels,
-        *shapes.plain(work.plan.labels, _wide()), work.edges,
+        lambda done: sweep(work, labels, field, 1, scale, key, count + done, purpose, bad), sweeps, labels, own.unary,
+        own.rows, own.grid.steps, own.listing, bad, out, scale, own.plan.labels, *shape, own.edges,
     )  # fmt: skip
     return found

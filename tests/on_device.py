@@ -94,7 +94,8 @@ def equal_to_torch(place: Place, case: Case, way: str) -> int:
         found.append(out.cpu())
     assert torch.equal(*energies)
     assert torch.equal(*found)
-    averages(((ours, chains), (theirs, expected)), case)
+    if not place.toy:
+        averages(((ours, chains), (theirs, expected)), case)
     assert torch.equal(ours.pair_counts(chains).cpu(), theirs.pair_counts(expected))
     _, before = asked.start("torch", "gather")
     for name in ("pair_errors", "gated_errors"):

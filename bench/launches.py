@@ -17,12 +17,13 @@ POINTERS = {
     "count": "i64", "flips": "i64", "bad": "i1", "odds": "i32", "tags": "i32", "scratch": "i32", "arrivals": "i32",
     "kinds": "u8", "gates": "u8", "gated": "fp32", "gating": "i32", "steep": "fp32", "displacements": "i32", "tables": "i32",
     "logits": "fp32", "pixels": "i64", "energy": "fp64", "free": "u8", "data": "u8", "places": "i64", "kinded": "i32",
-    "values": "u8", "chosen": "i32", "sites": "i64", "positions": "i64",
+    "values": "u8", "chosen": "i32", "sites": "i64", "positions": "i64", "before": "u8", "marks": "u8", "since": "i32",
 }  # fmt: skip
 # What differs from kernel to kernel.
 OWN: dict[str, dict[str, str]] = {
     "add_conditionals": {"out": "fp64"}, "pair_products": {"out": "i64"}, "unary_differences": {"out": "fp32"},
     "edge_bytes": {"out": "u8"}, "gated_products": {"out": "i64"}, "table_rows": {"tables": "fp32", "kinds": ""},
+    "settle": {"out": "fp64"},
 }  # fmt: skip
 # Kernels of models that have these, and what then is None in the others.
 VARIANTS: dict[str, dict[str, int]] = {
@@ -63,12 +64,13 @@ KERNELS = {
     "gated_products": Kernel("counts", "gated_products", block=128),
     "unary_differences": Kernel("errors", "unary_differences"), "edge_bytes": Kernel("edges", "edge_bytes"),
     "list_sites": Kernel("listing", "list_sites", block=1024), "table_rows": Kernel("tables", "table_rows"),
+    "mark_stale": Kernel("standing", "mark_stale", lazy=True), "settle": Kernel("standing", "settle", "plain", lazy=True),
 }  # fmt: skip
 SWEEPS = ("gather", "gather_team", "lazy", "lazy_team")
-SEEING = (*SWEEPS, "add_conditionals")
+SEEING = (*SWEEPS, "add_conditionals", "settle")
 KERNELS |= {f"{kernel}+{variant}": KERNELS[kernel] for variant in ("kinds", "gates") for kernel in SEEING}
 KERNELS["pair_products+kinds"] = KERNELS["pair_products"]
-# Those that decide labels. A correctly rounded quotient, as of `add_conditionals`, is made of contracted operations.
+# Those that decide labels. A correctly rounded quotient, as of averages, is made of contracted operations.
 EXACT = ("unary_rows", "initial_draw", *SWEEPS)
 
 
@@ -96,15 +98,16 @@ def source(kernel: str, labels: int, target: str, single: bool = True) -> tuple[
     function = getattr(importlib.import_module(f"tritoncrf.kernels.{what.module}"), what.function)
     lanes = TARGETS[target][2]
     options: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+    options |= {"maxnreg": 255} if kernel in ("add_conditionals", "mark_stale", "settle") else {}
     block, flags = what.block, {"LAZY": int(what.lazy), "TEAMED": int(what.team), **seen}
     fixed: dict[str, int | None] = {
         "LABELS": labels, "PAD": padded(labels), "PITCH": pitch(labels), "WIDTH": width(labels), "SINGLE": single, "FAR": False,
         "TILE": max(16, triton.next_power_of_2(labels + (kernel == "table_rows"))), "stride_pixel": 1, "SPREAD": 2 * CLASSES,
+        "LANES": 128, "SCAN": 1024, "EVERY": False,
         **flags,
     }  # fmt: skip
     if what.warps == "plain":
         block, options["num_warps"] = shapes.plain(labels, lanes == 64)
-        options |= {"maxnreg": 255} if kernel == "add_conditionals" else {}
     if what.warps == "sweep":
         shape = shapes.choose(labels, what.lazy, 1 if what.team else FULL, 1, LENGTH, PROCESSORS, lanes == 64)
         options |= shape.options()

@@ -26,6 +26,7 @@ from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_sweeps as loops
 from tritoncrf.engines.numba_cache import call
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Words
+from tritoncrf.engines.numba_rows import Rows
 from tritoncrf.engines.numba_vectors import address
 
 PIECES = {
@@ -91,6 +92,7 @@ def _calls(kind: str) -> tuple[dict[str, Callable[[], int]], dict[str, int]]:
     chains = sampler.run(sampler.init(problem.logits), 20)
     work = engine._own(chains.work)
     s, t, number = work.sites, work.tables, work.plan.labels
+    assert isinstance(t, Rows)
     width = work.unary.shape[1]
     row = chains.rows.view(-1).numpy()
     scale: Any = np.float32(contract.scale_of(1.0))

@@ -11,9 +11,10 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 import tritoncrf as tc
 from tritoncrf.datasets import Figures, collate
+from tritoncrf.plots import colorize, label_grid
 
 
-def main(steps: int) -> None:
+def main(steps: int, picture: str | None = None) -> None:
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     data = tc.Indexed(Figures(16, size=(64, 64)))
@@ -43,9 +44,15 @@ def main(steps: int) -> None:
     plain = accelerator.unwrap_model(head)
     labels = plain.predict(data[0][0][None].to(accelerator.device), sweeps=10, burn_in=5)
     accelerator.print(f"{step} steps, labels of {list(labels.shape)}, {int(chains.sweeps.sum())} sweeps")
+    if picture is not None:
+        image, target, *_ = data[0]
+        shown = [image[0], *(colorize(part, 20, background=19) for part in (target, labels[0].cpu()))]
+        label_grid([shown], ["depth", "truth", "SegFormer and CRF"], picture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100)
-    main(parser.parse_args().steps)
+    parser.add_argument("--picture", metavar="FILE", help="where to draw what came out (needs matplotlib)")
+    options = parser.parse_args()
+    main(options.steps, options.picture)

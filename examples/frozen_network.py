@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import tritoncrf as tc
 from tritoncrf.datasets import Figures, Indexed, collate
 from tritoncrf.networks import small
+from tritoncrf.plots import colorize, label_grid
 
 
 def trained(data: Indexed, steps: int) -> nn.Module:
@@ -26,7 +27,7 @@ def trained(data: Indexed, steps: int) -> nn.Module:
     return network
 
 
-def main(steps: int) -> None:
+def main(steps: int, picture: str | None = None) -> None:
     torch.manual_seed(0)
     data = tc.Indexed(Figures(24, size=(48, 32)))
     network = trained(data, steps)
@@ -46,13 +47,18 @@ def main(steps: int) -> None:
     test = [Figures(8, seed=1, size=(48, 32))[i] for i in range(8)]
     image, target, known = (torch.stack(part) for part in zip(*((x, y, e["known"]) for x, y, e in test), strict=True))  # type: ignore[misc]
     there = known == 255
-    alone = head(image).argmax(1)
+    alone = head(image).argmax(1).where(there, known)
     whole = head.predict(image, sweeps=20, burn_in=10, labels=known, clamp=~there)
     for name, labels in (("network alone", alone), ("with the CRF", whole)):
         print(f"{name}: {(labels == target)[there].float().mean():.1%} of the body pixels right")
+    if picture is not None:
+        rows = [[image[n, 0], *(colorize(part[n], 20, background=19) for part in (target, alone, whole))] for n in range(3)]
+        label_grid(rows, ["depth", "truth", "network alone", "with the CRF"], picture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
-    main(parser.parse_args().steps)
+    parser.add_argument("--picture", metavar="FILE", help="where to draw what came out (needs matplotlib)")
+    options = parser.parse_args()
+    main(options.steps, options.picture)

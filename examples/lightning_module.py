@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 import tritoncrf as tc
 from tritoncrf.datasets import Figures, collate
 from tritoncrf.networks import small
+from tritoncrf.plots import colorize, label_grid
 
 
 class Segmenter(lightning.LightningModule):
@@ -47,7 +48,7 @@ def trainer(steps: int, folder: Path, devices: int) -> lightning.Trainer:
     )  # fmt: skip
 
 
-def main(steps: int, devices: int) -> None:
+def main(steps: int, devices: int, picture: str | None = None) -> None:
     lightning.seed_everything(0, verbose=False)
     data = tc.Indexed(Figures(16, size=(48, 32)))
     loader = DataLoader(data, batch_size=4, shuffle=True, collate_fn=collate)
@@ -70,11 +71,18 @@ def main(steps: int, devices: int) -> None:
     chains = second.head.loss.chains
     assert chains is not None
     print(f"{fitter.global_step} steps, {int(chains.sweeps.sum())} sweeps, accuracy {result['accuracy']:.1%}")
+    if picture is not None and fitter.is_global_zero:
+        image, target, _, extras = next(iter(held_out))
+        known = extras["known"]
+        labels = second.head.predict(image, sweeps=10, burn_in=5, labels=known, clamp=known != 255)
+        rows = [[image[n, 0], *(colorize(part[n], 20, background=19) for part in (target, labels))] for n in range(3)]
+        label_grid(rows, ["depth", "truth", "network and CRF"], picture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--picture", metavar="FILE", help="where to draw what came out (needs matplotlib)")
     options = parser.parse_args()
-    main(options.steps, options.devices)
+    main(options.steps, options.devices, options.picture)

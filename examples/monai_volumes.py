@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from tritoncrf.datasets import collate
+from tritoncrf.plots import colorize, label_grid
 
 
 def volumes(count: int, shape: tuple[int, int, int], seed: int) -> list[dict[str, np.ndarray]]:
@@ -29,7 +30,7 @@ def volumes(count: int, shape: tuple[int, int, int], seed: int) -> list[dict[str
     return found
 
 
-def main(steps: int) -> None:
+def main(steps: int, picture: str | None = None) -> None:
     torch.manual_seed(0)
     shape = (16, 16, 16)
     make = Compose([EnsureChannelFirstd(["image", "label"], channel_dim="no_channel"), ScaleIntensityd("image")])
@@ -62,9 +63,16 @@ def main(steps: int) -> None:
     tiled = head.predict_tiled(image[None], tile=16, overlap=4, sweeps=20, burn_in=10)
     for name, labels in (("MONAI's windows", whole), ("tiles", tiled)):
         print(f"{name}: {(labels[0] == target).float().mean():.1%} of the voxels right")
+    if picture is not None:
+        middle = target.shape[0] // 2
+        given = [part[middle] for part in (target, logits[0].argmax(0), whole[0])]
+        shown = [image[0, middle], *(colorize(torch.as_tensor(part).long(), 2) for part in given)]
+        label_grid([shown], ["middle slice", "truth", "U-Net alone", "U-Net and CRF"], picture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100)
-    main(parser.parse_args().steps)
+    parser.add_argument("--picture", metavar="FILE", help="where to draw what came out (needs matplotlib)")
+    options = parser.parse_args()
+    main(options.steps, options.picture)

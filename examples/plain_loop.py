@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 import tritoncrf as tc
 from tritoncrf.datasets import Figures, collate
 from tritoncrf.networks import small
+from tritoncrf.plots import colorize, label_grid
 
 
-def main(steps: int) -> None:
+def main(steps: int, picture: str | None = None) -> None:
     torch.manual_seed(0)
     # Items are (image, target, extras); Indexed adds the number by which an image's chain is found.
     data = tc.Indexed(Figures(24, size=(48, 32)))
@@ -43,9 +44,16 @@ def main(steps: int) -> None:
     known = extras["known"][None]
     labels = head.predict(image[None], sweeps=20, burn_in=10, labels=known, clamp=known != 255)
     print(f"a new image: {(labels[0] == target).float().mean():.1%} of the pixels right")
+    if picture is not None:
+        with torch.no_grad():
+            alone = head(image[None])[0].argmax(0).where(known[0] == 255, known[0])
+        shown = [image[0], *(colorize(part, 20, background=19) for part in (target, alone, labels[0]))]
+        label_grid([shown], ["depth", "truth", "network alone", "network and CRF"], picture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
-    main(parser.parse_args().steps)
+    parser.add_argument("--picture", metavar="FILE", help="where to draw what came out (needs matplotlib)")
+    options = parser.parse_args()
+    main(options.steps, options.picture)

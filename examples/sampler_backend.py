@@ -8,6 +8,7 @@ import math
 import torch
 
 import tritoncrf as tc
+from tritoncrf.plots import colorize, label_grid
 
 
 def ising(sweeps: int, beta: float = 0.3, side: int = 64) -> float:
@@ -29,8 +30,8 @@ def onsager(beta: float = 0.3) -> float:
     return -(1 + (2 / math.pi) * (2 * math.tanh(2 * beta) ** 2 - 1) * math.pi / (2 * a)) / (2 * math.tanh(2 * beta))
 
 
-def denoised(sweeps: int, noise: float = 0.2) -> tuple[float, float]:
-    """Shares of wrong pixels of a disc before and after: flipped with probability ``noise``, then the most probable labels."""
+def denoised(sweeps: int, noise: float = 0.2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A disc, the same with labels flipped with probability ``noise``, and the most probable labels given that."""
     make = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     truth = ((y - 32) ** 2 + (x - 32) ** 2 < 400).long()
@@ -40,7 +41,7 @@ def denoised(sweeps: int, noise: float = 0.2) -> tuple[float, float]:
     logits = torch.stack([torch.where(seen == label, right, wrong) for label in (0, 1)])[None]
     potts = 0.6 * (1 - torch.eye(2)).expand(4, 2, 2)
     labels = tc.max_marginal(tc.GridCRF(2, tc.Neighborhood.nearest(8), potts), logits, sweeps=sweeps, burn_in=sweeps // 2)
-    return float((seen != truth).float().mean()), float((labels[0] != truth).float().mean())
+    return truth, seen, labels[0]
 
 
 def chain(sweeps: int) -> float:
@@ -58,14 +59,19 @@ def chain(sweeps: int) -> float:
     return float((found - exact).abs().max())
 
 
-def main(steps: int) -> None:
+def main(steps: int, picture: str | None = None) -> None:
     print(f"Ising torus at beta 0.3: energy a bond {ising(steps):.4f}, Onsager {onsager():.4f}")
-    before, after = denoised(steps)
-    print(f"disc: {before:.1%} of the pixels wrong before, {after:.1%} after")
+    disc = truth, seen, labels = denoised(steps)
+    wrong = [(part != truth).float().mean() for part in (seen, labels)]
+    print(f"disc: {wrong[0]:.1%} of the pixels wrong before, {wrong[1]:.1%} after")
     print(f"chain: marginals within {chain(steps):.4f} of forward-backward")
+    if picture is not None:
+        label_grid([[colorize(part, 2) for part in disc]], ["truth", "as seen", "most probable"], picture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200, help="sweeps")
-    main(parser.parse_args().steps)
+    parser.add_argument("--picture", metavar="FILE", help="where to draw what came out (needs matplotlib)")
+    options = parser.parse_args()
+    main(options.steps, options.picture)

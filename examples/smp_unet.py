@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from tritoncrf.datasets import Figures, collate
+from tritoncrf.plots import colorize, label_grid
 
 
-def main(steps: int) -> None:
+def main(steps: int, picture: str | None = None) -> None:
     torch.manual_seed(0)
     data = tc.Indexed(Figures(16, size=(64, 64)))
     loader = DataLoader(data, batch_size=4, shuffle=True, collate_fn=collate)
@@ -42,9 +43,14 @@ def main(steps: int) -> None:
     labels = head.predict(image, sweeps=10, burn_in=5).long()
     counts = smp.metrics.get_stats(labels, target, mode="multiclass", num_classes=20)
     print(f"{step} steps, micro IoU {smp.metrics.iou_score(*counts, reduction='micro'):.1%}")
+    if picture is not None:
+        rows = [[image[n, 0], *(colorize(part[n], 20, background=19) for part in (target, labels))] for n in range(3)]
+        label_grid(rows, ["depth", "truth", "U-Net and CRF"], picture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100)
-    main(parser.parse_args().steps)
+    parser.add_argument("--picture", metavar="FILE", help="where to draw what came out (needs matplotlib)")
+    options = parser.parse_args()
+    main(options.steps, options.picture)

@@ -16,6 +16,7 @@ from torchvision.models.segmentation import fcn_resnet50
 
 import tritoncrf as tc
 from tritoncrf.datasets import Figures, collate
+from tritoncrf.plots import colorize, label_grid
 
 
 class Colour(Figures):
@@ -30,7 +31,7 @@ def aux_term(output: dict[str, Tensor], target: Tensor) -> Tensor:
     return 0.5 * F.cross_entropy(output["aux"], target, ignore_index=255)
 
 
-def main(steps: int) -> None:
+def main(steps: int, picture: str | None = None) -> None:
     torch.manual_seed(0)
     data = tc.Indexed(Colour(8, size=(48, 32)))
     loader = DataLoader(data, batch_size=2, shuffle=True, collate_fn=collate, drop_last=True)
@@ -64,11 +65,16 @@ def main(steps: int) -> None:
                 break
     head.eval()
     image, target, _ = data[0]
-    right = (head.predict(image[None], sweeps=10, burn_in=5)[0] == target).float().mean()
-    print(f"{step} steps, {right:.1%} of an image's pixels right")
+    labels = head.predict(image[None], sweeps=10, burn_in=5)[0]
+    print(f"{step} steps, {(labels == target).float().mean():.1%} of an image's pixels right")
+    if picture is not None:
+        shown = [image[0], *(colorize(part, 20, background=19) for part in (target, labels))]
+        label_grid([shown], ["depth", "truth", "FCN and CRF"], picture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
-    main(parser.parse_args().steps)
+    parser.add_argument("--picture", metavar="FILE", help="where to draw what came out (needs matplotlib)")
+    options = parser.parse_args()
+    main(options.steps, options.picture)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from tritoncrf.kernels.device import launch
-from tritoncrf.kernels.rows import ROOM, add_floats, add_words, counted, fold
+from tritoncrf.kernels.rows import ROOM, add_floats, add_words, both_labels, counted, fold
 
 GATE_STEPS = 128
 UNIT = tl.constexpr(1.0 / GATE_STEPS)
@@ -179,3 +179,36 @@ def neighbours(
             total = total + (pieces[q] + further[q],)  # noqa: RUF005
         pieces = total
     return pieces
+
+
+@triton.jit
+def own_energy(
+    here, label, image, column, tables, edges, classes, weighed, slots,
+    LABELS: tl.constexpr, PAD: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
+):  # fmt: skip
+    """Energies float32 [B] of the labels int32 [B] given the neighbours alone, exactly; arguments as of `neighbours`."""
+    rows, _, _, steps = tables
+    kinds, gates, gated, gating = edges
+    ROW: tl.constexpr = (KINDS if KINDS else 1) * (LABELS + 1) * PAD
+    pitch = slots.to(tl.int64)
+    if KINDS:
+        kinds = kinds + image * (2 * classes) * slots + column
+    total = label * 0.0
+    table, step_at = rows, steps
+    for _ in range(0, classes):
+        ahead, behind = both_labels(here, tl.load(step_at), kinds, pitch, LABELS, KINDS)
+        total += tl.load(table + ahead * PAD + label) + tl.load(table + ROW + behind * PAD + label)
+        table += 2 * ROW
+        step_at += 1
+        if KINDS:
+            kinds += 2 * pitch
+    if GATES:
+        gates = gates + image * (2 * GATES * weighed) * slots + column
+        for place in range(0, weighed):
+            step = tl.load(steps + tl.load(gating + classes + place))
+            for rank in tl.static_range(2 * GATES):
+                other = tl.load(here + step if rank < GATES else here - step).to(tl.int32)
+                entry = tl.load(gated + ((place * (2 * GATES) + rank) * (LABELS + 1) + other) * PAD + label)
+                gate = tl.load(gates + (place * (2 * GATES) + rank) * pitch).to(tl.int32).to(tl.float32) * UNIT
+                total += (gate * entry + SHIFT) - SHIFT
+    return total

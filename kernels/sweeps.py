@@ -177,7 +177,7 @@ def sweep_chains(
         tables = (rows, words, tl.load(steepest), steps)
         edges = (kinds, gates, gated, gating)
         chains = image.to(tl.int64) * replicas + origin
-        # Numbers of the device also where nothing is drawn: the interpreter would keep a Python 0.
+        # Nothing, as a number of the device: where nothing is drawn the interpreter would keep a Python 0.
         gate, waiting, changes, target, moved = arrivals, scratch, scratch, team, free * 0
         if TEAMED:
             gate = arrivals + (image * groups + group) * APART
@@ -213,8 +213,7 @@ def sweep_chains(
                             known, begun + done, number, key0, key1, purpose, apart, replicas, slots, LABELS, LANES, SINGLE,
                         )  # fmt: skip
                     tl.debug_barrier()
-                    begin = 0
-                    end = waits
+                    begin, end = 0, waits
                 wide = end
                 if SPLIT > 1:
                     # What a last round by single lanes would leave mostly idle goes by several lanes each.

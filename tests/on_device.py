@@ -94,12 +94,26 @@ def equal_to_torch(place: Place, case: Case, way: str) -> int:
         found.append(out.cpu())
     assert torch.equal(*energies)
     assert torch.equal(*found)
+    averages(((ours, chains), (theirs, expected)), case)
     assert torch.equal(ours.pair_counts(chains).cpu(), theirs.pair_counts(expected))
     _, before = asked.start("torch", "gather")
     for name in ("pair_errors", "gated_errors"):
         found_errors = getattr(ours.engine, name)(chains.plan, before.rows.to(place.device), chains.rows).cpu()
         assert torch.equal(found_errors, getattr(theirs.engine, name)(expected.plan, before.rows, expected.rows)), name
     return int(expected.plan.free.sum()) * case.replicas * case.sweeps
+
+
+def averages(both: tuple[tuple[Sampler, ChainState], ...], case: Case) -> None:
+    """Labels and energies of averaged sweeps are equal, and the averages but for the order of their sums."""
+    found, energies = [], []
+    for sampler, state in both:
+        out = torch.zeros((*state.plan.free.shape, case.labels), dtype=torch.float64, device=state.rows.device)
+        energies.append(sampler.average(state, 3, out, beta=case.beta).cpu())
+        found.append(out.cpu())
+    (_, chains), (_, expected) = both
+    assert torch.equal(*energies), "energies of averaged sweeps"
+    assert torch.equal(chains.rows.cpu(), expected.rows), "labels of averaged sweeps"
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 def contract_vectors(place: Place, name: str, way: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from bench import limits, scaling, startup, step
+from bench import limits, scaling, startup, step, traps
 from bench.memory import held
 from bench.peers import Chains, Task
 from bench.peers.__main__ import compare, energy_per_site
@@ -231,3 +231,15 @@ def test_the_sweep_is_vector_code_without_contraction() -> None:
     code = limits.registers()
     assert code["vfmadd"] == 0
     assert code["zmm"] + code["ymm"] > 0
+
+
+def test_traps_are_measured_in_turns() -> None:
+    """Rows of two calls each, of small cases; a ratio is of pairs, not of medians."""
+    rows = [*traps.visits("0.006", 2, sweeps=2), traps.single_sweeps(20, 4, 2), traps.pseudolikelihoods(40, 2)]
+    assert [(found["call"], found["of"]) for found in rows[1:]] == [
+        ("gather", "incremental"), ("200 calls of a sweep", "one of 200"), ("without gradient", "with gradient")
+    ]  # fmt: skip
+    assert rows[0]["call"] == "auto"
+    assert all(set(found) == set(traps.COLUMNS) for found in rows)
+    found = traps.row({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 4.0]}, "", scale=0.5)
+    assert (found["ms"], found["of_ms"], found["ratio"]) == (2.0, 1.5, 2.0)

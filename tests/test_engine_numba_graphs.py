@@ -32,7 +32,7 @@ def drawn(
     gate = [None if c < len(factors) else part for c, part in enumerate(weights)] if gated else None
     arities = [part.shape[1] for part in members]
     tables = [(2 * torch.rand(kinds, *[labels] * arity, generator=random) - 1) * scale for arity in arities]
-    crf = tc.FactorCRF(labels, arities, [kinds] * len(arities), tables)  # type: ignore[arg-type]
+    crf = tc.FactorCRF(labels, arities, [kinds] * len(arities), tables)
     return crf, tc.FactorGraph(nodes, members, kind, gate), 2 * torch.randn(nodes, labels, generator=random)
 
 

@@ -24,6 +24,7 @@ from tritoncrf import GridCRF, Neighborhood, Sampler, contract
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import load
 from tritoncrf.engines import numba as engine
+from tritoncrf.engines.numba_rows import Rows
 
 WAYS = ("gather", "incremental", "auto")
 OTHERS = [("torch", "incremental"), ("torch", "auto"), *itertools.product(["numba"], WAYS)]
@@ -136,13 +137,20 @@ SEES: dict[str, dict[str, Any]] = {
 }
 
 
+def rows_of(chains: ChainState) -> Rows:
+    """The tables as the engine laid them out."""
+    tables = engine._own(chains.work).tables
+    assert isinstance(tables, Rows)
+    return tables
+
+
 @pytest.mark.parametrize("sees", SEES)
 @pytest.mark.parametrize("labels", [2, 5, 20, 33])
 def test_ragged_batches_with_holes_clamps_and_forbidden_labels(labels: int, sees: str) -> None:
     rng = np.random.default_rng(labels)
     crf, arguments = model(rng, labels, PLANE, **SEES[sees]), ragged(rng, labels)
     chains = assert_equal(crf, arguments | told(rng, crf, 3, (13, 17)))
-    assert engine._own(chains.work).tables.short
+    assert rows_of(chains).short
 
 
 @pytest.mark.parametrize("sees", ["3 kinds", "2 gates", "both"])
@@ -162,7 +170,7 @@ def test_large_entries_take_float32_tables(labels: int) -> None:
         assert crf.gated is not None
         crf.gated[1, 0, 0, 1] = -16.0
     chains = assert_equal(crf, arguments | told(rng, crf, 3, (13, 17)))
-    assert not engine._own(chains.work).tables.short
+    assert not rows_of(chains).short
 
 
 def test_int16_sums_of_kinds_are_taken_in_parts() -> None:
@@ -173,7 +181,7 @@ def test_int16_sums_of_kinds_are_taken_in_parts() -> None:
         crf.pairwise.copy_(torch.where(floats(rng, 5, 4, 5, 5) > 0, 7.99, -7.99))
     logits = floats(rng, 1, 5, 20, 21, spread=20)
     chains = assert_equal(crf, {"logits": logits, **told(rng, crf, 1, (20, 21))}, 15)
-    assert len(engine._own(chains.work).tables.parts) == 1 + len(PLANE)
+    assert len(rows_of(chains).parts) == 1 + len(PLANE)
 
 
 @pytest.mark.parametrize("sees", [(3, 0), (None, 2), (2, 1)])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 # What each recipe prints last, and the packages that it needs.
@@ -30,9 +31,12 @@ def test_every_recipe_is_run() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs(name: str) -> None:
+def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
     last, packages = RECIPES[name]
-    run(name, last, packages)
+    picture = tmp_path / "picture.png"
+    run(name, last, packages, "--picture", str(picture))
+    with Image.open(picture) as drawn:
+        assert drawn.size[0] > 600
 
 
 def test_lightning_runs_on_two_processes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import tritoncrf as tc
 from tritoncrf import diagnostics, validation
 from tritoncrf.batches import Batch
 from tritoncrf.evaluation import answer, evaluate
-from tritoncrf.inference import estimate
+from tritoncrf.inference import Estimate, estimate
 from tritoncrf.metrics import Score
 
 ALL = torch.tensor(list(itertools.product(range(3), repeat=6))).view(-1, 2, 3)
@@ -280,3 +281,29 @@ def test_lag_sees_chains_away_from_the_model_on_both_sides() -> None:
     mask[:, :, :6] = True
     chains.labels[0].view(-1)[:-1].view(12, 12)[:, 6:] = 255
     assert math.isfinite(float(diagnostics.lag(crf, chains, logits, torch.tensor([0]), mask=mask)))
+
+
+def test_arviz_reads_the_traces() -> None:
+    """R-hat of halves is ArviZ's to rounding, chains of each image its own; the effective size agrees within a quarter."""
+    arviz = pytest.importorskip("arviz_stats", reason="ArviZ is not installed: pip install '.[arviz]'")
+    make = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 4, 400, generator=make, dtype=torch.float64)
+    traces = noise.clone()
+    for t in range(1, 400):
+        traces[..., t] += torch.tensor([0.0, 0.6, 0.9])[:, None] * traces[..., t - 1]
+    traces[0, 0] += 1  # one replica of the first image disagrees
+    found = Estimate(torch.zeros(3, 2, 1, 1), traces, torch.zeros(3))
+    tree = found.to_arviz()
+    assert dict(tree["posterior"].sizes) == {"chain": 4, "draw": 400, "image": 3}
+    split = torch.from_numpy(arviz.rhat(tree, method="split")["energy"].values)
+    assert torch.allclose(found.rhat, split, rtol=1e-12, atol=0)
+    assert float(split[0]) > 1.05 > float(split[1])
+    size = torch.from_numpy(arviz.ess(tree, method="mean")["energy"].values)
+    assert torch.allclose(found.ess, size, rtol=0.25, atol=0)
+
+
+def test_without_arviz_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "arviz_base", None)
+    found = Estimate(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 4), torch.zeros(1))
+    with pytest.raises(ImportError, match=r'to_arviz: expected ArviZ, got none .*: pip install "tritoncrf\[arviz\]"'):
+        found.to_arviz()

@@ -673,14 +673,14 @@ class Listening(TorchDispatchMode):
 @pytest.fixture
 def launched_kernels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Name and arguments of each launch, which then does nothing."""
-    from tritoncrf.kernels import conditionals, counts, edges, errors, initial, listing, sweeps, tables
+    from tritoncrf.kernels import conditionals, counts, edges, errors, initial, listing, standing, sweeps, tables
 
     found: list[tuple[Any, ...]] = []
 
     def note(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         found.append((kernel.fn.__name__, programs, *arguments, *options.values()))
 
-    for module in (conditionals, counts, edges, errors, initial, listing, sweeps, tables):
+    for module in (conditionals, counts, edges, errors, initial, listing, standing, sweeps, tables):
         monkeypatch.setattr(module, "launch", note)
     return found
 
@@ -737,9 +737,32 @@ def check_a_call_is_a_launch(case: Case, way: str, bad: bool, launched_kernels: 
     out = torch.zeros((*chains.plan.free.shape, case.labels), dtype=torch.float64)
     with listening:
         engine.average(chains.work, chains.rows, field, 2, 1.0, (1, 2), chains.count, 0, out, refused)
-    assert [name for name, *_ in launched_kernels] == ["sweep_chains", "add_conditionals"] * 2
+    settled = ["sweep_chains", "sweep_chains", "mark_stale", "settle", "settle"]
+    assert [name for name, *_ in launched_kernels] == (["sweep_chains", "add_conditionals"] * 2 if field is None else settled)
     assert {type(argument) for _, *call in launched_kernels for argument in call} <= PLAIN
     assert not {name.split(".")[1] for name in listening.asked} & WAITS
+
+
+@pytest.mark.parametrize("case", [replace(case, sweeps=4) for case in (*CASES[:4], *SEEING[:4], CASES[6])], ids=str)
+def check_averages_of_what_stands(case: Case) -> None:
+    """What stands is added once, and no energy's change is missed: as torch adds everything after every sweep."""
+    asked = problem(case)
+    (ours, chains), (theirs, expected) = asked.start("triton", "incremental"), asked.start("torch", "gather")
+    ours.run(chains, 1, beta=case.beta)
+    theirs.run(expected, 1, beta=case.beta)
+    found, out = (torch.zeros((*state.plan.free.shape, case.labels), dtype=torch.float64) for state in (chains, expected))
+    for sweeps in (case.sweeps, 1, 2):
+        energies = [
+            sampler.average(state, sweeps, to, beta=case.beta)
+            for sampler, state, to in ((ours, chains, found), (theirs, expected, out))
+        ]
+        assert torch.equal(*energies)
+        assert torch.equal(chains.rows, expected.rows)
+        assert torch.equal(chains.flips, expected.flips)
+        torch.testing.assert_close(found, out, rtol=1e-12, atol=1e-12)
+    # A whole sweep's share of every free site.
+    share = found.sum(-1)[chains.plan.free]
+    torch.testing.assert_close(share, torch.full_like(share, case.sweeps + 3), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("labels", [3, 20])

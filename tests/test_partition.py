@@ -85,7 +85,7 @@ def test_kinds_gates_and_clamped_pixels() -> None:
     labels[0, 1, 1] = 1
     many = {name: part.expand(40, *part.shape[1:]) for name, part in edges.items()}
     whole = log_partition(crf, logits.expand(40, -1, -1, -1), steps=16, replicas=300, **many)  # type: ignore[arg-type]
-    agrees(whole, listed(crf, logits, **edges), 0.01)
+    agrees(whole, listed(crf, logits, None, **edges), 0.01)
     part = log_partition(
         crf, logits.expand(40, -1, -1, -1), steps=16, replicas=300, labels=labels.expand(40, -1, -1),
         clamp=clamp.expand(40, -1, -1), **many,  # type: ignore[arg-type]

@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+from tritoncrf.chains import ChainState
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -14,11 +17,20 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def test_the_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 2
     names: dict[str, object] = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert (tmp_path / "run.safetensors").exists()
+    labels, chains = names["labels"], names["chains"]
+    assert isinstance(labels, torch.Tensor)
+    assert labels.shape == (4, 48, 32)
+    assert labels.dtype == torch.uint8
+    assert isinstance(chains, ChainState)
+    assert chains.labels.shape == (2, 3, 40, 60)
+
+
+def test_it_fits_a_screen_and_a_half() -> None:
+    assert len(README.splitlines()) <= 100
 
 
 def test_the_commands_are_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import tritoncrf as tc
 from tritoncrf.coloring import sublattice_coloring
+from tritoncrf.engines import Tables
 from tritoncrf.ranks import Meeting, Ranks
 from tritoncrf.sublattices import free_bases
 
@@ -135,3 +137,43 @@ def test_pseudolikelihoods_keep_no_neighbours_for_their_gradient() -> None:
     value.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert bool(logits.grad.any())
+
+
+def test_a_pseudolikelihood_without_gradient_checkpoints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first checkpoint imports torch's compiler, which takes thrice as long as a million pixels do."""
+    crf = tc.GridCRF(5, tc.Neighborhood.nearest(8), noise(4, 5, 5))
+    logits, labels = noise(1, 5, 30, 40), torch.arange(1200).view(1, 30, 40) % 5
+    monkeypatch.setattr("tritoncrf.model.SITES", 500)
+    expected, calls = crf.log_pseudolikelihood(logits, labels), 0
+
+    def counted(part: Callable[..., Tensor], *given: Tensor, **_: bool) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return part(*given)
+
+    monkeypatch.setattr("tritoncrf.model.checkpoint", counted)
+    with torch.no_grad():
+        assert torch.equal(crf.log_pseudolikelihood(logits, labels), expected)
+    assert calls == 0
+    assert torch.equal(crf.log_pseudolikelihood(logits, labels), expected)
+    assert calls == 3
+
+
+def test_large_tables_are_compared_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every single sweep compares the tables with those that it knows: torch does that entry by entry."""
+
+    def refused(one: Tensor, other: Tensor) -> bool:
+        raise AssertionError("torch.equal of large tables")
+
+    monkeypatch.setattr("tritoncrf.engines.equal", refused)
+    tables = Tables(noise(4, 100, 100))
+    assert tables.equal(tables.copy())
+    for change in (1e-6, float("nan")):
+        other = tables.copy()
+        other.pairwise[-1, -1, -1] += change
+        assert not tables.equal(other)
+        assert not other.equal(tables)
+    assert not tables.equal(Tables(noise(4, 100, 101)))
+    assert not tables.equal(Tables(tables.pairwise, noise(1, 4, 100, 100)))
+    with pytest.raises(AssertionError, match="large"):
+        tables.equal(Tables(tables.pairwise.double()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from tritoncrf.crf import CRF
 from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.sampler import Sampler
+
+if TYPE_CHECKING:
+    from xarray import DataTree
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,22 @@ class Estimate:
     def ess(self) -> Tensor:
         """Effective sample size of `traces`, float64 ``[N]``; needs at least 4 sweeps."""
         return diagnostics.ess(self.traces)
+
+    def to_arviz(self) -> DataTree:
+        """`traces` as ArviZ takes them: group "posterior", variable "energy" (nats a free pixel) with the dimensions "chain"
+        (R), "draw" (T) and "image" (N).
+
+        ``arviz.rhat(found.to_arviz(), method="split")`` is `rhat`; ArviZ also has the rank-normalised one (Vehtari et al.
+        2021), quantiles' effective sizes and plots. Raises ImportError without ``pip install "tritoncrf[arviz]"``.
+        """
+        try:
+            from arviz_base import from_dict
+        except ImportError as error:
+            hint = 'pip install "tritoncrf[arviz]"'
+            raise ImportError(f"to_arviz: expected ArviZ, got none ({error}): {hint}") from error
+        energy = rearrange(self.traces, "image chain draw -> chain draw image").cpu().numpy()
+        tree: DataTree = from_dict({"posterior": {"energy": energy}}, dims={"energy": ["image"]})
+        return tree
 
 
 def estimate(

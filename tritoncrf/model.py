@@ -30,7 +30,7 @@ from tritoncrf.rings import axes, check
 from tritoncrf.validation import Guard
 
 # Sites whose pseudolikelihoods are computed together: of each, all neighbours' labels are needed at once.
-SITES = 1 << 15
+SITES = 1 << 13
 
 
 class GridCRF(CRF):
@@ -197,23 +197,22 @@ class GridCRF(CRF):
     def _pseudolikelihood(self, plan: Plan, logits: Tensor, rows: Tensor, gates: Tensor | None) -> Tensor:
         """`log_pseudolikelihood` of one labeling an image, flat rows ``[N, volume]``."""
         image, slot = plan.exists.nonzero(as_tuple=True)
-        size = self.num_labels + 1
-        steps = torch.tensor(plan.displacements, dtype=torch.int64, device=self.device)
-        pairwise = self.tables.pairwise
-        tables = (pairwise if plan.kinded else pairwise[:, None])[list(plan.classes)]
+        # Of a million pixels all neighbours are 64 million numbers: the fewer bytes the better.
+        size, kind = self.num_labels + 1, torch.int32 if rows.numel() < 1 << 31 else torch.int64
+        near = torch.tensor([*plan.displacements, *(-d for d in plan.displacements)], dtype=kind, device=self.device)
+        tables = (self.tables.pairwise if plan.kinded else self.tables.pairwise[:, None])[list(plan.classes)]
         # A zero row after each table's labels is what a void neighbour reads.
         padded = torch.cat([F.pad(tables.transpose(2, 3), (0, 0, 0, 1)), F.pad(tables, (0, 0, 0, 1))]).flatten(0, 2)
-        gated = list(self._gated(plan, gates))
-        flat = rows.flatten()
+        first = torch.arange(len(near), dtype=kind, device=self.device) * (plan.kinds * size)
+        gated, flat, labels = list(self._gated(plan, gates)), rows.flatten(), rows.flatten().to(kind)
 
         def part(scores: Tensor, image: Tensor, slot: Tensor) -> Tensor:
             position = plan.positions[slot]
             where = image * plan.volume + position
-            neighbours = flat[where[:, None] + torch.cat([steps, -steps])].long()
-            neighbours += torch.arange(2 * len(steps), device=self.device) * (plan.kinds * size)
+            neighbours = labels.index_select(0, (where.to(kind)[:, None] + near).flatten()).view(len(where), len(near)) + first
             if plan.edges is not None and plan.kinded:
-                neighbours += plan.edges.kinds_at(plan, image, position).long() * size
-            if len(steps):
+                neighbours += plan.edges.kinds_at(plan, image, position).to(kind) * size
+            if len(near):
                 scores = scores - F.embedding_bag(neighbours, padded, mode="sum")
             for k, weight, table in gated:
                 step = plan.displacements[k]
@@ -224,9 +223,10 @@ class GridCRF(CRF):
             return scores.log_softmax(1).gather(1, flat[where].long()[:, None])[:, 0]
 
         scores = logits.float().flatten(2)[image, :, plan.pixels[slot]]
-        pieces = zip(*(torch.split(whole, SITES) for whole in (scores, image, slot)), strict=True)
-        # What a piece needs for its gradient is computed again there, not kept.
-        own = torch.cat([checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
+        cut = zip(*(torch.split(whole, SITES) for whole in (scores, image, slot)), strict=True)
+        # What a piece needs for its gradient is computed again there, not kept. Without one: `checkpoint` imports a compiler.
+        fit = torch.is_grad_enabled()
+        own = torch.cat([checkpoint(part, *p, use_reentrant=False, preserve_rng_state=False) if fit else part(*p) for p in cut])
         return own.new_zeros(len(rows)).index_add(0, image, own)
 
     def _gated(self, plan: Plan, gates: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -5,7 +5,7 @@ further. "store": an atomic addition is a plain one, or a guarded store has lost
 store or an addition is gone, as of the counters of a list. "bound": what a draw leaves or a flip adds to a bound is too small.
 "release", "acquire": an atomic has lost it. "contraction": compiled with fused multiply-adds. "not cooperative": a team is
 launched as programs that need not run at once. What is not found on any problem is redundant there: no two threads touched a
-byte in the intervals that a barrier parted, or what was read elsewhere did not matter.
+byte in the intervals that a barrier parted, or what was read elsewhere did not matter. What no problem comes to is told apart.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import re
 from itertools import product
 
 from tests.compiled.launch import Emulator, emulated
-from tests.compiled.parse import Unknown
+from tests.compiled.parse import Unknown, parse
 from tests.compiled.problems import compare, shape, swept
+from tests.compiled.program import Code
 from tests.test_kernels_interpret import FIVE, Case
 
 # Phases of more sites than a program looks at at once, in packed rows and in float32; the code for several chains.
@@ -32,6 +33,9 @@ MATRICES = Case((13, 17), 4, FIVE, sweeps=1, kinds=2, gates=1)
 OTHERS = dict.fromkeys(("pair_products", "gated_products", "add_conditionals", "table_rows"), MATRICES)
 # Phases of more sites than are listed at once.
 OTHERS["list_sites"] = Case((41, 61), 4, ((0, 1), (1, 0)), sweeps=1)
+# Those of averages that look only at what no longer stands.
+STANDING = dict.fromkeys(("mark_stale", "settle"), Case((13, 17), 4, FIVE, images=2, replicas=2, sweeps=1))
+OTHERS |= STANDING
 PATTERNS = {
     "barrier": r"\tbar\.sync \t0;",
     "barriers": r"\tbar\.sync \t0;(?:\s+(?:\.loc[^\n]*|//[^\n]*|\$L__tmp\d+:|bar\.sync \t0;))*\s+bar\.sync \t0;",
@@ -43,6 +47,7 @@ PATTERNS = {
     "release": r"(?<=\s)(?:st|red|atom)\.[\w.]*\b(?:release|acq_rel)\b",
     "acquire": r"(?<=\s)(?:ld|atom)\.[\w.]*\b(?:acquire|acq_rel)\b",
 }
+IDLE = "nothing: no problem comes to it"
 # What is left of an atomic without one of the two.
 WEAKER = {"release": {"release": "relaxed", "acq_rel": "acquire"}, "acquire": {"acquire": "relaxed", "acq_rel": "release"}}
 
@@ -93,7 +98,7 @@ def line_of(text: str, at: int) -> str:
 
 def sweep(emulator: Emulator, kernel: str, case: Case) -> str:
     """What a run of ``kernel`` shows to be wrong; "" if nothing."""
-    way, team = SWEEPS.get(kernel, ("gather", 1))
+    way, team = SWEEPS.get(kernel, ("incremental" if kernel in STANDING else "gather", 1))
     try:
         if kernel not in SWEEPS:
             compare(emulator, case, way, team)
@@ -105,22 +110,35 @@ def sweep(emulator: Emulator, kernel: str, case: Case) -> str:
     return next(iter(emulator.faults()), "") or said
 
 
+def came_to(code: Code, text: str, at: int) -> bool:
+    """Whether a run of ``code``, of this PTX, came to the instruction at a place of it."""
+    before = text[: text.rindex("\n", 0, at)]
+    return len(parse(before + "\n}").blocks) - 1 in code.ran
+
+
 def verdicts(kernel: str, kinds: tuple[str, ...] = tuple(PATTERNS), cases: int = len(CASES)) -> dict[str, str]:
-    """Every fault of these kinds in ``kernel``, each run on its own: what found it, "" for nothing; on the first ``cases``."""
+    """Every fault of these kinds in ``kernel``, each run on its own: what found it, "" for nothing; on the first ``cases``.
+
+    `IDLE` where none of them comes to the instruction.
+    """
     result: dict[str, str] = {}
+    run: set[str] = set()
     compiled = "sweep_chains" if kernel in SWEEPS else kernel
     for case in CASES[:cases] if kernel in SWEEPS else [OTHERS[kernel]]:
         clean = Emulator()
         assert not (said := sweep(clean, kernel, case)), said
-        texts = [text for key, (text, _) in clean.texts.items() if key[0] == compiled]
+        texts = {text: clean.code[key][0] for key, (text, _) in clean.texts.items() if key[0] == compiled}
         others = {key: code for key, code in clean.code.items() if key[0] != compiled}
         for text, kind in product(texts, kinds):
             for number, place in enumerate(places(kind, text)):
                 chains = "" if case.replicas == 1 else ", several chains"
                 name = f"{kind} {number} of {kernel}{chains} ({line_of(text, place.start())})"
+                if came_to(texts[text], text, place.start()):
+                    run.add(name)
                 if not result.get(name):
                     edits = {text: plant(kind, place, text)}
                     result[name] = sweep(Emulator(edits, texts=clean.texts, code=dict(others)), kernel, case)
+    result = {name: by or ("" if name in run else IDLE) for name, by in result.items()}
     if kernel in SWEEPS:
         result[f"contraction of {kernel}"] = sweep(Emulator(contract="sweep_chains"), kernel, CASES[0])
     if kernel.endswith("_team"):

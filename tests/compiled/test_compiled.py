@@ -25,7 +25,7 @@ from tests.compiled import matrices
 from tests.compiled.memory import Memory
 from tests.compiled.order import Clock, Unordered
 from tests.compiled.parse import Unknown, parse
-from tests.compiled.planted import OTHERS, SWEEPS, places, plant
+from tests.compiled.planted import IDLE, OTHERS, SWEEPS, places, plant
 from tests.compiled.program import Code
 from tests.compiled.registers import Program
 from tests.compiled.turns import alone
@@ -86,28 +86,51 @@ def test_every_planted_fault_is_found_or_redundant(kernel: str) -> None:
     # Without line and column.
     missed = {re.sub(r"(:\d+)+\)$", ")", name) for name, by in found.items() if not by}
     assert missed <= set(REDUNDANT)
+    # Packed rows and float32, whole rounds and last ones: these problems have nearly all.
+    assert sum(by == IDLE for by in found.values()) < 0.15 * len(found)
 
 
-# What changes nothing when it is gone (Triton 3.9), and why.
+# What changes nothing when it is gone or elsewhere (Triton 3.9), and why.
 CLOSING = "the end of a meeting: what a poll told is behind barriers of its own"
 TWICE = "the barrier before a release, which has one of its own: 'barriers' takes both"
 APART = "an exchange of each warp's own, in shared memory that others last read before an earlier barrier"
 FIRST = "nothing: the first use of shared memory"
-SUM = "first zeros of counters, behind which the sum of tags has barriers of its own"
-ZEROS = "all threads then store the same zero"
-ANEW = "the other counter of flips is zeroed once more before its phase"
+SUM = "behind it the sum of doubtful sites, or before it that of flips, has barriers of its own"
+POLL = "the first look alone, at a number that nobody writes: the loop behind it looks at the counter"
+NOBODY = "a lane without a site then reads around another site of the phase, which nobody writes to either"
+FILLED = "labels for classes that fill up the list, whose rows are all zero"
+WHOLE = "rounds by single lanes are whole in these problems, and who keeps its label stores it again"
+LOW = "what a lane without a site leaves is too low only by chance; several chains find it"
+ALONE = "flips of one program, added to nothing"
 REDUNDANT = {
-    f"{fault} of {kernel}{chains} ({file}.py)": why
+    f"{fault} of {kernel} ({file}.py)": why
     for kernel, file, missed in (
-        ("lazy", "sweeps", {"barrier 0": SUM}),
-        ("lazy_team", "sweeps", {"barrier 0": SUM, "barrier 2": CLOSING, "barrier 5": TWICE, "barrier 6": TWICE}),
-        ("lazy_team", "sweeps", {f"store {number}": ZEROS for number in (0, 1, 2, 18, 19)} | {"missing 2": ANEW}),
-        ("lazy_team", "rows", {"barrier 21": APART}),
-        ("gather_team", "sweeps", {"barrier 0": CLOSING, "barrier 1": TWICE, "barrier 2": TWICE}),
+        ("lazy", "sweeps", {"barrier 10": SUM, "address 24": NOBODY, "address 59": NOBODY}),
+        ("lazy", "sweeps", {"store 6": WHOLE, "store 7": WHOLE, "store 12": LOW, "store 15": ALONE}),
+        ("lazy", "rows", {"address 70": FILLED, "address 71": FILLED}),
+        ("lazy, several chains", "sweeps", {"barrier 10": SUM, "address 26": NOBODY, "address 62": NOBODY}),
+        ("lazy, several chains", "sweeps", {"store 6": WHOLE, "store 8": WHOLE}),
+        ("lazy, several chains", "rows", {"address 73": FILLED, "address 74": FILLED}),
+        ("lazy_team", "sweeps", {"barrier 10": SUM, "address 20": NOBODY, "address 58": NOBODY}),
+        ("lazy_team", "teams", {"barrier 1": CLOSING, "barrier 16": TWICE, "barrier 17": TWICE, "address 49": POLL}),
+        ("lazy_team", "rows", {"barrier 32": APART}),
+        ("lazy_team, several chains", "sweeps", {"barrier 10": SUM, "address 22": NOBODY, "address 61": NOBODY}),
+        ("lazy_team, several chains", "teams", {"barrier 1": CLOSING, "barrier 16": TWICE, "barrier 17": TWICE}),
+        ("lazy_team, several chains", "teams", {"address 51": POLL}),
+        ("lazy_team, several chains", "rows", {"barrier 32": APART}),
+        ("gather", "teams", {"barrier 0": SUM}),
+        ("gather", "sweeps", {"address 11": NOBODY, "store 1": ALONE}),
+        ("gather, several chains", "sweeps", {"address 13": NOBODY}),
+        ("gather_team", "teams", {"barrier 0": CLOSING, "barrier 1": TWICE, "barrier 2": TWICE, "address 7": POLL}),
         ("gather_team", "rows", {"barrier 7": APART}),
+        ("gather_team", "sweeps", {"address 14": NOBODY, "address 38": NOBODY}),
+        ("gather_team, several chains", "teams", {"barrier 0": CLOSING, "barrier 1": TWICE, "barrier 2": TWICE}),
+        ("gather_team, several chains", "teams", {"address 8": POLL}),
+        ("gather_team, several chains", "rows", {"barrier 7": APART}),
+        ("gather_team, several chains", "sweeps", {"address 16": NOBODY, "address 41": NOBODY}),
         ("add_conditionals", "standard", {"barrier 0": FIRST}),
     )
-    for fault, why in missed.items() for chains in ("", ", several chains")
+    for fault, why in missed.items()
 }  # fmt: skip
 
 

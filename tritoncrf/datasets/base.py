@@ -145,7 +145,8 @@ class Indexed(Forwarding):
     batch has images of two.
 
     Args:
-        image, target: the keys of items that are mappings.
+        image: the key of the image in items that are mappings.
+        target: that of the target.
 
     Raises:
         TypeError: if `dataset` has no length or no items by number, or an item's parts are not arrays of numbers.

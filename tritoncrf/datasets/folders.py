@@ -46,7 +46,8 @@ class FolderDataset(Dataset[Sample]):
         label_map: label (or 255) of values in index masks, before `void` is looked at. A value that is not in it keeps its
             label only if the map gives that label to no other.
         recursive: also images in folders below; a stem then holds the path.
-        image_suffix, mask_suffix: what follows the stem in every name, such as "_leftImg8bit"; other files are passed over.
+        image_suffix: what follows the stem in every image's name, such as "_leftImg8bit"; other files are passed over.
+        mask_suffix: the same of masks.
         limit: only the first so many images.
         exif: False leaves all images as stored.
 

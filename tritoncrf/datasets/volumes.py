@@ -27,12 +27,12 @@ class VolumeDataset(Dataset[Sample]):
     """Volumes and masks in two folders (.npz, .nii, .nii.gz), matched by stem, read when asked for.
 
     Items are `(image [C, D, H, W], target [D, H, W])`. NIfTI files need nibabel: `pip install "tritoncrf[volumes]"`.
+    Arguments that are not listed are as in `FolderDataset`; values of masks may be beyond 255 where the map says so.
 
     Args:
-        images, masks: the folders; the same one for .npz files that hold both `image` and `label`. masks: None for
-            prediction: every target is 255.
-        files, num_labels, void, label_map, background, class_names, recursive, image_suffix, mask_suffix, limit: as in
-            `FolderDataset`; values of masks may be beyond 255 where the map says what they mean.
+        images: the folder of volumes.
+        masks: the folder of masks, the same one for .npz files that hold both `image` and `label`; None for prediction: every
+            target is 255.
         channels: of every volume; None for as many as the first has.
 
     Attributes:

@@ -40,6 +40,7 @@ def _settle(
     """Adds the conditionals of queued sites for the sweeps before ``done`` that they stood; the sum of own energies."""
     energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
     e, w, target = address(energies), address(weight), address(result)
+    last = address(parts) + 8 * (len(parts) - 1)
     if seen is not None:
         kinds, bytes_of, gating, ranks, weighed, factors = seen
         wide, gates = bytes_of.shape[1], 2 * len(steps) if kinds else 0
@@ -56,7 +57,10 @@ def _settle(
         for j in range(together):
             t = np.int64(queue[np.uint64(group + j)])
             p = here + np.int64(position[np.uint64(t)])
-            if seen is None:
+            if seen is None and width >= one.WIDE:
+                own_unary = unary + 4 * width * int(t)
+                one.gather_wide(p, address(steps), address(parts), last, address(rows), number, width, short, own_unary, e)
+            elif seen is None:
                 one.gather(p, steps, parts, rows, number, width, short, unary + 4 * width * int(t), e)
             else:
                 own_edge, own_unary = edge + wide * int(t), unary + 4 * width * int(t)

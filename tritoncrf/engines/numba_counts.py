@@ -29,7 +29,8 @@ def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
         # Each chain has counts of its own: for threads to have them too there may be no room.
         found = torch.zeros((*labels.shape[:2], plan.factors.starts[-1]), dtype=torch.int64, device="cpu")
         for arguments, number in _factors(plan, labels.shape[1], labels):
-            nets.factor_counts(0, number, *arguments, found.flatten(0, 1).numpy())
+            given: tuple[Any, ...] = (0, number, *arguments, found.flatten(0, 1).numpy())
+            nets.factor_counts(*given)
         return found
     rows = labels.flatten(0, -2).contiguous().numpy()
     counts = torch.zeros((len(rows), plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.int64, device="cpu")

@@ -27,7 +27,8 @@ int16 add up without overflow, 0 where rows are float32."""
 @jit
 def _row(record: int, here: int, rows: int, stride: int) -> int:
     """The row that a plain pair reads."""
-    return rows + ((record >> 32) + byte(here + (record & _LOW))) * stride
+    found: int = rows + ((record >> 32) + byte(here + (record & _LOW))) * stride
+    return found
 
 
 @jit

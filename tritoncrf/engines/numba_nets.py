@@ -107,7 +107,7 @@ def rows_of(factors: Factors, tables: Tables, width: int) -> GraphRows:
         begin += size
         for axis in range(arity):
             moved = np.moveaxis(part, axis + 1, -1)
-            here[(slice(None), axis, *[slice(number)] * arity)] = moved if block else moved / np.float32(contract.GRID)
+            here[:, axis][(slice(None), *[slice(number)] * arity)] = moved if block else moved / np.float32(contract.GRID)
     return GraphRows(rows.reshape(-1).view(np.uint8), block, tuple(grid))
 
 
@@ -176,8 +176,8 @@ def factor_counts(
             place, void = 0, False
             for j in range(members.shape[1]):
                 label = np.int64(labels[chain, members[f, j] - first[graph]])
-                void |= label >= number
-                place = place * number + label
+                void = void or bool(label >= number)
+                place = place * number + int(label)
             if not void:
                 counts[chain, starts[table[f]] + place] += weight
 
@@ -196,8 +196,8 @@ def factor_errors(
             for j in range(members.shape[1]):
                 place = members[f, j] - first[graph]
                 a, b = np.int64(data[chain, place]), np.int64(free[chain, place])
-                void |= a >= number or b >= number
-                one, other = one * number + a, other * number + b
+                void = void or bool(a >= number) or bool(b >= number)
+                one, other = one * number + int(a), other * number + int(b)
             if not void and one != other:
                 errors[starts[table[f]] + one] += weight
                 errors[starts[table[f]] + other] -= weight

@@ -91,7 +91,8 @@ def sweep(
     """
     width = unary.shape[1]
     energies, weight, total = np.empty(width, np.float32), np.zeros((4, width), np.float32), np.empty(4, np.float32)
-    e, w = address(energies), address(weight)
+    sums = np.empty((width // 16, 4), np.float32)
+    e, w, last = address(energies), address(weight), address(parts) + 8 * (len(parts) - 1)
     wide = listed = 0
     if seen is not None:
         # Numbers, not arrays, in the loops: numba counts the references of what a tuple holds.
@@ -140,6 +141,11 @@ def sweep(
                             graphs.gather(
                                 here, sections, many, own_cuts, ends, table, number, width, block, energy + 4 * width * t, e
                             )
+                        elif seen is None and width >= one.WIDE:
+                            one.gather_wide(
+                                p, address(steps), address(parts), last, address(rows), number, width, short,
+                                energy + 4 * width * t, e,
+                            )  # fmt: skip
                         elif seen is None:
                             one.gather(p, steps, parts, rows, number, width, short, energy + 4 * width * t, e)
                         else:
@@ -153,12 +159,18 @@ def sweep(
                             if ranks:
                                 edges.add_gated(p, g, end_of, ranks, q, f, number, width, edge + wide * t + gates, e)
                         one.weights(e, w + 4 * width * j, width, scale)
-                    one.totals(weight, number, total)
+                    if width >= one.WIDE:
+                        one.totals_wide(weight, number, total, sums)
+                    else:
+                        one.totals(weight, number, total)
                     for j in range(together):
                         t = np.int64(queue[np.uint64(group + j)]) if lazy else a + group + j
                         p = np.int64(position[np.uint64(start + t)])
                         old = np.int64(row[np.uint64(p)])
-                        new = one.draw(weight, j, number, old, chosen[np.uint64(t)], total[j])
+                        if width >= one.WIDE:
+                            new = one.draw_wide(weight, j, number, old, chosen[np.uint64(t)], total[j], sums)
+                        else:
+                            new = one.draw(weight, j, number, old, chosen[np.uint64(t)], total[j])
                         if lazy:
                             chances[np.uint64(t)] = one.odds(weight, j, number, new, total[j])
                         if new != old:
@@ -219,7 +231,7 @@ def conditionals(
     """Adds the conditionals of images ``begin`` to ``end``, averaged over replicas, to ``out`` ``[N, S, L]``."""
     width = unary.shape[1]
     energies, weight = np.empty(width, np.float32), np.empty(width, np.float32)
-    e, w = address(energies), address(weight)
+    e, w, last = address(energies), address(weight), address(parts) + 8 * (len(parts) - 1)
     if seen is not None:
         kinds, bytes_of, gating, ranks, weighed, factors = seen
         g, q, f = address(gating), address(weighed), address(factors)
@@ -236,6 +248,8 @@ def conditionals(
                 if net is not None:
                     own_cuts = cuts + 8 * many * t
                     graphs.gather(here, sections, many, own_cuts, ends, address(rows), number, width, block, own_unary, e)
+                elif seen is None and width >= one.WIDE:
+                    one.gather_wide(p, address(steps), address(parts), last, address(rows), number, width, short, own_unary, e)
                 elif seen is None:
                     one.gather(p, steps, parts, rows, number, width, short, own_unary, e)
                 else:

@@ -252,8 +252,7 @@ def _weighed(plan: Plan, grid: Grid, tables: Tables) -> Edges:
     if plan.edges is None or tables.gated is None or not plan.edges.gated:
         return Edges()
     # On the device already, so that nothing is copied from the host.
-    planes = grid.gating[-len(plan.edges.gated) :]
-    built = build_rows(tables.gated.detach().transpose(0, 1), planes)
+    built = build_rows(tables.gated.detach().transpose(0, 1), grid.gating[-len(plan.edges.gated) :])
     return Edges(gated=built.rows, steep=built.spreads)
 
 
@@ -281,4 +280,21 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-average = averaging(sweep, conditionals)
+_everywhere = averaging(sweep, conditionals)
+
+
+def average(
+    work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
+    key: tuple[int, int], count: Tensor, purpose: int, out: Tensor, bad: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if field is None or sweeps < 2:
+        # Where many labels flip nearly no conditional stands.
+        return _everywhere(work, labels, field, sweeps, scale, key, count, purpose, out, bad)
+    from tritoncrf.kernels import shapes, standing
+
+    own, shape = _own(work), shapes.plain(_own(work).plan.labels, _wide())
+    found: tuple[Tensor, Tensor] = standing.average(
+        lambda done: sweep(work, labels, field, 1, scale, key, count + done, purpose, bad), sweeps, labels, own.unary,
+        own.rows, own.grid.steps, own.listing, bad, out, scale, own.plan.labels, *shape, own.edges,
+    )  # fmt: skip
+    return found

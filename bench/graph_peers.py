@@ -151,8 +151,10 @@ class Thrml:
 class Dwave:
     """dwave-samplers' compiled annealer held at one temperature: an Ising model, Gibbs acceptance, spins one after another.
 
-    Its lists are made before; what a call builds of them is counted, a small part of the sweeps of a call.
+    Its lists are made before; what a call builds of them is counted, so that a call makes many sweeps.
     """
+
+    least = 1000
 
     def __init__(self, task: Task) -> None:
         module: Any = importlib.import_module("dwave.samplers.sa.simulated_annealing")

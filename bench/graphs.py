@@ -89,15 +89,16 @@ def random_graph(nodes: int = NODES, degree: int = DEGREE, seed: int = 0) -> tc.
 
 
 def compare(
-    name: str, graph: tc.FactorGraph, labels: int, margin: float, peers: list[str], turns: int = TURNS, seconds: float = SECONDS
-) -> list[Row]:
-    """Our ways and peers on a graph of one class, where like labels in a factor cost ``-PULL``."""
+    name: str, graph: tc.FactorGraph, labels: int, margin: float, peers: list[str], turns: int = TURNS, seconds: float = SECONDS,
+    pull: float = PULL,
+) -> list[Row]:  # fmt: skip
+    """Our ways and peers on a graph of one class, where like labels in a factor cost ``-pull``."""
     random = torch.Generator().manual_seed(1)
     logits = torch.randn(graph.num_nodes, labels, generator=random)
     logits += margin * torch.eye(labels)[torch.randint(labels, (len(logits),), generator=random)]
     arity = graph.arities[0]
     energies = torch.zeros([labels] * arity)
-    energies[(torch.arange(labels),) * arity] = -PULL
+    energies[(torch.arange(labels),) * arity] = -pull
     if arity > 2:
         noise = 0.1 * torch.randn([labels] * arity, generator=random)
         energies += noise
@@ -115,7 +116,7 @@ def compare(
             print(f"left out: {made}", file=sys.stderr)
         else:
             chains[peer] = made
-    sweeps = {peer: sweeps_for(made.run, seconds) for peer, made in chains.items()}
+    sweeps = {peer: getattr(made, "least", 0) or sweeps_for(made.run, seconds) for peer, made in chains.items()}
     found = take_turns({peer: partial(made.run, sweeps[peer]) for peer, made in chains.items()}, turns)
     energy = {
         peer: float(crf.energy(logits, torch.from_numpy(made.labels()), graph).mean().detach()) / graph.num_nodes

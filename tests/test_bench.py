@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from bench import limits, scaling, startup, step, traps
+from bench import graph_peers, graphs, limits, scaling, startup, step, traps
 from bench.memory import held
 from bench.peers import Chains, Task
 from bench.peers.__main__ import compare, energy_per_site
 from bench.peers.library import Ours, settled
 from bench.problem import KINDS, Standard, standard
 from bench.turns import save, table
+from tritoncrf.graph_builders import grid
 
 ROOT = Path(__file__).parent.parent
 YARDSTICK = ROOT.parent / "shared" / "yardstick" / "problem.py"
@@ -243,3 +244,23 @@ def test_traps_are_measured_in_turns() -> None:
     assert all(set(found) == set(traps.COLUMNS) for found in rows)
     found = traps.row({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 4.0]}, "", scale=0.5)
     assert (found["ms"], found["of_ms"], found["ratio"]) == (2.0, 1.5, 2.0)
+
+
+@pytest.mark.parametrize(("labels", "arity"), [(3, 2), (2, 2), (3, 3)])
+def test_programs_on_a_graph_agree(labels: int, arity: int) -> None:
+    graph = graphs.random_graph(4000, 6) if arity == 2 else grid((63, 63), [((0, 0), (0, 1), (1, 0))])
+    every = "torch, every label of every factor"
+    peers = [name for name in graph_peers.PEERS if arity == 2 or name == every]
+    rows = graphs.compare("toy", graph, labels, 1.0, peers, turns=3, seconds=0.05, pull=0.6)
+    names = [row["program"] for row in rows]
+    assert {"tritoncrf gather", every} <= set(names)
+    energies, flips = ([row[key] for row in rows if row[key] is not None] for key in ("energy", "flip_rate"))
+    # 4000 nodes: a mean's own error is about 0.02.
+    assert np.ptp(np.array(energies, float)) < 0.15
+    assert np.ptp(np.array(flips, float)) < 0.05
+
+
+def test_a_build_is_measured() -> None:
+    built = graphs.build(1_000_000)
+    assert 16 <= float(str(built["kept"])) < float(str(built["most"])) < 60
+    assert int(str(built["colors"])) > 2

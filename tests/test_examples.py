@@ -23,6 +23,9 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "accelerate_segformer": (r"4 steps, labels of \[1, 64, 64\], 160 sweeps", ("accelerate", "transformers")),
     "smp_unet": (r"4 steps, micro IoU [\d.]+%", ("segmentation_models_pytorch",)),
     "monai_volumes": (r"tiles: [\d.]+% of the voxels right", ("monai",)),
+    "superpixels": (r"best of superpixels: [\d.]+% of the pixels right, [\d.]+ ms a picture", ("skimage",)),
+    "skip_chain": (r"chain with skips: [\d.]+% of the places right, [\d.]+% of those with a name", ()),
+    "cliques": (r"pairs and triples: [\d.]+% of the pixels wrong, .* added", ()),
 }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from bench.peers import Array, side_by_side
+from bench.peers.thrml_blocks import Moving, types
 
 
 class Chains(Protocol):
@@ -100,15 +101,12 @@ class Loop:
         return np.stack(self.rows)
 
 
-class Thrml:
+class Thrml(Moving):
     """thrml's blocks and programs, a conditional of ours that shares the table; missing neighbours are one clamped node."""
 
     def __init__(self, task: Task) -> None:
-        from bench.peers.thrml_blocks import _sweep, _types
-
-        thrml, unary_type, sampler_type = _types()
-        self.jax: Any = importlib.import_module("jax")
-        jnp = self.jax.numpy
+        thrml, unary_type, sampler_type = types()
+        jnp: Any = importlib.import_module("jax.numpy")
         number, labels = task.logits.shape
         first, neighbors = task.neighbors
         most = int(np.diff(first).max())
@@ -118,34 +116,15 @@ class Thrml:
         around[np.repeat(np.arange(number), np.diff(first)), place] = neighbors
         rows = np.zeros((most, labels + 1, labels), np.float32)
         rows[:, :-1] = task.table
-        self.chosen = [np.flatnonzero(task.color == color) for color in range(task.color.max() + 1)]
-        blocks = [thrml.Block(nodes[part].tolist()) for part in self.chosen]
+        chosen = [np.flatnonzero(task.color == color) for color in range(task.color.max() + 1)]
+        blocks = [thrml.Block(nodes[part].tolist()) for part in chosen]
         group = thrml.InteractionGroup(
             unary_type(jnp.asarray(-task.logits)), thrml.Block(nodes[:-1].tolist()),
             [thrml.Block(nodes[column].tolist()) for column in around.T],
         )  # fmt: skip
         samplers = [sampler_type(jnp.asarray(rows)) for _ in blocks]
         spec = thrml.BlockGibbsSpec(blocks, [thrml.Block([nodes[-1]])])
-        self.program = thrml.BlockSamplingProgram(spec, samplers, [group])
-        self.clamped = [jnp.full((1,), labels, jnp.uint8)]
-        self.states = [
-            [[jnp.asarray(row[part]) for part in self.chosen], self.jax.random.key(n)] for n, row in enumerate(task.start)
-        ]
-        self.sweep = _sweep()
-
-    def run(self, sweeps: int) -> int:
-        return side_by_side([functools.partial(self._move, state, sweeps) for state in self.states])
-
-    def _move(self, state: list[Any], sweeps: int) -> int:
-        state[0], state[1], flips = self.sweep(self.program, *state, self.clamped, self.jax.numpy.asarray(sweeps))
-        return int(flips)
-
-    def labels(self) -> Array:
-        found = np.zeros((len(self.states), sum(map(len, self.chosen))), np.uint8)
-        for row, (blocks, _) in zip(found, self.states, strict=True):
-            for part, block in zip(self.chosen, blocks, strict=True):
-                row[part] = np.asarray(block)
-        return found
+        super().__init__(thrml.BlockSamplingProgram(spec, samplers, [group]), chosen, np.asarray(task.start), labels)
 
 
 class Dwave:
@@ -171,7 +150,8 @@ class Dwave:
 
     def run(self, sweeps: int) -> int:
         self.calls += 1
-        return side_by_side([functools.partial(self._move, n, sweeps) for n in range(len(self.spins))]) * 0 - 1
+        side_by_side([functools.partial(self._move, n, sweeps) for n in range(len(self.spins))])
+        return -1
 
     def _move(self, n: int, sweeps: int) -> int:
         seed = 1 + self.calls * len(self.spins) + n

@@ -89,8 +89,8 @@ def random_graph(nodes: int = NODES, degree: int = DEGREE, seed: int = 0) -> tc.
 
 
 def compare(
-    name: str, graph: tc.FactorGraph, labels: int, margin: float, peers: list[str], turns: int = TURNS, seconds: float = SECONDS,
-    pull: float = PULL,
+    name: str, graph: tc.FactorGraph, labels: int, margin: float, peers: list[str], turns: int = TURNS,
+    seconds: float = SECONDS, pull: float = PULL,
 ) -> list[Row]:  # fmt: skip
     """Our ways and peers on a graph of one class, where like labels in a factor cost ``-pull``."""
     random = torch.Generator().manual_seed(1)

@@ -32,7 +32,9 @@ class Photographs:
         self.found: list[Superpixels] = []
         self.targets: list[Tensor] = []
         for picture, label in zip(pictures, labels, strict=True):
-            segments = slic(picture.permute(1, 2, 0).numpy(), n_segments=label.numel() // AREA, compactness=10, start_label=0)
+            # Smoothed: in noise hardly any region holds together.
+            image, many = picture.permute(1, 2, 0).numpy(), label.numel() // AREA
+            segments = slic(image, n_segments=many, compactness=10, sigma=1, start_label=0)
             found = superpixels(segments)
             votes = torch.zeros(found.graph.num_nodes, VOID + 1)
             votes.index_put_((found.node.flatten(), label.flatten()), torch.ones(label.numel()), accumulate=True)

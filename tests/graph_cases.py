@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -65,3 +67,10 @@ def factor_graph(graph: Graph) -> FactorGraph:
 def logits(graph: Graph) -> Tensor:
     """float32 ``[V, L]``; -inf where a label is forbidden."""
     return torch.from_numpy(-graph.unary).float()
+
+
+def one_sentence(make: Callable[[], object], sentence: str) -> None:
+    """Bad input is refused by a sentence of one line."""
+    with pytest.raises((ValueError, TypeError), match=sentence) as found:
+        make()
+    assert "\n" not in str(found.value)

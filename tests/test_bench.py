@@ -142,7 +142,7 @@ def test_an_uninstalled_peer_says_so(toy: Standard, monkeypatch: pytest.MonkeyPa
     for peer, package in (("jax_by_hand", "jax"), ("thrml_blocks", "thrml")):
         module = importlib.import_module(f"bench.peers.{peer}")
         monkeypatch.setitem(sys.modules, package, None)
-        getattr(module, {"jax": "_compiled", "thrml": "_types"}[package]).cache_clear()
+        getattr(module, {"jax": "_compiled", "thrml": "types"}[package]).cache_clear()
         assert module.start(argmax_task(toy)) == f"{package} is not installed: pip install {package}"
 
 

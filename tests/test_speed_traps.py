@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
+from tritoncrf import graph_recipes as recipes
 from tritoncrf.coloring import sublattice_coloring
 from tritoncrf.engines import Tables
 from tritoncrf.ranks import Meeting, Ranks
@@ -151,12 +152,19 @@ def test_a_pseudolikelihood_without_gradient_checkpoints_nothing(monkeypatch: py
         calls += 1
         return part(*given)
 
-    monkeypatch.setattr("tritoncrf.model.checkpoint", counted)
+    monkeypatch.setattr("tritoncrf.crf.checkpoint", counted)
     with torch.no_grad():
         assert torch.equal(crf.log_pseudolikelihood(logits, labels), expected)
     assert calls == 0
     assert torch.equal(crf.log_pseudolikelihood(logits, labels), expected)
     assert calls == 3
+    graph, chain = tc.FactorCRF(3, [2], factors=[noise(1, 3, 3)]), recipes.chain(900)
+    given = noise(900, 3), torch.arange(900) % 3, chain
+    with torch.no_grad():
+        expected = graph.log_pseudolikelihood(*given)
+    assert calls == 3
+    assert torch.equal(graph.log_pseudolikelihood(*given), expected)
+    assert calls == 4
 
 
 def test_large_tables_are_compared_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

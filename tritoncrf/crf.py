@@ -6,11 +6,12 @@ sites a factor joins a `Layout` says. Everything above works on images ``[N, L, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tritoncrf.edge_inputs import Given
 from tritoncrf.engines import Plan, Tables
@@ -127,6 +128,14 @@ class CRF(nn.Module):
         # States from before it was kept are taken as they are.
         if name in missing_keys:
             missing_keys.remove(name)
+
+
+def piecewise(part: Callable[..., Tensor], pieces: Iterable[tuple[Tensor, ...]]) -> Tensor:
+    """``part`` of each piece, one behind the other; what a piece needs for its gradient is computed again there, not kept."""
+    if not torch.is_grad_enabled():
+        # `checkpoint` imports a compiler at its first call.
+        return torch.cat([part(*piece) for piece in pieces])
+    return torch.cat([checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
 
 
 def whole(table: Tensor) -> Tensor:

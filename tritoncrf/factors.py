@@ -14,10 +14,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tritoncrf import contract, validation
-from tritoncrf.crf import CRF, whole
+from tritoncrf.crf import CRF, piecewise, whole
 from tritoncrf.edge_inputs import Given
 from tritoncrf.engines import Plan, Tables, starts_of
 from tritoncrf.engines.torch import pair_counts
@@ -139,11 +138,6 @@ class FactorCRF(CRF):
         for name, value in (("sizes", sizes), ("kinds", kinds), ("gates", gates), ("view", view)):
             if value is not None:
                 raise ValueError(f"{name}: expected None beside a graph, which says it itself, got {type(value).__name__}")
-        for c, (kind, count) in enumerate(zip(graph.kind, self.kinds, strict=True)):
-            if kind is not None and len(kind) and int(kind.max()) >= count:
-                raise ValueError(
-                    f"kind[{c}]: expected kinds from 0 to {count - 1}, got {int(kind.max())} for factor {int(kind.argmax())}"
-                )
         return self.layout((), graph).fold  # type: ignore[return-value]
 
     def flows(self, graph: FactorGraph | None) -> Tensor | None:
@@ -230,9 +224,7 @@ class FactorCRF(CRF):
         for labeling in rows.unbind(1):
             flat = labeling.flatten()
             pieces = zip(*(torch.split(whole, NODES) for whole in (scores[image, :, slot], image, slot, nodes)), strict=True)
-            own = torch.cat([
-                checkpoint(part, some, tables, *at, flat, use_reentrant=False, preserve_rng_state=False) for some, *at in pieces
-            ])  # fmt: skip
+            own = piecewise(part, ((some, tables, *at, flat) for some, *at in pieces))
             found.append(own.new_zeros(len(rows)).index_add(0, image, own))
         return torch.stack(found, 1) if labels.dim() == 2 else found[0]
 

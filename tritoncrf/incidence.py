@@ -78,6 +78,15 @@ def layout_of(graph: FactorGraph, labels: int, kinds: tuple[int, ...]) -> Layout
     )  # fmt: skip
 
 
+def _fit(graph: FactorGraph, kinds: tuple[int, ...]) -> None:
+    """Raises ValueError for a factor of a kind that there is no table for."""
+    for c, (kind, count) in enumerate(zip(graph.kind, kinds, strict=True)):
+        if kind is not None and len(kind) and int(kind.max()) >= count:
+            raise ValueError(
+                f"kind[{c}]: expected kinds from 0 to {count - 1}, got {int(kind.max())} for factor {int(kind.argmax())}"
+            )
+
+
 class GraphCache:
     """The layouts of graphs that are still about, for tables of so many labels and kinds a class."""
 
@@ -98,6 +107,8 @@ class GraphCache:
         with self._lock:
             layout = self._layouts.get(graph)
         if layout is None:
+            # Once a graph: its tensors stay as they are, and a look waits for the device.
+            _fit(graph, self.kinds)
             layout = layout_of(graph, self.labels, self.kinds)
             with self._lock:
                 self._layouts[graph] = layout

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tritoncrf import contract, validation
-from tritoncrf.crf import CRF, whole
+from tritoncrf.crf import CRF, piecewise, whole
 from tritoncrf.edge_inputs import EdgeForm, Edges, Given, look, told
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.engines.torch import pair_counts
@@ -127,7 +126,8 @@ class GridCRF(CRF):
         return self.layouts.get(shape, self.device)
 
     def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
-        check(guard, self.neighborhood, self.form.wrap, tuple(present.shape[1:]), sizes)
+        if sizes is not None:
+            check(guard, self.neighborhood, self.form.wrap, tuple(present.shape[1:]), sizes)
         assert isinstance(given, Edges), "looked at by `fold`"
         return look(guard, self.form, plan, layout, present, given)
 
@@ -224,9 +224,7 @@ class GridCRF(CRF):
 
         scores = logits.float().flatten(2)[image, :, plan.pixels[slot]]
         cut = zip(*(torch.split(whole, SITES) for whole in (scores, image, slot)), strict=True)
-        # What a piece needs for its gradient is computed again there, not kept. Without one: `checkpoint` imports a compiler.
-        fit = torch.is_grad_enabled()
-        own = torch.cat([checkpoint(part, *p, use_reentrant=False, preserve_rng_state=False) if fit else part(*p) for p in cut])
+        own = piecewise(part, cut)
         return own.new_zeros(len(rows)).index_add(0, image, own)
 
     def _gated(self, plan: Plan, gates: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:

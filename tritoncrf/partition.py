@@ -92,7 +92,8 @@ def log_partition(
     unary = contract.round_unary(scores.masked_fill(~plan.exists[:, None], 0.0)).double()
     start = torch.logsumexp(-unary, 1).where(plan.free, 0.0).sum(1)
     weights = start[:, None].repeat(1, replicas)
-    given, before = crf.tables, _scaled(crf.tables, 0.0)
+    given = crf.tables
+    before = _scaled(given, 0.0)
     for step in range(1, steps):
         after = _scaled(given, step / steps)
         counts = sampler.engine.pair_counts(plan, rows)

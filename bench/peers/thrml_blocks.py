@@ -16,7 +16,7 @@ from bench.peers import Array, Task, Ways, side_by_side
 
 
 @functools.cache
-def _types() -> tuple[Any, Any, Any]:
+def types() -> tuple[Any, Any, Any]:
     """The package, an interaction that holds a site's unaries, and a conditional sampler that holds the shared tables."""
     thrml: Any = importlib.import_module("thrml")
     equinox: Any = importlib.import_module("equinox")
@@ -38,13 +38,39 @@ def _types() -> tuple[Any, Any, Any]:
     return thrml, Unary, Shared
 
 
-class Program:
-    """A state for each chain: labels by block, and a key."""
+class Moving:
+    """A program and a state for each chain: labels by block, and a key."""
 
-    def __init__(self, task: Task) -> None:
-        thrml, unary_type, sampler_type = _types()
+    def __init__(self, program: Any, places: list[Array], start: Array, labels: int) -> None:
+        """places: of each block among a chain's labels, masks or numbers; start: the labels [chains, ..] to move."""
         self.jax: Any = importlib.import_module("jax")
         jnp = self.jax.numpy
+        self.program, self.places, self.shape = program, places, start.shape
+        self.clamped = [jnp.full((1,), labels, jnp.uint8)]
+        self.states = [[[jnp.asarray(row[part]) for part in places], self.jax.random.key(n)] for n, row in enumerate(start)]
+        self.sweep = _sweep()
+
+    def run(self, sweeps: int) -> int:
+        return side_by_side([functools.partial(self._move, state, sweeps) for state in self.states])
+
+    def _move(self, state: list[Any], sweeps: int) -> int:
+        state[0], state[1], flips = self.sweep(self.program, *state, self.clamped, self.jax.numpy.asarray(sweeps))
+        return int(flips)
+
+    def labels(self) -> Array:
+        found = np.zeros(self.shape, np.uint8)
+        for row, (blocks, _) in zip(found, self.states, strict=True):
+            for part, block in zip(self.places, blocks, strict=True):
+                row[part] = np.asarray(block)
+        return found
+
+
+class Program(Moving):
+    """The lattice, whose missing neighbours are one clamped node."""
+
+    def __init__(self, task: Task) -> None:
+        thrml, unary_type, sampler_type = types()
+        jnp: Any = importlib.import_module("jax.numpy")
         (height, width), labels = task.color.shape, task.unary.shape[-1]
         nodes = np.array([thrml.CategoricalNode() for _ in range(height * width)], object).reshape(height, width)
         void = thrml.CategoricalNode()
@@ -57,32 +83,14 @@ class Program:
             tails.append(thrml.Block(np.where(inside, found, void).ravel().tolist()))
         rows = np.zeros((len(offsets), labels + 1, labels), np.float32)
         rows[0::2, :-1], rows[1::2, :-1] = task.pairwise.transpose(0, 2, 1), task.pairwise
-        self.masks = [task.color == color for color in np.unique(task.color)]
-        blocks = [thrml.Block(nodes[mask].tolist()) for mask in self.masks]
+        masks = [task.color == color for color in np.unique(task.color)]
+        blocks = [thrml.Block(nodes[mask].tolist()) for mask in masks]
         group = thrml.InteractionGroup(
             unary_type(jnp.asarray(task.unary.reshape(-1, labels))), thrml.Block(nodes.ravel().tolist()), tails
         )
         samplers = [sampler_type(jnp.asarray(rows)) for _ in blocks]
-        self.program = thrml.BlockSamplingProgram(thrml.BlockGibbsSpec(blocks, [thrml.Block([void])]), samplers, [group])
-        self.clamped = [jnp.full((1,), labels, jnp.uint8)]
-        self.states = [
-            [[jnp.asarray(image[mask]) for mask in self.masks], self.jax.random.key(n)] for n, image in enumerate(task.start)
-        ]
-        self.sweep = _sweep()
-
-    def run(self, sweeps: int) -> int:
-        return side_by_side([functools.partial(self._move, state, sweeps) for state in self.states])
-
-    def _move(self, state: list[Any], sweeps: int) -> int:
-        state[0], state[1], flips = self.sweep(self.program, *state, self.clamped, self.jax.numpy.asarray(sweeps))
-        return int(flips)
-
-    def labels(self) -> Array:
-        images = np.zeros((len(self.states), *self.masks[0].shape), np.uint8)
-        for image, (blocks, _) in zip(images, self.states, strict=True):
-            for mask, block in zip(self.masks, blocks, strict=True):
-                image[mask] = np.asarray(block)
-        return images
+        program = thrml.BlockSamplingProgram(thrml.BlockGibbsSpec(blocks, [thrml.Block([void])]), samplers, [group])
+        super().__init__(program, masks, np.asarray(task.start), labels)
 
 
 @functools.cache

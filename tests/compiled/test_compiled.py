@@ -101,6 +101,7 @@ NOBODY = "a lane without a site then reads around another site of the phase, whi
 FILLED = "labels for classes that fill up the list, whose rows are all zero"
 WHOLE = "rounds by single lanes are whole in these problems, and who keeps its label stores it again"
 LOW = "what a lane without a site leaves is too low only by chance; several chains find it"
+SAME = "where every site is listed the next replica's list is the same"
 ALONE = "flips of one program, added to nothing"
 REDUNDANT = {
     f"{fault} of {kernel} ({file}.py)": why
@@ -129,6 +130,8 @@ REDUNDANT = {
         ("gather_team, several chains", "rows", {"barrier 7": APART}),
         ("gather_team, several chains", "sweeps", {"address 16": NOBODY, "address 41": NOBODY}),
         ("add_conditionals", "standard", {"barrier 0": FIRST}),
+        ("mark_stale, several chains", "standing", {"barrier 3": SUM}),
+        ("settle, several chains", "standing", {"barrier 4": SAME}),
     )
     for fault, why in missed.items()
 }  # fmt: skip

@@ -26,7 +26,7 @@ CASES = [
     Case((41, 27), 4, ((0, 1), (1, 0)), replicas=2, sweeps=3),
     Case((13, 17), 4, FIVE, replicas=2, entries="above"),
 ]
-# Code of `sweep_chains` -> way, and programs of a team.
+# Code of `sweep_chains` -> update, and programs of a team.
 SWEEPS = {"gather": ("gather", 1), "gather_team": ("gather", 3), "lazy": ("incremental", 1), "lazy_team": ("incremental", 3)}
 # Those that multiply matrices, or whose threads tell each other what they found, with what they need to be launched.
 MATRICES = Case((13, 17), 4, FIVE, sweeps=1, kinds=2, gates=1)
@@ -98,13 +98,13 @@ def line_of(text: str, at: int) -> str:
 
 def sweep(emulator: Emulator, kernel: str, case: Case) -> str:
     """What a run of ``kernel`` shows to be wrong; "" if nothing."""
-    way, team = SWEEPS.get(kernel, ("incremental" if kernel in STANDING else "gather", 1))
+    update, team = SWEEPS.get(kernel, ("incremental" if kernel in STANDING else "gather", 1))
     try:
         if kernel not in SWEEPS:
-            compare(emulator, case, way, team)
+            compare(emulator, case, update, team)
             return next(iter(emulator.faults()), "")
         with emulated(emulator), shape(team):
-            said = swept(case, way, case.sweeps)
+            said = swept(case, update, case.sweeps)
     except (AssertionError, Unknown, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return next(iter(emulator.faults()), "") or said

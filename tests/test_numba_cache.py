@@ -48,7 +48,7 @@ def test_a_damaged_cache_is_made_anew(
 
 FULL = """
 import resource, sys, warnings
-from tritoncrf.engines.numba_cache import entry
+from tritoncrf.engines.numba_cache import entry_point
 from tests.test_numba_cache import more
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 one, other = entry(more), entry(more)

@@ -90,5 +90,5 @@ def edge_counts(batch: Batch, double: GridCRF) -> Tensor:
     """
     labels = double.num_labels // 2
     exists = batch.present & (batch.labels < labels) & (batch.labels >= 0)
-    pairs_of = batch.labels.long() if batch.clamp is None else batch.labels.long() + labels * batch.clamp
-    return double.pair_counts(pairs_of.masked_fill(~exists, 0), sizes=batch.sizes, mask=exists).sum(0)
+    doubled_labels = batch.labels.long() if batch.clamp is None else batch.labels.long() + labels * batch.clamp
+    return double.pair_counts(doubled_labels.masked_fill(~exists, 0), sizes=batch.sizes, mask=exists).sum(0)

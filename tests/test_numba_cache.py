@@ -51,7 +51,7 @@ import resource, sys, warnings
 from tritoncrf.engines.numba_cache import entry_point
 from tests.test_numba_cache import more
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-one, other = entry(more), entry(more)
+one, other = entry_point(more), entry_point(more)
 print(one(1), other(1.5))
 """
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tritoncrf import contract, engines
 from tritoncrf._version import VERSION
-from tritoncrf.engines.triton import uninterpretable
+from tritoncrf.engines.triton_needs import uninterpretable
 from tritoncrf.grid_crf import GridCRF
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.sampler import Sampler

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,8 @@ class Factors:
     num_colors: int
     ends: tuple[Ends, ...]
     """One for each arity that occurs, ascending."""
+    kept: dict[str, object] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """What engines made of these lists, by name, for the next batch of the same graphs."""
 
     @property
     def arity(self) -> int:

@@ -12,12 +12,7 @@ With TRITON_INTERPRET=1 in the environment when Triton is first imported the sam
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.metadata
-import importlib.util
-import os
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,20 +20,25 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract
-from tritoncrf.engines import FEWEST, Plan, Tables, averaging
+from tritoncrf.engines import Plan, Tables, averaging, triton_graphs
 from tritoncrf.engines import Work as AnyWork
+from tritoncrf.engines.triton_graphs import GraphWork
 from tritoncrf.engines.triton_grid import Grid, grid_of
+from tritoncrf.engines.triton_needs import missing
 
 if TYPE_CHECKING:
     from tritoncrf.kernels.counts import Ends
     from tritoncrf.kernels.edges import Edges
     from tritoncrf.kernels.listing import Listing
+    from tritoncrf.kernels.shapes import Launch
     from tritoncrf.kernels.tables import Rows
 
+__all__ = [
+    "average", "break_even", "conditionals", "field", "gated_errors", "initial", "missing", "pair_counts", "pair_errors",
+    "prepare", "retable", "sweep", "unary_errors",
+]  # fmt: skip
 # Where the times of both updates at 0.6, 2.2 and 84 % of flips cross, on an H200 at 20 labels.
 break_even = 0.06
-MAX_LABELS = 64
-OLDEST = (3, 6)
 
 
 @dataclass(frozen=True)
@@ -54,55 +54,19 @@ class Work:
     edges: Edges
 
 
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-
-
-def missing(device: torch.device, labels: int = FEWEST, arity: int = 0) -> str | None:
-    """Why Triton cannot run on ``device`` with so many labels, and what to do about it."""
-    if arity:
-        return "it samples lattices, and the model is one of graphs: use engine='torch'"
-    if labels > MAX_LABELS:
-        return f"it holds at most {MAX_LABELS} labels in registers and the model has {labels}: use engine='torch'"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: pip install 'tritoncrf[triton]' (Linux; GPU builds of torch bring their own)"
-    version = _version()
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
-        return f"it needs Triton 3.6 or newer and found {version}: pip install -U 'triton>=3.6'"
-    if device.type != "cuda" and not _interpreted():
-        return f"it needs a GPU and the tensors are on {device}: move model and logits there, or use engine='torch'"
-    if device.type != "cuda" and (trouble := uninterpretable(version, importlib.metadata.version("numpy"))):
-        return f"{trouble}, or use engine='torch'"
-    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        return f"it needs compute capability 8.0 or newer and {device} has less: use engine='torch'"
-    return None
-
-
-def uninterpretable(triton: str, numpy: str) -> str | None:
-    """What ails Triton's interpreter with this NumPy, and what to do; None: nothing that is known."""
-    ours, theirs = (tuple(int(part) for part in re.findall(r"\d+", version)[:2]) for version in (triton, numpy))
-    # Up to 3.6 it takes a loop's end with int() from an array of one dimension, which NumPy 2.4 refuses.
-    if not ours or ours > (3, 6) or theirs < (2, 4):
-        return None
-    found = f"Triton {triton} cannot interpret kernels (TRITON_INTERPRET=1) with NumPy {numpy}"
-    return f"{found}, though it compiles them for a GPU: pip install 'numpy<2.4'"
-
-
-def _version() -> str:
-    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    # Built from source, without metadata: as new as whoever built it wanted.
-    return f"{OLDEST[0]}.{OLDEST[1]}"
-
-
-def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = None) -> Work:
+def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = None) -> Work | GraphWork:
     if plan.volume >= 1 << 31 or len(plan.positions) * plan.replicas >= 1 << 31:
         raise ValueError("logits: expected fewer than 2^31 sites times replicas an image for engine='triton', got more")
     from tritoncrf.kernels import initial, listing, shapes
 
     # Kernels read numbers one behind the other, whatever view the caller gave.
-    plan, grid = replace(plan, index=plan.index.contiguous()), grid_of(plan)
+    plan = replace(plan, index=plan.index.contiguous())
+    if isinstance(like, GraphWork):
+        return triton_graphs.with_plan(like, plan)
+    if plan.factors is not None:
+        rows = initial.build_unary(logits.detach(), plan.pixels, *shapes.plain(plan.labels, _wide()))
+        return triton_graphs.prepare(plan, plan.factors, rows, tables)
+    grid = grid_of(plan)
     free, sites = (part if part.stride(1) == 1 else part.contiguous() for part in (plan.free, plan.sites))
     alike = free.stride(0) == sites.stride(0) == 0
     lists = listing.build_listing(
@@ -116,7 +80,9 @@ def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = N
     return Work(plan, grid, unary, _rows(plan, grid, tables), lists, edges)
 
 
-def retable(work: AnyWork, tables: Tables) -> Work:
+def retable(work: AnyWork, tables: Tables) -> Work | GraphWork:
+    if isinstance(work, GraphWork):
+        return triton_graphs.retable(work, tables)
     work = _own(work)
     new = _weighed(work.plan, work.grid, tables)
     edges = work.edges._replace(gated=new.gated, steep=new.steep)
@@ -126,6 +92,9 @@ def retable(work: AnyWork, tables: Tables) -> Work:
 def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
     from tritoncrf.kernels import initial, shapes
 
+    if isinstance(work, GraphWork):
+        shape = shapes.plain(work.plan.labels, _wide())
+        return triton_graphs.initial(work, labels, _signed(key), count, purpose, shape)
     work = _own(work)
     plan = work.plan
     initial.initial(
@@ -136,6 +105,8 @@ def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, 
 
 def field(work: AnyWork, labels: Tensor) -> Tensor:
     """Nothing is known of any site yet: odds, int32 ``[N, R, S]``, and behind them a tag for each chain, all 0."""
+    if isinstance(work, GraphWork):
+        return labels.new_empty(0, dtype=torch.int32)
     plan = _own(work).plan
     return torch.zeros(plan.chains * (len(plan.positions) + 1), dtype=torch.int32, device=labels.device)
 
@@ -144,21 +115,20 @@ def sweep(
     work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
     key: tuple[int, int], count: Tensor, purpose: int, bad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    from tritoncrf.kernels import shapes
     from tritoncrf.kernels import sweeps as moving
     from tritoncrf.kernels.draw import far
 
+    flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
+    if isinstance(work, GraphWork):
+        shape = _shape(work.plan, False, work.nodes.starts.shape[1] - 1, labels.device)
+        return triton_graphs.sweep(work, labels, flips, sweeps, scale, _signed(key), count, purpose, bad, shape)
     work = _own(work)
     plan, grid = work.plan, work.grid
-    flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
     lazy = field is not None and not far(scale)
     if field is not None and not lazy:
         # Labels move, and what is known of their sites does not move with them.
         field[-plan.chains :].zero_()
-    length = len(plan.positions) // max(len(plan.phases) - 1, 1)
-    shape = shapes.choose(
-        plan.labels, lazy, len(plan.index), plan.replicas, length, _processors(labels.device), _wide()
-    )
+    shape = _shape(plan, lazy, len(plan.phases) - 1, labels.device)
     moving.sweep(
         labels, work.unary, work.rows, grid.steps, grid.phases, work.listing, plan.index, count.contiguous(), flips, bad,
         field if lazy else None, list(plan.phases), sweeps, scale, _signed(key), purpose, plan.labels, shape, work.edges,
@@ -171,6 +141,8 @@ def conditionals(
 ) -> Tensor:  # fmt: skip
     from tritoncrf.kernels import conditionals, shapes
 
+    if isinstance(work, GraphWork):
+        return triton_graphs.conditionals(work, labels, scale, out, bad, shapes.plain(work.plan.labels, _wide()))
     work = _own(work)
     energy: Tensor = conditionals.conditionals(
         labels, work.unary, work.rows, work.grid.steps, work.listing, bad, out, scale, work.plan.labels,
@@ -182,6 +154,8 @@ def conditionals(
 def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
     from tritoncrf.kernels import counts
 
+    if plan.factors is not None:
+        return triton_graphs.factor_counts(plan, plan.factors, labels, None)
     grid = grid_of(plan)
     found: Tensor = counts.pair_counts(labels.contiguous(), grid.displacements, grid.tables, *_counted(plan, grid))
     return found
@@ -190,6 +164,8 @@ def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
 def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
     from tritoncrf.kernels import counts
 
+    if plan.factors is not None:
+        return triton_graphs.factor_counts(plan, plan.factors, data, free)
     grid = grid_of(plan)
     given = data.contiguous(), free.contiguous(), grid.displacements, grid.tables
     found: Tensor = counts.pair_errors(*given, *_counted(plan, grid))
@@ -274,6 +250,13 @@ def _wide() -> bool:
     return torch.version.hip is not None
 
 
+def _shape(plan: Plan, lazy: bool, phases: int, device: torch.device) -> Launch:
+    from tritoncrf.kernels import shapes
+
+    length = len(plan.positions) // max(phases, 1)
+    return shapes.choose(plan.labels, lazy, len(plan.index), plan.replicas, length, _processors(device), _wide())
+
+
 @functools.cache
 def _processors(device: torch.device) -> int:
     """Multiprocessors; one where kernels are interpreted, a program after another."""
@@ -287,7 +270,7 @@ def average(
     work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
     key: tuple[int, int], count: Tensor, purpose: int, out: Tensor, bad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if field is None or sweeps < 2:
+    if field is None or sweeps < 2 or isinstance(work, GraphWork):
         # Where many labels flip nearly no conditional stands.
         return _everywhere(work, labels, field, sweeps, scale, key, count, purpose, out, bad)
     from tritoncrf.kernels import shapes, standing

@@ -18,12 +18,14 @@ POINTERS = {
     "kinds": "u8", "gates": "u8", "gated": "fp32", "gating": "i32", "steep": "fp32", "displacements": "i32", "tables": "i32",
     "logits": "fp32", "pixels": "i64", "energy": "fp64", "free": "u8", "data": "u8", "places": "i64", "kinded": "i32",
     "values": "u8", "chosen": "i32", "sites": "i64", "positions": "i64", "before": "u8", "marks": "u8", "since": "i32",
+    "pointer": "i32", "base": "i32", "others": "i32", "first_node": "i64", "starts": "i32", "members": "i32", "graph": "i32",
+    "start": "i64",
 }  # fmt: skip
 # What differs from kernel to kernel.
 OWN: dict[str, dict[str, str]] = {
     "add_conditionals": {"out": "fp64"}, "pair_products": {"out": "i64"}, "unary_differences": {"out": "fp32"},
     "edge_bytes": {"out": "u8"}, "gated_products": {"out": "i64"}, "table_rows": {"tables": "fp32", "kinds": ""},
-    "settle": {"out": "fp64"},
+    "settle": {"out": "fp64"}, "add_graph_conditionals": {"out": "fp64"}, "count_factors": {"counts": "i64", "free": "u8"},
 }  # fmt: skip
 # Kernels of models that have these, and what then is None in the others.
 VARIANTS: dict[str, dict[str, int]] = {
@@ -65,13 +67,17 @@ KERNELS = {
     "unary_differences": Kernel("errors", "unary_differences"), "edge_bytes": Kernel("edges", "edge_bytes"),
     "list_sites": Kernel("listing", "list_sites", block=1024), "table_rows": Kernel("tables", "table_rows"),
     "mark_stale": Kernel("standing", "mark_stale", lazy=True), "settle": Kernel("standing", "settle", "plain", lazy=True),
+    "graph": Kernel("graphs", "sweep_graphs", "sweep"), "graph_team": Kernel("graphs", "sweep_graphs", "sweep", team=True),
+    "add_graph_conditionals": Kernel("graphs", "add_graph_conditionals", "plain"),
+    "count_factors": Kernel("factor_counts", "count_factors", block=128),
 }  # fmt: skip
 SWEEPS = ("gather", "gather_team", "lazy", "lazy_team")
+GRAPHS = ("graph", "graph_team")
 SEEING = (*SWEEPS, "add_conditionals", "settle")
 KERNELS |= {f"{kernel}+{variant}": KERNELS[kernel] for variant in ("kinds", "gates") for kernel in SEEING}
 KERNELS["pair_products+kinds"] = KERNELS["pair_products"]
 # Those that decide labels. A correctly rounded quotient, as of averages, is made of contracted operations.
-EXACT = ("unary_rows", "initial_draw", *SWEEPS)
+EXACT = ("unary_rows", "initial_draw", *SWEEPS, *GRAPHS)
 
 
 def launched(kernel: str, target: str) -> bool:
@@ -103,7 +109,7 @@ def source(kernel: str, labels: int, target: str, single: bool = True) -> tuple[
     fixed: dict[str, int | None] = {
         "LABELS": labels, "PAD": padded(labels), "PITCH": pitch(labels), "WIDTH": width(labels), "SINGLE": single, "FAR": False,
         "TILE": max(16, triton.next_power_of_2(labels + (kernel == "table_rows"))), "stride_pixel": 1, "SPREAD": 2 * CLASSES,
-        "LANES": 128, "SCAN": 1024, "EVERY": False,
+        "LANES": 128, "SCAN": 1024, "EVERY": False, "MEMBERS": 1, "ARITY": 2, "DIFFERENCE": True, "GATED": bool(seen["GATES"]),
         **flags,
     }  # fmt: skip
     if what.warps == "plain":

@@ -34,10 +34,11 @@ class Part(NamedTuple):
 @triton.jit
 def entries_of(row, members, start, factor, inside, number, LABELS: tl.constexpr, ARITY: tl.constexpr):
     """The entry that each factor reads of the flat tables, int64 [B], and whether it reads one, from labels' rows [B]."""
-    entry = start * 0
+    # Below 64^4.
+    entry = tl.zeros(factor.shape, tl.int32)
     for j in tl.static_range(ARITY):
         position = tl.load(members + j * number + factor, mask=inside, other=0)
-        label = tl.load(row + position, mask=inside, other=LABELS).to(tl.int64)
+        label = tl.load(row + position, mask=inside, other=0).to(tl.int32)
         inside = inside & (label < LABELS)
         entry = entry * LABELS + label
     return start + entry, inside

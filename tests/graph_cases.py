@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests import enumeration
 from tests.factor_oracle import Factor, Graph
-from tritoncrf import FactorCRF, FactorGraph
+from tritoncrf import FactorCRF, FactorGraph, Sampler
 
 # Labels, classes' arities and kinds, and each class's factors as (nodes, kind, gate's steps).
 FORMS: dict[str, tuple[int, int, list[int], list[int], list[list[tuple[tuple[int, ...], int, int]]]]] = {
@@ -74,3 +74,59 @@ def one_sentence(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises((ValueError, TypeError), match=sentence) as found:
         make()
     assert "\n" not in str(found.value)
+
+
+def random_members(nodes: int, factors: dict[int, int], seed: int = 0) -> list[Tensor]:
+    """Factors of each arity, their nodes different."""
+    random = np.random.default_rng(seed)
+    found = []
+    for arity, number in factors.items():
+        rows = random.integers(nodes, size=(8 * number + 8, arity))
+        rows = rows[[len(set(row)) == arity for row in rows.tolist()]][:number]
+        assert len(rows) == number
+        found.append(torch.from_numpy(rows))
+    return found
+
+
+def drawn(
+    nodes: int, factors: dict[int, int], labels: int, *, kinds: int = 1, gated: bool = False, scale: float = 0.5, seed: int = 0
+) -> tuple[FactorCRF, FactorGraph, Tensor]:
+    """A random graph with two classes of every arity, the second one gated in part, entries of at most ``scale``."""
+    random = torch.Generator().manual_seed(seed)
+    members = [part for n in (0, 1) for part in random_members(nodes, factors, 2 * seed + n)]
+    kind = [torch.randint(kinds, (len(part),), generator=random, dtype=torch.uint8) for part in members]
+    weights = [(torch.rand(len(part), generator=random) * 1.4).clamp(max=1) for part in members]
+    gate = [None if c < len(factors) else part for c, part in enumerate(weights)] if gated else None
+    arities = [part.shape[1] for part in members]
+    tables = [(2 * torch.rand(kinds, *[labels] * arity, generator=random) - 1) * scale for arity in arities]
+    crf = FactorCRF(labels, arities, [kinds] * len(arities), tables)
+    return crf, FactorGraph(nodes, members, kind, gate), 2 * torch.randn(nodes, labels, generator=random)
+
+
+def walk(
+    engine: str, update: str, crf: FactorCRF, graph: FactorGraph, logits: Tensor, replicas: int = 2, sweeps: int = 5,
+    **given: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """All that an engine tells of some sweeps."""
+    sampler = Sampler(crf, engine, seed=11, update=update)
+    chains = sampler.init(logits, graph=graph, replicas=replicas, **given)  # type: ignore[arg-type]
+    first, begun = chains.labels, chains.rows.clone()
+    total = torch.zeros(*chains.plan.free.shape, crf.num_labels, dtype=torch.float64)
+    sampler.run(chains, sweeps, beta=0.7)
+    traces = sampler.average(chains, min(sweeps, 3), total)
+    with torch.no_grad():
+        # The rows of new tables, and their bounds, are made anew.
+        for table in crf.factors:
+            table.mul_(0.5)
+        sampler.run(chains, sweeps - 1)
+        for table in crf.factors:
+            table.mul_(2.0)
+    counts = sampler.pair_counts(chains)
+    errors = sampler.engine.pair_errors(chains.plan, chains.rows, begun)
+    return [first, chains.labels, chains.flips, counts, errors, traces, total]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> None:
+    for a, b in zip(one[:-1], other[:-1], strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(one[-1], other[-1], rtol=0, atol=1e-6)

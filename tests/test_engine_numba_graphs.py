@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 import tritoncrf as tc
-from tests.test_graphs import random_members
+from tests.graph_cases import drawn, random_members, same, walk
 from tritoncrf.engines import numba_counts, numba_nets
 from tritoncrf.incidence import layout_of
 
@@ -19,47 +18,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def drawn(
-    nodes: int, factors: dict[int, int], labels: int, *, kinds: int = 1, gated: bool = False, scale: float = 0.5, seed: int = 0
-) -> tuple[tc.FactorCRF, tc.FactorGraph, Tensor]:
-    """A random graph with two classes of every arity, the second one gated in part, entries of at most ``scale``."""
-    random = torch.Generator().manual_seed(seed)
-    members = [part for n in (0, 1) for part in random_members(nodes, factors, 2 * seed + n)]
-    kind = [torch.randint(kinds, (len(part),), generator=random, dtype=torch.uint8) for part in members]
-    weights = [(torch.rand(len(part), generator=random) * 1.4).clamp(max=1) for part in members]
-    gate = [None if c < len(factors) else part for c, part in enumerate(weights)] if gated else None
-    arities = [part.shape[1] for part in members]
-    tables = [(2 * torch.rand(kinds, *[labels] * arity, generator=random) - 1) * scale for arity in arities]
-    crf = tc.FactorCRF(labels, arities, [kinds] * len(arities), tables)
-    return crf, tc.FactorGraph(nodes, members, kind, gate), 2 * torch.randn(nodes, labels, generator=random)
-
-
-def walk(engine: str, update: str, crf: tc.FactorCRF, graph: tc.FactorGraph, logits: Tensor, **given: Tensor) -> list[Tensor]:
-    """All that an engine tells of some sweeps."""
-    sampler = tc.Sampler(crf, engine, seed=11, update=update)
-    chains = sampler.init(logits, graph=graph, replicas=2, **given)  # type: ignore[arg-type]
-    first, begun = chains.labels, chains.rows.clone()
-    total = torch.zeros(*chains.plan.free.shape, crf.num_labels, dtype=torch.float64)
-    sampler.run(chains, 5, beta=0.7)
-    traces = sampler.average(chains, 3, total)
-    with torch.no_grad():
-        # The rows of new tables, and their bounds, are made anew.
-        for table in crf.factors:
-            table.mul_(0.5)
-        sampler.run(chains, 4)
-        for table in crf.factors:
-            table.mul_(2.0)
-    counts = sampler.pair_counts(chains)
-    errors = sampler.engine.pair_errors(chains.plan, chains.rows, begun)
-    return [first, chains.labels, chains.flips, counts, errors, traces, total]
-
-
-def same(one: list[Tensor], other: list[Tensor]) -> None:
-    for a, b in zip(one[:-1], other[:-1], strict=True):
-        assert torch.equal(a, b)
-    torch.testing.assert_close(one[-1], other[-1], rtol=0, atol=1e-6)
 
 
 CASES: dict[str, dict[str, object]] = {

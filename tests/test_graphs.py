@@ -13,22 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.graph_cases import one_sentence
+from tests.graph_cases import one_sentence, random_members
 from tritoncrf import graph_coloring
 from tritoncrf.graph_builders import grid
 from tritoncrf.graphs import FactorGraph
-
-
-def random_members(nodes: int, factors: dict[int, int], seed: int = 0) -> list[Tensor]:
-    """Factors of each arity, their nodes different."""
-    random = np.random.default_rng(seed)
-    found = []
-    for arity, number in factors.items():
-        rows = random.integers(nodes, size=(8 * number + 8, arity))
-        rows = rows[[len(set(row)) == arity for row in rows.tolist()]][:number]
-        assert len(rows) == number
-        found.append(torch.from_numpy(rows))
-    return found
 
 
 def colors_written_out(nodes: int, members: list[Tensor]) -> list[int]:

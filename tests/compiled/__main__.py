@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tests.compiled import planted, problems
+from tests.compiled import graphs, planted, problems
 from tests.compiled.launch import Emulator
 from tests.test_kernels_interpret import Case
 
@@ -71,6 +71,13 @@ def compared(cases: list[Case], seed: int, table: str) -> dict[str, Any]:
                     updates += problems.compare(emulator, case, update, team, table)
                 except AssertionError as error:
                     differences.append(f"{case}, {update}, team of {team}: {error}"[:300])
+    for graph in graphs.GRAPHS:
+        for team in problems.TEAMS:
+            count += 1
+            try:
+                updates += graphs.compare(emulator, graph, team)
+            except AssertionError as error:
+                differences.append(f"{graph}, team of {team}: {error}"[:300])
     return {"problems": count, "site_updates": updates, "differences": differences, **report(emulator, began)}
 
 

@@ -230,6 +230,8 @@ def _table() -> dict[str, Meaning]:
     found["fma.rn.ftz.f32"] = Meaning(TYPES["f32"], (TYPES["f32"],) * 3, fused)
     found["popc.b32"] = Meaning(word, (word,), lambda a: np.bitwise_count(a).astype(np.uint32))
     found["prmt.b32"] = Meaning(word, (word,) * 3, permuted)
+    # Two halves that each wrap alone.
+    found["add.s16x2"] = Meaning(word, (word,) * 2, lambda a, b: (a.view(np.uint16) + b.view(np.uint16)).view(np.uint32))
     found |= {f"shfl.sync.{kind}.b32": Meaning(word, (word,) * 4, shuffled(kind)) for kind in ("up", "down", "bfly", "idx")}
     for verb in ("add", "min", "max"):
         for name in ("s32", "u32"):

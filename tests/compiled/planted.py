@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from itertools import product
 
+from tests.compiled import graphs
 from tests.compiled.launch import Emulator, emulated
 from tests.compiled.parse import Unknown, parse
 from tests.compiled.problems import compare, shape, swept
@@ -36,6 +37,8 @@ OTHERS["list_sites"] = Case((41, 61), 4, ((0, 1), (1, 0)), sweeps=1)
 # Those of averages that look only at what no longer stands.
 STANDING = dict.fromkeys(("mark_stale", "settle"), Case((13, 17), 4, FIVE, images=2, replicas=2, sweeps=1))
 OTHERS |= STANDING
+# Code of `sweep_graphs` -> programs of a team.
+GRAPHS = {"graph": 1, "graph_team": 3}
 PATTERNS = {
     "barrier": r"\tbar\.sync \t0;",
     "barriers": r"\tbar\.sync \t0;(?:\s+(?:\.loc[^\n]*|//[^\n]*|\$L__tmp\d+:|bar\.sync \t0;))*\s+bar\.sync \t0;",
@@ -96,8 +99,14 @@ def line_of(text: str, at: int) -> str:
     return located[-1] if located else ""
 
 
-def sweep(emulator: Emulator, kernel: str, case: Case) -> str:
+def sweep(emulator: Emulator, kernel: str, case: Case | graphs.GraphCase) -> str:
     """What a run of ``kernel`` shows to be wrong; "" if nothing."""
+    try:
+        if isinstance(case, graphs.GraphCase):
+            graphs.compare(emulator, case, GRAPHS.get(kernel, 1))
+            return next(iter(emulator.faults()), "")
+    except (AssertionError, Unknown, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
     update, team = SWEEPS.get(kernel, ("incremental" if kernel in STANDING else "gather", 1))
     try:
         if kernel not in SWEEPS:
@@ -116,6 +125,12 @@ def came_to(code: Code, text: str, at: int) -> bool:
     return len(parse(before + "\n}").blocks) - 1 in code.ran
 
 
+def cases_of(kernel: str) -> list[Case] | list[graphs.GraphCase]:
+    if kernel in SWEEPS:
+        return CASES
+    return [OTHERS[kernel]] if kernel in OTHERS else graphs.GRAPHS
+
+
 def verdicts(kernel: str, kinds: tuple[str, ...] = tuple(PATTERNS), cases: int = len(CASES)) -> dict[str, str]:
     """Every fault of these kinds in ``kernel``, each run on its own: what found it, "" for nothing; on the first ``cases``.
 
@@ -123,8 +138,8 @@ def verdicts(kernel: str, kinds: tuple[str, ...] = tuple(PATTERNS), cases: int =
     """
     result: dict[str, str] = {}
     run: set[str] = set()
-    compiled = "sweep_chains" if kernel in SWEEPS else kernel
-    for case in CASES[:cases] if kernel in SWEEPS else [OTHERS[kernel]]:
+    compiled = "sweep_chains" if kernel in SWEEPS else "sweep_graphs" if kernel in GRAPHS else kernel
+    for case in cases_of(kernel)[:cases]:
         clean = Emulator()
         assert not (said := sweep(clean, kernel, case)), said
         texts = {text: clean.code[key][0] for key, (text, _) in clean.texts.items() if key[0] == compiled}
@@ -139,8 +154,8 @@ def verdicts(kernel: str, kinds: tuple[str, ...] = tuple(PATTERNS), cases: int =
                     edits = {text: plant(kind, place, text)}
                     result[name] = sweep(Emulator(edits, texts=clean.texts, code=dict(others)), kernel, case)
     result = {name: by or ("" if name in run else IDLE) for name, by in result.items()}
-    if kernel in SWEEPS:
-        result[f"contraction of {kernel}"] = sweep(Emulator(contract="sweep_chains"), kernel, CASES[0])
+    if kernel in SWEEPS or kernel in GRAPHS:
+        result[f"contraction of {kernel}"] = sweep(Emulator(contract=compiled), kernel, cases_of(kernel)[0])
     if kernel.endswith("_team"):
-        result[f"not cooperative of {kernel}"] = sweep(Emulator(cooperative=False), kernel, CASES[0])
+        result[f"not cooperative of {kernel}"] = sweep(Emulator(cooperative=False), kernel, cases_of(kernel)[0])
     return result

@@ -35,6 +35,7 @@ def test_arithmetic_wraps_and_rounds() -> None:
     assert of("bfe.u32", 0b1100000, 5, 2) == 3
     assert of("prmt.b32", 0x88442211, 0, 0x7770) == 0x11
     assert of("prmt.b32", 0x88442211, 0, 0x777B) == 0xFF
+    assert of("add.s16x2", 0x0001FFFF, 0x7FFF0002) == 0x80000001
     assert of("cvt.rzi.s32.f32", 3e9) == 2**31 - 1
     assert of("cvt.rzi.s32.f32", np.nan) == 0
     assert of("mul.hi.u32", 2**32 - 1, 2**32 - 1) == 2**32 - 2

@@ -81,6 +81,14 @@ def equal(setting: Setting, labels: int, update: str, team: int, groups: tuple[s
     return {"cases": len(sites), "sites": sum(sites)}
 
 
+def graphs(setting: Setting, labels: int, team: int) -> Row:
+    """Two graphs by gather, whose labels, counts, errors and energies are the torch engine's."""
+    from tests import on_device
+
+    with forced(team):
+        return {"sites": on_device.graphs_are_those_of_torch(placed(setting), labels)}
+
+
 def named(labels: int, update: str, team: int, groups: tuple[str, ...]) -> str:
     return f"{labels} labels, {update}, {f'teams of {team}' if team > 1 else 'alone'}, {' and '.join(groups)}"
 
@@ -97,7 +105,10 @@ def equality(setting: Setting) -> list[Job]:
             (2, ("single", "several")), (2, ("seeing",)),
         ]  # fmt: skip
         rows = [(labels, update, team, group) for labels, group in groups for update, team in every]
-    return [(named(*row), partial(equal, setting, *row)) for row in rows]
+    jobs: list[Job] = [(named(*row), partial(equal, setting, *row)) for row in rows]
+    graphed = [(3, 1)] if setting.toy else [(20, team) for team in TEAMS]
+    jobs += [(f"graphs, {labels} labels, teams of {team}", partial(graphs, setting, labels, team)) for labels, team in graphed]
+    return jobs
 
 
 def rare(setting: Setting) -> list[Job]:

@@ -1,7 +1,7 @@
 """How often is each entry of a graph's tables read? Counts of factors by their members' labels, added up atomically.
 
 Counts are whole numbers, a factor counting its gate's steps where the model has gates, so their order changes nothing. The
-difference of two samples looks at both at once: a factor whose members agree in both adds nothing, and near equilibrium most do.
+difference of two samples looks at both at once: a factor that reads the same entry in both, as most do, adds nothing.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -76,7 +76,7 @@ def count_factors(
 def factor_counts(
     data: Tensor, free: Tensor | None, parts: list[Part], num_labels: int, size: int, unit: int, block: int = 128
 ) -> Tensor:
-    """How often each of ``size`` entries is read: int64 ``[N, R, size]``; with free, of data less of free, all chains: ``[size]``.
+    """How often each of ``size`` entries is read, int64 ``[N, R, size]``; with free, ``[size]``, of data less free, all chains.
 
     data, free: uint8 ``[N, R, volume]``; unit: what a factor without a gate counts.
     """

@@ -104,14 +104,14 @@ def drawn(
 
 
 def walk(
-    engine: str, update: str, crf: FactorCRF, graph: FactorGraph, logits: Tensor, replicas: int = 2, sweeps: int = 5,
+    engine: str, update: str, crf: FactorCRF, graph: FactorGraph, logits: Tensor, replicas: int = 2, sweeps: int = 5, /,
     **given: Tensor,
 ) -> list[Tensor]:  # fmt: skip
     """All that an engine tells of some sweeps."""
     sampler = Sampler(crf, engine, seed=11, update=update)
     chains = sampler.init(logits, graph=graph, replicas=replicas, **given)  # type: ignore[arg-type]
     first, begun = chains.labels, chains.rows.clone()
-    total = torch.zeros(*chains.plan.free.shape, crf.num_labels, dtype=torch.float64)
+    total = torch.zeros(*chains.plan.free.shape, crf.num_labels, dtype=torch.float64, device=crf.device)
     sampler.run(chains, sweeps, beta=0.7)
     traces = sampler.average(chains, min(sweeps, 3), total)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def walk(
             table.mul_(2.0)
     counts = sampler.pair_counts(chains)
     errors = sampler.engine.pair_errors(chains.plan, chains.rows, begun)
-    return [first, chains.labels, chains.flips, counts, errors, traces, total]
+    return [part.cpu() for part in (first, chains.labels, chains.flips, counts, errors, traces, total)]
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> None:

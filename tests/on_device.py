@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import enumeration, test_exactness
+from tests.graph_cases import drawn, same, walk
 from tests.test_kernels_interpret import VECTORS, Case, assert_bounds, moved, problem
 from tritoncrf import ChainStore, CRFLoss, GridCRF, Neighborhood, Sampler
 from tritoncrf.chains import ChainState
@@ -102,6 +103,21 @@ def equal_to_torch(place: Place, case: Case, update: str) -> int:
         found_errors = getattr(ours.engine, name)(chains.plan, before.rows.to(place.device), chains.rows).cpu()
         assert torch.equal(found_errors, getattr(theirs.engine, name)(expected.plan, before.rows, expected.rows)), name
     return int(expected.plan.free.sum()) * case.replicas * case.sweeps
+
+
+def graphs_are_those_of_torch(place: Place, labels: int) -> int:
+    """A graph of pairs, and one of all arities with kinds and gates: all that an engine tells; returns site updates."""
+    done = 0
+    for nodes, factors, gated, replicas in ((6000, {2: 12000}, False, 1), (900, {4: 200, 2: 900, 3: 500}, True, 3)):
+        few = labels if replicas == 1 else min(labels, 5)
+        if place.toy:
+            nodes, factors = nodes // 150, {arity: count // 100 for arity, count in factors.items()}
+        crf, graph, logits = drawn(nodes, factors, few, kinds=2 if gated else 1, gated=gated)
+        theirs = walk("torch", "gather", crf, graph, logits, replicas, 2)
+        given = crf.to(place.device), graph.to(place.device), logits.to(place.device)
+        same(walk("triton", "gather", *given, replicas, 2), theirs)
+        done += 5 * nodes * replicas
+    return done
 
 
 def averages(both: tuple[tuple[Sampler, ChainState], ...], case: Case) -> None:
@@ -223,7 +239,7 @@ def bounds_hold(place: Place) -> None:
         assert_bounds(chains, asked.crf, beta)
 
 
-def way_is_found(place: Place) -> None:
+def update_is_chosen(place: Place) -> None:
     """Asked for no update, calls go on incrementally once few labels change, as earlier ones told without being waited for."""
     tables = 3.0 * (1 - torch.eye(3)).expand(2, 3, 3).contiguous()
     logits = torch.randn(2, 3, *((4, 5) if place.toy else (60, 70)), generator=torch.Generator().manual_seed(0))

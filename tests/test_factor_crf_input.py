@@ -60,7 +60,7 @@ def bad_calls() -> dict[str, tuple[Callable[[], object], str]]:
         "whole logits": (lambda: sampler.init(field.long(), graph=graph), "logits: expected a floating-point dtype"),
         "NaN": (
             lambda: sampler.init(infinite, graph=graph),
-            r"logits: expected finite numbers .* got NaN in image 0 at pixel \(3,\)",
+            r"logits: expected finite numbers .* one finite at least per node, got NaN at node 3 of graph 0",
         ),
         "labels": (
             lambda: sampler.init(field, torch.zeros(2, 6), graph=graph),

@@ -80,6 +80,17 @@ def test_the_tables_own_shapes(
 
 
 @gpu
+@pytest.mark.skipif(TOY, reason="the interpreter's own checks have it (tests/test_graphs_interpret.py)")
+@pytest.mark.parametrize("team", [1, 5, 0])
+@pytest.mark.parametrize("labels", [2, 20, 64])
+def test_graphs_are_those_of_torch(
+    place: Place, labels: int, team: int, shape: Callable[[int], None], record_property: Record
+) -> None:
+    shape(team)
+    record_property("sites", on_device.graphs_are_those_of_torch(place, labels))
+
+
+@gpu
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("name", ["line", "plane", "volume"])
 def test_the_contracts_vectors(place: Place, name: str, update: str) -> None:
@@ -120,8 +131,8 @@ def test_bounds_are_bounds(place: Place, team: int, shape: Callable[[int], None]
 
 
 @gpu
-def test_the_way_is_found(place: Place) -> None:
-    on_device.way_is_found(place)
+def test_the_update_is_chosen(place: Place) -> None:
+    on_device.update_is_chosen(place)
 
 
 @gpu

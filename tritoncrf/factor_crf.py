@@ -245,7 +245,7 @@ class FactorCRF(CRF):
         index = torch.arange(fold.graphs, device=self.device)
         present = layout.frame(shape).exists(fold.graphs, sizes, mask)
         plan = layout.plan(self.num_labels, shape, index, rows.shape[1], sizes, mask, None, present)
-        validation.label_values(guard, "labels", rows, self.num_labels, present[:, None])
+        validation.label_values(guard, "labels", rows, self.num_labels, present[:, None], graph=True)
         safe = rows.long().clamp(0, self.num_labels - 1).to(torch.uint8)
         return plan, pack(plan, layout, safe, present), fold
 

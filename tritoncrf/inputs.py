@@ -61,7 +61,7 @@ def check_batch(
     index = counter(guard, "index", index, 1 << contract.INDEX_BITS, order)
     count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, none)
     present = frame.exists(images, sizes, mask)
-    validation.logit_values(guard, logits, None if sizes is None and mask is None else present)
+    validation.logit_values(guard, logits, None if sizes is None and mask is None else present, graph=layout.fold is not None)
     plan = layout.plan(labels, shape, index, replicas, sizes, mask, None, present)
     return crf.plan_with_edges(guard, plan, layout, present, sizes, edges), layout, present, count
 
@@ -74,7 +74,7 @@ def check_logits(guard: Guard, crf: CRF, chains: ChainState, logits: Tensor) -> 
     expected = (len(chains.index), crf.num_labels, *chains.shape)
     if logits.shape != expected:
         raise ValueError(f"logits: expected the chains' shape {list(expected)}, got {list(logits.shape)}")
-    validation.logit_values(guard, logits, chains.exists)
+    validation.logit_values(guard, logits, chains.exists, graph=fold is not None)
     return logits
 
 
@@ -90,11 +90,12 @@ def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp:
     if labels.dim() < len(shape):
         labels = labels[:, None].expand(shape)
     held = present[:, None].expand(shape)
-    validation.label_values(guard, "labels", labels, plan.labels, held, also=contract.VOID)
+    graph = plan.factors is not None
+    validation.label_values(guard, "labels", labels, plan.labels, held, also=contract.VOID, graph=graph)
     if clamp is not None:
         lost = held & clamp[:, None] & (labels == contract.VOID)
         guard.require(~lost, "labels: expected a label at every clamped site",
-                      lambda: f"255 at {validation.first(lost)}")  # fmt: skip
+                      lambda: f"255 at {validation.first(lost, graph)}")  # fmt: skip
     valid = held & (labels >= 0) & (labels < plan.labels)
     return torch.where(valid, labels, contract.VOID).to(torch.uint8)
 
@@ -106,7 +107,7 @@ def targets(
 
     later: whether somebody else looks at it that the logits allow them.
     """
-    present, labels = batch.present, batch.plan.labels
+    present, labels, graph = batch.present, batch.plan.labels, batch.plan.factors is not None
     target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device)
     # Bytes hold every label; narrower integers with a sign do not.
     target = target if target.dtype == torch.uint8 else target.long()
@@ -118,18 +119,18 @@ def targets(
     if not batch.whole:
         labelled, fine = labelled & present, fine.ge(present)
     expected = f"target: expected labels from 0 to {labels - 1} (or {ignore_index})"
-    guard.require(fine, expected, lambda: f"{int(target[~fine][0])} at {validation.first(~fine)}")
+    guard.require(fine, expected, lambda: f"{int(target[~fine][0])} at {validation.first(~fine, graph)}")
     void = batch.layout.frame(tuple(present.shape[1:])).void
     known = torch.where(labelled, safe, void).to(torch.uint8)
     if not later:
         forbidden = labelled & torch.isneginf(batch.logits.gather(1, safe.long()[:, None])[:, 0])
-        guard.require(~forbidden, ALLOWED,
-                      lambda: f"{int(target[forbidden][0])} with logit -inf at {validation.first(forbidden)}")  # fmt: skip
+        got = lambda: f"{int(target[forbidden][0])} with logit -inf at {validation.first(forbidden, graph)}"  # noqa: E731
+        guard.require(~forbidden, ALLOWED, got)
     if clamp is not None:
         # A clamped pixel without a label is less than one with it.
         held = labelled.ge(clamp if batch.whole else clamp & present)
         guard.require(held, "clamp: expected a label in target at every clamped pixel",
-                      lambda: f"ignore_index at {validation.first(~held)}")  # fmt: skip
+                      lambda: f"ignore_index at {validation.first(~held, graph)}")  # fmt: skip
     return labelled, known
 
 

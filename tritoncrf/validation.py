@@ -98,14 +98,18 @@ def beta(value: object) -> float:
     return float(value)
 
 
-def first(bad: Tensor) -> str:
-    """Where the first True of a mask lies, for a sentence."""
-    return "index " + shape_text(torch.nonzero(bad)[0].tolist())
+def first(bad: Tensor, graph: bool = False) -> str:
+    """Where the first True of a mask lies, for a sentence; graph: whether the mask is ``[N, .., nodes]`` of graphs."""
+    found = torch.nonzero(bad)[0].tolist()
+    return f"node {found[-1]} of graph {found[0]}" if graph else "index " + shape_text(found)
 
 
-def logit_values(guard: Guard, values: Tensor, exists: Tensor | None, name: str = "logits") -> None:
+def logit_values(
+    guard: Guard, values: Tensor, exists: Tensor | None, name: str = "logits", graph: bool = False
+) -> None:
     """Requires neither NaN nor +inf, and an allowed label, where ``exists`` (bool ``[N, *shape]``, None: everywhere)."""
-    sentence = f"{name}: expected finite numbers or -inf for a forbidden label, one finite at least per pixel"
+    per = "node" if graph else "pixel"
+    sentence = f"{name}: expected finite numbers or -inf for a forbidden label, one finite at least per {per}"
     # Rule 1 converts first, and a large double is an infinite float.
     if not guard.waits(values.device):
         top = values.detach().amax(1).to(torch.float32)
@@ -119,25 +123,27 @@ def logit_values(guard: Guard, values: Tensor, exists: Tensor | None, name: str 
     top = seen.amax(1)
     fine = (top < torch.inf) & (top > -torch.inf)
     fine = fine if exists is None else fine | ~exists
-    guard.require(fine, sentence, lambda: _logit_fault(seen, fine))
+    guard.require(fine, sentence, lambda: _logit_fault(seen, fine, graph))
 
 
-def _logit_fault(values: Tensor, fine: Tensor) -> str:
+def _logit_fault(values: Tensor, fine: Tensor, graph: bool) -> str:
     place = torch.nonzero(~fine)[0].tolist()
     pixel = values[(place[0], slice(None), *place[1:])]
     what = "NaN" if bool(pixel.isnan().any()) else "+inf" if bool((pixel == torch.inf).any()) else "no allowed label"
-    return f"{what} in image {place[0]} at pixel {tuple(place[1:])}"
+    return f"{what} at {first(~fine, graph)}" if graph else f"{what} in image {place[0]} at pixel {tuple(place[1:])}"
 
 
-def label_values(guard: Guard, name: str, values: Tensor, labels: int, looked_at: Tensor, also: int | None = None) -> None:
-    """Requires labels in 0 .. labels - 1 (or ``also``) where ``looked_at``."""
+def label_values(
+    guard: Guard, name: str, values: Tensor, labels: int, checked: Tensor, also: int | None = None, graph: bool = False
+) -> None:
+    """Requires labels in 0 .. labels - 1 (or ``also``) where ``checked``; graph: whether they are of graphs' nodes."""
     values = values.long()
-    bad = looked_at & ((values < 0) | (values >= labels))
+    bad = checked & ((values < 0) | (values >= labels))
     if also is not None:
         bad &= values != also
     extra = "" if also is None else f" (or {also})"
     guard.require(
-        ~bad, f"{name}: expected labels from 0 to {labels - 1}{extra}", lambda: f"{int(values[bad][0])} at {first(bad)}"
+        ~bad, f"{name}: expected labels from 0 to {labels - 1}{extra}", lambda: f"{int(values[bad][0])} at {first(bad, graph)}"
     )
 
 

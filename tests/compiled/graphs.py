@@ -33,7 +33,7 @@ GRAPHS = [
 def compare(emulator: Emulator, case: GraphCase, team: int) -> int:
     """Site updates compared; AssertionError where something differs from the torch engine."""
     problem = drawn(case.nodes, dict(case.factors), case.labels, kinds=case.kinds, gated=case.gated, scale=1.5)
-    theirs = walk("torch", "gather", *problem, replicas=case.replicas, sweeps=case.sweeps)
+    theirs = walk("torch", "gather", *problem, case.replicas, case.sweeps)
     with emulated(emulator), shape(team):
-        same(walk("triton", "gather", *problem, replicas=case.replicas, sweeps=case.sweeps), theirs)
+        same(walk("triton", "gather", *problem, case.replicas, case.sweeps), theirs)
     return case.nodes * case.replicas * (3 * case.sweeps - 1)

@@ -64,8 +64,8 @@ def initial(
 
 
 def sweep(
-    work: GraphWork, labels: Tensor, flips: Tensor, sweeps: int, scale: float, key: tuple[int, int], count: Tensor, purpose: int,
-    bad: Tensor | None, shape: Launch,
+    work: GraphWork, labels: Tensor, flips: Tensor, sweeps: int, scale: float, key: tuple[int, int], count: Tensor,
+    purpose: int, bad: Tensor | None, shape: Launch,
 ) -> Tensor:  # fmt: skip
     from tritoncrf.kernels import graphs
 
@@ -125,7 +125,8 @@ def _net(factors: Factors) -> Net:
     name = "triton.net"
     if name not in factors.kept:
         factors.kept[name] = Net(factors.first, *_ends(factors))
-    found: Net = factors.kept[name]  # type: ignore[assignment]
+    found = factors.kept[name]
+    assert isinstance(found, Net)
     return found
 
 

@@ -24,7 +24,7 @@ from tests.compiled.launch import Emulator
 from tests.test_kernels_interpret import Case
 
 ROOT = Path(__file__).parent.parent.parent
-KERNELS = [*planted.SWEEPS, *planted.OTHERS]
+KERNELS = [*planted.SWEEPS, *planted.GRAPHS, *planted.OTHERS, "add_graph_conditionals", "count_factors"]
 
 
 def by_function(lines: Counter[str]) -> dict[str, int]:

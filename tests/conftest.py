@@ -1,0 +1,45 @@
+"""Why was a test skipped, and what would run it? Reasons in groups, at the end of a run."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+
+# What a reason says, the group it belongs to, and what to do about it; the first that fits.
+GROUPS = (
+    (r"the interpreter's own checks|each problem and each update once", "checked elsewhere in this run", "nothing"),
+    (r"starts that process|runs in a process of its own|this is that process", "runs in a process that another test starts",
+     "nothing"),
+    (r"GPU|the device's memory|compute-sanitizer", "needs an NVIDIA GPU with Triton",
+     "run there, `pytest tests/test_gpu.py`"),
+    (r"shared|beside th|yardstick|no data beside", "needs data that is not part of the project",
+     "nothing; what it checks is checked on made data too"),
+    (r"(?:is not installed|cannot install)", "needs a package", "as each reason says: `pytest -rs`"),
+    (r"numpy (?:draws|computes)|no committed figures", "compares with figures kept from other releases",
+     "nothing, or the releases that `pytest -rs` names"),
+    (r"every engine runs here", "says what a missing engine says, and none is missing", "nothing"),
+    (r"system|forked|/dev/full|file locks", "needs another operating system", "nothing"),
+    (r"torch", "needs another release of torch", "`pip install -U torch`"),
+)  # fmt: skip
+
+
+def grouped(reasons: Iterable[str]) -> list[str]:
+    """Lines of a table: how many, why, what to do; a reason that no group has stands for itself."""
+    found: Counter[tuple[str, str]] = Counter()
+    for reason in reasons:
+        reason = reason.removeprefix("Skipped: ")
+        known = next(((why, do) for pattern, why, do in GROUPS if re.search(pattern, reason)), (reason, ""))
+        found[known] += 1
+    return [f"{count:5}  {why}" + (f": {do}" if do else "") for (why, do), count in found.most_common()]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)]
+    if reasons:
+        terminalreporter.section("skipped")
+        for line in grouped(reasons):
+            terminalreporter.line(line)

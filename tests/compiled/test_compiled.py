@@ -25,7 +25,7 @@ from tests.compiled import matrices
 from tests.compiled.memory import Memory
 from tests.compiled.order import Clock, Unordered
 from tests.compiled.parse import Unknown, parse
-from tests.compiled.planted import IDLE, OTHERS, SWEEPS, places, plant
+from tests.compiled.planted import GRAPHS, IDLE, OTHERS, SWEEPS, places, plant
 from tests.compiled.program import Code
 from tests.compiled.registers import Program
 from tests.compiled.turns import alone
@@ -77,8 +77,16 @@ def test_faults_between_phases_are_found() -> None:
 
 
 @NO_TRITON
+def test_faults_between_colours_are_found() -> None:
+    kinds = ["barriers", "release", "acquire"]
+    found = emulate("planted", "--kernels", "graph_team", "--kinds", *kinds, "--cases", "1")
+    assert {name.partition(" ")[0] for name in found} == {*kinds, "contraction", "not"}
+    assert all(found.values())
+
+
+@NO_TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [*SWEEPS, *OTHERS])
+@pytest.mark.parametrize("kernel", [*SWEEPS, *GRAPHS, *OTHERS, "add_graph_conditionals", "count_factors"])
 def test_every_planted_fault_is_found_or_redundant(kernel: str) -> None:
     # Of the others only barriers: half of the lanes of a small matrix hold no label, so that their addresses are not looked at.
     found = emulate("planted", "--kernels", kernel, *(["--kinds", "barrier"] if kernel in OTHERS else []))
@@ -101,8 +109,12 @@ NOBODY = "a lane without a site then reads around another site of the phase, whi
 FILLED = "labels for classes that fill up the list, whose rows are all zero"
 WHOLE = "rounds by single lanes are whole in these problems, and who keeps its label stores it again"
 LOW = "what a lane without a site leaves is too low only by chance; several chains find it"
+DEGREE = "the largest degree of the next nodes, which all threads tell each other, has barriers of its own"
+APART_TOO = "the end of an exchange of degrees: shared memory is next written behind the barriers of a meeting"
+FIRST_NODE = "one graph alone has number 0, and 0 sweeps done behind it"
 SAME = "where every site is listed the next replica's list is the same"
 ALONE = "flips of one program, added to nothing"
+ONE_BLOCK = "the sum of one program: no other adds to its chain's energy"
 REDUNDANT = {
     f"{fault} of {kernel} ({file}.py)": why
     for kernel, file, missed in (
@@ -129,6 +141,18 @@ REDUNDANT = {
         ("gather_team, several chains", "teams", {"address 8": POLL}),
         ("gather_team, several chains", "rows", {"barrier 7": APART}),
         ("gather_team, several chains", "sweeps", {"address 16": NOBODY, "address 41": NOBODY}),
+        ("graph", "teams", {"barrier 0": DEGREE}),
+        ("graph", "graphs", {"address 2": FIRST_NODE, "store 1": ALONE}),
+        ("graph, several chains", "teams", {"barrier 0": DEGREE}),
+        ("graph, several chains", "standard", {"barrier 1": APART_TOO}),
+        ("graph_team", "teams", {"barrier 0": CLOSING, "barrier 5": TWICE, "barrier 6": TWICE, "address 20": POLL}),
+        ("graph_team", "standard", {"barrier 3": APART_TOO}),
+        ("graph_team", "graphs", {"address 2": FIRST_NODE}),
+        ("graph_team, several chains", "teams", {"barrier 0": CLOSING, "barrier 3": TWICE, "barrier 4": TWICE}),
+        ("graph_team, several chains", "teams", {"address 24": POLL}),
+        ("graph_team, several chains", "standard", {"barrier 1": APART_TOO}),
+        ("add_graph_conditionals", "standard", {"barrier 2": FIRST}),
+        ("add_graph_conditionals, several chains", "graphs", {"store 3": ONE_BLOCK}),
         ("add_conditionals", "standard", {"barrier 0": FIRST}),
         ("mark_stale, several chains", "standing", {"barrier 3": SUM}),
         ("settle, several chains", "standing", {"barrier 4": SAME}),

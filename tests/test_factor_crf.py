@@ -351,21 +351,6 @@ def test_states_files_copies_and_pickles(tmp_path: Path) -> None:
     assert len(pickle.loads(pickle.dumps(crf)).layouts) == 0
 
 
-def test_a_compiled_step_breaks_its_graph_and_keeps_its_numbers() -> None:
-    crf, graphs, fields, targets = ragged()
-    values = []
-    for compiled in (False, True):
-        loss = CRFLoss(crf, method="cd", engine=ENGINE, seed=4)
-
-        def step(field: Tensor, loss: CRFLoss[FactorCRF] = loss) -> Tensor:
-            value: Tensor = loss(field * 2, targets[0], graph=graphs[0])
-            return value
-
-        run = torch.compile(step, backend="eager") if compiled else step
-        values.append(run(fields[0].clone().requires_grad_()))
-    assert torch.equal(*values)
-
-
 @pytest.mark.parametrize("arities", [(2,), (2, 3, 2), (4, 2)])
 def test_engines_agree_on_larger_graphs(arities: tuple[int, ...]) -> None:
     """Labels, flips, counts and a loss's errors bit for bit, both updates; sums of conditionals to rounding."""

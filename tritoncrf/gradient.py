@@ -110,11 +110,12 @@ class Sampled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, logits: Tensor, pairwise: Tensor, gated: Tensor | None, gates: Tensor | None, value: Tensor,
-        factor: Tensor, *found: Tensor,
+        ctx: FunctionCtx, logits: Tensor, pairwise: Tensor, gated: Tensor | None, gates: Tensor | None, owner: Tensor | None,
+        value: Tensor, factor: Tensor, *found: Tensor,
     ) -> Tensor:  # fmt: skip
-        """found: the fields of `Errors`; factor: float32 [], by which they all count."""
-        ctx.save_for_backward(factor, *found)
+        """found: the fields of `Errors`, of graphs ``[V, L]`` for logits; factor: float32 [], by which they all count; owner:
+        int64 ``[V]``, each node's graph where there is a value a graph."""
+        ctx.save_for_backward(owner, factor, *found)
         ctx.dtypes = [None if part is None else part.dtype for part in (logits, pairwise, gated, gates)]  # type: ignore[attr-defined]
         # Nobody else has it, but to return it as it is would make it a view.
         return value.detach()
@@ -122,16 +123,18 @@ class Sampled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        factor, *found = ctx.saved_tensors  # type: ignore[attr-defined]
+        owner, factor, *found = ctx.saved_tensors  # type: ignore[attr-defined]
         grad = factor * grad
+        # With a value a graph what flows to a node is its graph's.
+        grads = (grad if owner is None else grad[owner], grad, grad, grad)
         wanted = zip(found, ctx.dtypes, ctx.needs_input_grad, strict=False)  # type: ignore[attr-defined]
         # Of logits and gates each image has its own errors; with a value an image those of tables are apart too.
         shared = (False, True, True, False)
         flows = [
-            _flow(error, grad, tables).to(kind) if needed and kind is not None else None
-            for (error, kind, needed), tables in zip(wanted, shared, strict=True)
+            _flow(error, own, tables).to(kind) if needed and kind is not None else None
+            for (error, kind, needed), own, tables in zip(wanted, grads, shared, strict=True)
         ]
-        return *flows, *[None] * (2 + len(found))
+        return *flows, *[None] * (3 + len(found))
 
 
 def _flow(error: Tensor, grad: Tensor, tables: bool) -> Tensor:

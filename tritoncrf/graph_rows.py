@@ -81,6 +81,14 @@ class Fold:
             raise ValueError(f"{name}: expected shape [{self.nodes}], one a node, got {validation.shape_text(value.shape)}")
         return self.rows(value)
 
+    def inputs(
+        self, labels: int, device: torch.device, logits: object, target: object, mask: object, clamp: object
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What a loss is given, as of images, in the same order; logits without a gradient. Raises as `logits` and `each`."""
+        rows = self.logits(logits, labels, device).detach()
+        target = validation.tensor("target", self.each("target", target))
+        return rows, target, self.each("mask", mask), self.each("clamp", clamp)
+
     def labels(self, name: str, value: object) -> Tensor | None:
         """Labels ``[V]`` or labelings ``[R, V]`` as ``[G, width]`` or ``[G, R, width]``. Raises as `each`."""
         if not isinstance(value, Tensor) or value.dim() < 2:

@@ -8,6 +8,7 @@ are 0 and gates 1 where none are given. A batch is the disjoint union of its gra
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,11 +16,30 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
+from tritoncrf.compiling import Unopened, unopened
 from tritoncrf.graph_coloring import first_fit
 
 # Nodes of a factor: what one has alone stands in the logits, and the table of many would have no end.
 LEAST, MOST = 2, 4
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Carried(metaclass=Unopened):
+    """A graph, or none, as an operator takes it. Holds it weakly, for the graph holds this."""
+
+    def __init__(self, graph: FactorGraph | None) -> None:
+        self._graph = None if graph is None else weakref.ref(graph)
+
+    def graph(self) -> FactorGraph | None:
+        """Raises RuntimeError where nobody has the graph any more."""
+        found = None if self._graph is None else self._graph()
+        if found is None and self._graph is not None:
+            raise RuntimeError("graph: expected one that is held while a compiled step runs, got one that is gone")
+        return found
+
+
+CARRIED = unopened(Carried)
+NO_GRAPH = Carried(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +74,8 @@ class FactorGraph:
     kept: dict[str, Tensor] = field(repr=False)
     """What depends on members alone, once it was asked for: colours, and engines' lists. A dict, for setting a default in it
     cannot be divided among threads."""
+    carried: Carried = field(repr=False)
+    """The graph as an operator takes it."""
 
     def __init__(
         self, num_nodes: int, members: Sequence[Tensor], kind: Sequence[Tensor | None] | None = None,
@@ -76,7 +98,15 @@ class FactorGraph:
         values = (num_nodes, members, kind, gate, first, kept)
         for name, value in zip(("num_nodes", "members", "kind", "gate", "first", "kept"), values, strict=True):
             object.__setattr__(self, name, value)
+        # Made here: a compiler that meets the graph finds it and need not look into what it is made of.
+        object.__setattr__(self, "carried", Carried(self))
         return self
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "carried"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, carried=Carried(self))
 
     @classmethod
     def batch(cls, graphs: Sequence[FactorGraph]) -> FactorGraph:

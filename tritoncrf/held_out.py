@@ -13,7 +13,7 @@ from torch import Tensor
 from tritoncrf import contract, validation
 from tritoncrf.compiling import uncompiled
 from tritoncrf.edge_inputs import Edges
-from tritoncrf.graphs import FactorGraph
+from tritoncrf.graphs import Carried, FactorGraph
 from tritoncrf.inputs import targets
 from tritoncrf.layout import pack, with_clamps
 from tritoncrf.visit import OPERATOR, Visit
@@ -30,8 +30,11 @@ def held_out(
 
     Arguments as of `CRFLoss.forward`. Moves no chain and draws nothing.
     """
-    sampler = loss.sampler
-    with sampler.guard.call(sampler.crf.device), torch.no_grad():
+    sampler, crf = loss.sampler, loss.sampler.crf
+    if (fold := None if graph is None else crf.fold(graph, sizes=sizes, kinds=kinds, view=None)) is not None:
+        logits, target, mask, clamp = fold.inputs(crf.num_labels, crf.device, logits, target, mask, clamp)
+        sizes = fold.sizes
+    with sampler.guard.call(crf.device), torch.no_grad():
         edges = Edges(kinds, gates) if graph is None else graph
         batch = sampler.lay_out(logits, None, sizes=sizes, mask=mask, replicas=1, count=None, edges=edges)
         present = batch.present
@@ -58,16 +61,16 @@ if OPERATOR:
     @torch.library.custom_op("tritoncrf::held_out", mutates_args=())
     def operator(
         loss: Visit, logits: Tensor, target: Tensor, sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
-        kinds: Tensor | None, gates: Tensor | None, each: bool,
+        kinds: Tensor | None, gates: Tensor | None, images: int, graph: Carried,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """`held_out` of a compiled step."""
-        value, bad = held_out(loss, logits, target, sizes, mask, clamp, kinds, gates)
+        """`held_out` of a compiled step; images: how many of them, or graphs, have a value each; 0: there is one."""
+        value, bad = held_out(loss, logits, target, sizes, mask, clamp, kinds, gates, graph.graph())
         return value, bad.clone()
 
     @operator.register_fake
     def _(
         loss: Visit, logits: Tensor, target: Tensor, sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None,
-        kinds: Tensor | None, gates: Tensor | None, each: bool,
+        kinds: Tensor | None, gates: Tensor | None, images: int, graph: Carried,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        shape = [len(logits)] if each else []
+        shape = [images] if images else []
         return logits.new_empty(shape, dtype=torch.float32), logits.new_empty((), dtype=torch.bool)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tritoncrf import contract, validation
 from tritoncrf.gradient import Sampled
-from tritoncrf.graphs import FactorGraph
+from tritoncrf.graphs import NO_GRAPH, FactorGraph
 from tritoncrf.held_out import held_out
 from tritoncrf.model_kinds import Model
 from tritoncrf.model_protocol import CRF
@@ -212,17 +212,19 @@ class CRFLoss(nn.Module, Generic[Model]):
         graph: for a `FactorCRF`, a batch of G graphs in the place of N images, as in `Sampler.init`; target is ``[V]`` then.
         A gate that wants a gradient, as a network's own do, gets ``G[y_i, y_j] - G[y'_i, y'_j]``, straight through rounding.
         """
-        # A graph's nodes pass for the pixels of a row: from here on there are images alone.
-        fold = self.crf.fold(graph, sizes=sizes, kinds=kinds, gates=gates, view=view)
-        if fold is not None:
-            logits = fold.logits(logits, self.crf.num_labels, self.crf.device)
-            target, mask, clamp = fold.each("target", target), fold.each("mask", mask), fold.each("clamp", clamp)  # type: ignore[assignment]
-            sizes, gates = fold.sizes, self.crf.flows(graph)
+        if not isinstance(graph, FactorGraph) or gates is not None:
+            # Says what does not belong together, as the visit does of the rest.
+            self.crf.fold(graph, sizes=sizes, kinds=kinds, gates=gates, view=view)
+        gates = gates if graph is None else self.crf.flows(graph)
+        compiled = OPERATOR and torch.compiler.is_compiling()
+        # Of what an operator's results are as long.
+        images = (len(logits) if graph is None else len(graph.first) - 1) if compiled and self._each else 0
         if not (self.training and torch.is_grad_enabled()):
             told_gates = None if gates is None else validation.tensor("gates", gates).detach()
             held = (logits.detach(), target, sizes, mask, clamp, kinds, told_gates)
-            if OPERATOR and torch.compiler.is_compiling() and graph is None:
-                held_value, self.invalid = torch.ops.tritoncrf.held_out(self._visit, *held, self._each)
+            if compiled:
+                carried = NO_GRAPH if graph is None else graph.carried
+                held_value, self.invalid = torch.ops.tritoncrf.held_out(self._visit, *held, images, carried)
             else:
                 held_value, self.invalid = held_out(self._visit, *held, graph)
             return held_value  # type: ignore[no-any-return]
@@ -236,18 +238,26 @@ class CRFLoss(nn.Module, Generic[Model]):
         if flow and self._each and graph is not None:
             raise ValueError("reduction: expected 'mean' or 'sum' where a graph's gates want a gradient, got 'none'")
         told_gates = None if gates is None else gates.detach()
-        given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, view, flow, self._each, *state)
-        if OPERATOR and torch.compiler.is_compiling() and graph is None:
+        given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, view, flow)
+        if compiled:
             tables = pairwise.detach(), None if gated is None else gated.detach()
-            found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)
+            told = *given, *state, images, NO_GRAPH if graph is None else graph.carried
+            found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *told)
             self._statistics = Statistics(*found[7:])
         else:
-            found, self._statistics = self._visit(logits, pairwise, gated, *given, graph=graph)  # type: ignore[misc]
+            found, self._statistics = self._visit(logits, pairwise, gated, *given, self._each, *state, graph)  # type: ignore[misc]
         value, *errors, factor, self.invalid = found[:7]
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
-            logits, pairwise, gated, gates, value, factor, *errors
+            logits, pairwise, gated, gates, _owners(graph) if self._each else None, value, factor, *errors
         )
         return result
+
+
+def _owners(graph: FactorGraph | None) -> Tensor | None:
+    """int64 ``[V]``: each node's graph."""
+    if graph is None:
+        return None
+    return torch.searchsorted(graph.first, torch.arange(graph.num_nodes, device=graph.device), right=True) - 1
 
 
 def _check_chains(chains: object, crf: CRF, method: str) -> None:

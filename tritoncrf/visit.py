@@ -21,7 +21,7 @@ from tritoncrf.compiling import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
 from tritoncrf.flip_rate import Rate
-from tritoncrf.graphs import FactorGraph
+from tritoncrf.graphs import CARRIED, Carried, FactorGraph
 from tritoncrf.inputs import Batch, targets
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
@@ -75,8 +75,14 @@ class Visit(metaclass=Unopened):
 
         pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
         gates want an error; each: a value for each image; visits, labels, sweeps: the loss's running number and the store's
-        tensors, written in place. The rest as in `CRFLoss.forward`, graphs as rows of pixels.
+        tensors, written in place. The rest as in `CRFLoss.forward`, of which a graph's gates are `CRF.flows`.
         """
+        crf = self.sampler.crf
+        # A graph's nodes pass for the pixels of a row: from here on there are images alone.
+        fold = None if graph is None else crf.fold(graph, sizes=sizes, kinds=kinds, view=view)
+        if fold is not None:
+            logits, target, mask, clamp = fold.inputs(crf.num_labels, crf.device, logits, target, mask, clamp)
+            sizes = fold.sizes
         if self.chains is None and self.method == "pcd":
             raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
         self._check_fresh()
@@ -96,12 +102,14 @@ class Visit(metaclass=Unopened):
         if self.follows and store is not None:
             self.sampler.seed = store.seed
         own, self._own = self._own, None
-        with self.sampler.guard.call(self.sampler.crf.device):
+        with self.sampler.guard.call(crf.device):
             # Kept from here on: had the guard raised, kept labels would be checked again.
             self._own = own
             tables, edges = Tables(pairwise, gated), (Edges(kinds, gates) if graph is None else graph)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None)
-            return self._sample(terms, logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks)
+            given = logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks
+            (value, unary, *found), tally = self._sample(terms, *given)
+        return (value, unary if fold is None else fold.back(unary), *found), tally  # type: ignore[return-value]
 
     def _sample(
         self, terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
@@ -251,7 +259,7 @@ def _version(labels: Tensor | None) -> tuple[int, int] | None:
     return None if labels is None or labels.is_inference() else (labels.data_ptr(), labels._version)
 
 
-OPERATOR = unopened(Visit)
+OPERATOR = unopened(Visit) and CARRIED
 """Whether this torch's compilers can carry a visit: else a compiled step breaks its graph at the loss."""
 
 if OPERATOR:
@@ -260,30 +268,32 @@ if OPERATOR:
     def visit(
         loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None,
+        weight: Tensor | None, view: Tensor | None, flow: bool, visits: Tensor, labels: Tensor | None,
+        sweeps: Tensor | None, images: int, graph: Carried,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """A visit of a compiled step."""
-        given = (target, index, sizes, mask, clamp, kinds, gates, weight, view, flow, each, visits, labels, sweeps)
+        """A visit of a compiled step; images: how many of them, or graphs, have a value each; 0: there is one."""
+        given = (target, index, sizes, mask, clamp, kinds, gates, weight, view, flow, images > 0, visits, labels, sweeps)
         # An operator may not return what shares memory with another of its results.
-        (value, unary, tables, weighed, flowing, factor, bad), tally = loss(logits, pairwise, gated, *given)
+        (value, unary, tables, weighed, flowing, factor, bad), tally = loss(
+            logits, pairwise, gated, *given, graph.graph()
+        )
         read = tally.statistics()
         flips, gap, accuracy, labelled = read.flip_rate, read.energy_gap, read.chain_accuracy, read.labelled.clone()
-        return value, unary, tables, weighed, flowing.clone(), factor, bad, flips, gap, accuracy, labelled
+        return value, unary.contiguous(), tables, weighed, flowing.clone(), factor, bad, flips, gap, accuracy, labelled
 
     @visit.register_fake
     def _(
         loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None,
+        weight: Tensor | None, view: Tensor | None, flow: bool, visits: Tensor, labels: Tensor | None,
+        sweeps: Tensor | None, images: int, graph: Carried,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         dtypes = (torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
         factor, bad, *read = (logits.new_empty((), dtype=dtype) for dtype in dtypes)
-        images = [len(logits)] if each else []
-        value = logits.new_empty(images, dtype=torch.float32)
-        shapes = [logits.shape, (*images, *pairwise.shape), (*images, *((0,) if gated is None else gated.shape))]
-        shapes.append((0,) if gated is None or gates is None or not flow else gates.shape)
+        each = [images] if images else []
+        value = logits.new_empty(each, dtype=torch.float32)
+        shapes = [logits.shape, (*each, *pairwise.shape), (*each, *((0,) if gated is None else gated.shape))]
+        shapes.append((0,) if gates is None or not flow else gates.shape)
         unary, tables, weighed, flowing = (logits.new_empty(shape, dtype=torch.float32) for shape in shapes)
         flips, gap, accuracy, labelled = read
         return value, unary, tables, weighed, flowing, factor, bad, flips, gap, accuracy, labelled

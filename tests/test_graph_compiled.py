@@ -45,7 +45,7 @@ def compiled_steps(compiled: bool, method: str, reduction: str, train: bool, lea
         found.append(value.detach())
         if train:
             # Nodes of different graphs are told apart.
-            (value * torch.arange(1.0, 1.0 + value.numel()).view(value.shape)).sum().backward()
+            (value * torch.arange(1.0, 1.0 + value.numel()).view(value.shape)).sum().backward()  # type: ignore[no-untyped-call]
             parts = (field.grad, weight.grad, *(table.grad for table in crf.factors))
             found += [part.clone() for part in parts if part is not None]
     return found if store is None else [*found, store.labels, store.sweeps]

@@ -245,7 +245,7 @@ class CRFLoss(nn.Module, Generic[Model]):
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *told)
             self._statistics = Statistics(*found[7:])
         else:
-            found, self._statistics = self._visit(logits, pairwise, gated, *given, self._each, *state, graph)  # type: ignore[misc]
+            found, self._statistics = self._visit(logits, pairwise, gated, *given, self._each, *state, graph)  # type: ignore[call-arg]
         value, *errors, factor, self.invalid = found[:7]
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
             logits, pairwise, gated, gates, _owners(graph) if self._each else None, value, factor, *errors

@@ -68,7 +68,7 @@ class Sampler(Generic[Model]):
         vars(self).update(state)
         self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels, self.crf.arity)
 
-    def _settle_down(self) -> torch.device:
+    def settle_down(self) -> torch.device:
         """The CRF's device, on which an engine is found anew where the CRF has moved."""
         if self.crf.device != self.device:
             self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels, self.crf.arity)
@@ -123,17 +123,19 @@ class Sampler(Generic[Model]):
 
     def lay_out(
         self, logits: Tensor, index: Tensor | None, *, sizes: Tensor | None, mask: Tensor | None, replicas: int,
-        count: Tensor | None, edges: Given, tables: Tables | None = None,
+        count: Tensor | None, edges: Given, tables: Tables | None = None, looked: bool = False,
     ) -> Batch:  # fmt: skip
         """Looks at a batch and the tables once, whatever phases `begin` on them; arguments and errors as of `init`, graphs as
         rows of pixels.
 
-        tables: where they are not to be read from the CRF.
+        tables: where they are not to be read from the CRF; looked: whether logits' and tables' values were looked at elsewhere;
+        tables are then left for the engine to round.
         """
-        self._settle_down()
+        self.settle_down()
         version = self.crf.version if tables is None else None
-        plan, layout, present, count = check_batch(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges)
-        rounded = self.crf.rounded(self.guard, self.crf.tables if tables is None else tables, plan)
+        plan, layout, present, count = check_batch(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges, not looked)
+        given = self.crf.tables if tables is None else tables
+        rounded = given if looked else self.crf.rounded(self.guard, given, plan)
         return Batch(logits.detach(), present, layout, plan, count, rounded, version)
 
     def begin(
@@ -168,9 +170,13 @@ class Sampler(Generic[Model]):
                 self._sweep(chains, int(sweeps), scale, bad=self._bad())
             return chains
 
-    def advance(self, chains: ChainState, sweeps: int) -> None:
-        """As `run`, for chains begun in this very call: nothing is looked at again, and a deferred fault is the caller's."""
-        self._room(chains, sweeps)
+    def advance(self, chains: ChainState, sweeps: int, looked: bool = False) -> None:
+        """As `run`, for chains begun in this very call: nothing is looked at again, and a deferred fault is the caller's.
+
+        looked: whether that so many sweeps are left was looked at too.
+        """
+        if not looked:
+            self._room(chains, sweeps)
         self._sweep(chains, sweeps, contract.scale_of(1.0))
 
     def _room(self, chains: ChainState, sweeps: int) -> None:

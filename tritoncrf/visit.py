@@ -22,7 +22,7 @@ from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
 from tritoncrf.flip_rate import Rate
 from tritoncrf.graphs import FactorGraph
-from tritoncrf.inputs import Batch, targets
+from tritoncrf.inputs import targets
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
 from tritoncrf.monitor import TableWatch
@@ -30,6 +30,7 @@ from tritoncrf.phases import both
 from tritoncrf.ranks import Ranks, fingerprint
 from tritoncrf.reduction import Outputs, Terms, reduced
 from tritoncrf.sampler import Sampler
+from tritoncrf.short_visit import applies, short_visit
 from tritoncrf.statistics import Tally
 from tritoncrf.store import ChainStore
 from tritoncrf.target_watch import TargetWatch
@@ -109,6 +110,15 @@ class Visit(metaclass=Unopened):
         store: ChainStore | None, ranks: Ranks,
     ) -> tuple[Outputs, Tally]:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
+        plain = sizes is None and mask is None and clamp is None and view is None and edges == Edges() and ranks.size == 1
+        if plain and applies(terms, logits, store):
+            continues, positions = self.method == "pcd", self._positions(index, (len(logits),))
+            given = logits, tables, target, positions, self.ignore_index, continues, visits, store
+            short = short_visit(terms, *given, self._rates)
+            if continues and self.chains is not None:
+                self._own = _version(self.chains.labels)
+            self._watch()
+            return short
         batch = sampler.lay_out(
             logits, None, sizes=sizes, mask=mask, replicas=replicas, count=None, edges=edges, tables=tables
         )
@@ -119,7 +129,7 @@ class Visit(metaclass=Unopened):
         # What is not looked at at once is seen from the energies then, where each labelled pixel's is asked.
         later = clamp is None and not guard.waits(present.device)
         labelled, known = targets(guard, batch, target, clamp, self.ignore_index, later)
-        index, count, indices = self._positions(index, batch), None, None
+        index, count, indices = self._positions(index, tuple(batch.count.shape)), None, None
         if store is not None:
             limits = batch.layout.frame(shape).limits
             index, view = find(guard, store, sampler.crf.device, index, limits, shape, sizes, view)
@@ -181,10 +191,13 @@ class Visit(metaclass=Unopened):
             kept_alike = store is not None and self.method == "pcd" and view is None
             if kept_alike and target.device.type == "cpu" and bool(good):
                 self._targets.observe(target, index, sizes)
-        for name, parameter in sampler.crf.named_parameters():
+        self._watch()
+        return found, tally
+
+    def _watch(self) -> None:
+        for name, parameter in self.sampler.crf.named_parameters():
             attribute = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{attribute}")).observe(parameter)
-        return found, tally
 
     def _check_kept(self, labels: Tensor | None, chains: list[Tensor], ranks: Ranks) -> None:
         """Looks at kept labels, on a GPU where somebody else may have written them since the last visit."""
@@ -239,11 +252,11 @@ class Visit(metaclass=Unopened):
             )
         self.chains.fresh = False
 
-    def _positions(self, index: Tensor | None, batch: Batch) -> Tensor | None:
+    def _positions(self, index: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         if index is None:
             return None
-        index = validation.tensor("index", index).to(batch.count.device, non_blocking=True)
-        return validation.shaped("index", index, [tuple(batch.count.shape)], validation.INTEGERS, index.device).long()
+        index = validation.tensor("index", index).to(self.sampler.device, non_blocking=True)
+        return validation.shaped("index", index, [shape], validation.INTEGERS, index.device).long()
 
 
 def _version(labels: Tensor | None) -> tuple[int, int] | None:

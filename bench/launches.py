@@ -18,12 +18,15 @@ POINTERS = {
     "kinds": "u8", "gates": "u8", "gated": "fp32", "gating": "i32", "steep": "fp32", "displacements": "i32", "tables": "i32",
     "logits": "fp32", "pixels": "i64", "energy": "fp64", "free": "u8", "data": "u8", "places": "i64", "kinded": "i32",
     "values": "u8", "chosen": "i32", "sites": "i64", "positions": "i64", "before": "u8", "marks": "u8", "since": "i32",
+    "pairwise": "fp32", "target": "i64", "visits": "i64", "sweeps": "i64", "holds": "u8", "place": "i64", "known": "u8",
+    "labelled": "u8", "kept": "u8", "gaps": "fp64", "pairs": "i64", "errors": "fp32", "whole": "fp64", "value": "fp32",
+    "factor": "fp32",
 }  # fmt: skip
 # What differs from kernel to kernel.
 OWN: dict[str, dict[str, str]] = {
     "add_conditionals": {"out": "fp64"}, "pair_products": {"out": "i64"}, "unary_differences": {"out": "fp32"},
     "edge_bytes": {"out": "u8"}, "gated_products": {"out": "i64"}, "table_rows": {"tables": "fp32", "kinds": ""},
-    "settle": {"out": "fp64"},
+    "settle": {"out": "fp64"}, "tell_pixels": {"out": "fp32"}, "tell_once": {"bad": "u8", "labelled": "i64"},
 }  # fmt: skip
 # Kernels of models that have these, and what then is None in the others.
 VARIANTS: dict[str, dict[str, int]] = {
@@ -33,7 +36,7 @@ ABSENT = {
     "KINDS": ("kinds", "kinded"), "GATES": ("gates", "gated", "gating", "steep"), "LAZY": ("odds", "tags", "scratch"),
     "TEAMED": ("arrivals",),
 }  # fmt: skip
-FLOATS, LONGS = ("scale", "share"), ("stride_image", "stride_label")
+FLOATS, LONGS = ("scale", "share", "bound"), ("stride_image", "stride_label", "most")
 # Classes of the standard problem, its sites of a phase, images of a full device, multiprocessors.
 CLASSES, LENGTH, FULL, PROCESSORS = 32, 130 * 330 // 20, 1 << 10, 132
 
@@ -65,6 +68,8 @@ KERNELS = {
     "unary_differences": Kernel("errors", "unary_differences"), "edge_bytes": Kernel("edges", "edge_bytes"),
     "list_sites": Kernel("listing", "list_sites", block=1024), "table_rows": Kernel("tables", "table_rows"),
     "mark_stale": Kernel("standing", "mark_stale", lazy=True), "settle": Kernel("standing", "settle", "plain", lazy=True),
+    "look_once": Kernel("looks", "look_once", block=512), "look_at_pixels": Kernel("looks", "look_at_pixels"),
+    "tell_pixels": Kernel("tells", "tell_pixels"), "tell_once": Kernel("tells", "tell_once", block=512),
 }  # fmt: skip
 SWEEPS = ("gather", "gather_team", "lazy", "lazy_team")
 SEEING = (*SWEEPS, "add_conditionals", "settle")
@@ -103,7 +108,7 @@ def source(kernel: str, labels: int, target: str, single: bool = True) -> tuple[
     fixed: dict[str, int | None] = {
         "LABELS": labels, "PAD": padded(labels), "PITCH": pitch(labels), "WIDTH": width(labels), "SINGLE": single, "FAR": False,
         "TILE": max(16, triton.next_power_of_2(labels + (kernel == "table_rows"))), "stride_pixel": 1, "SPREAD": 2 * CLASSES,
-        "LANES": 128, "SCAN": 1024, "EVERY": False,
+        "LANES": 128, "SCAN": 1024, "EVERY": False, "CHECKS": 8, "MEAN": True,
         **flags,
     }  # fmt: skip
     if what.warps == "plain":

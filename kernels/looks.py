@@ -99,7 +99,7 @@ def fails(holds, what: tl.constexpr, bad):
     tl.store(holds + what, 0, mask=tl.max(bad.to(tl.int32), 0) > 0)
 
 
-@triton.jit(do_not_specialize=["stride_image", "stride_label", "stride_pixel", "ignore", "blocks", "area", "replicas"])
+@triton.jit(do_not_specialize=["ignore", "blocks", "area", "replicas"])
 def look_at_pixels(
     logits, target, labels, place, holds, known, labelled, kept, stride_image, stride_label, stride_pixel, ignore, blocks, area,
     replicas,
@@ -122,7 +122,8 @@ def look_at_pixels(
     top = tl.full((BLOCK,), float("-inf"), tl.float32)
     number, forbidden = inside, pixel < 0
     for label in range(LABELS):
-        value = tl.load(here + label * stride_label, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(here, mask=inside, other=0.0).to(tl.float32)
+        here += stride_label
         number = number & (value == value)
         top = tl.maximum(top, value)
         forbidden = forbidden | ((asked == label) & (value == float("-inf")))

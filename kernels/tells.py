@@ -53,9 +53,7 @@ def logit_of(here, label, stride_label, there):
     return tl.load(here + label.to(tl.int64) * stride_label, mask=there, other=0.0).to(tl.float64)
 
 
-@triton.jit(
-    do_not_specialize=["stride_image", "stride_label", "stride_pixel", "share", "blocks", "area", "volume", "replicas"]
-)
+@triton.jit(do_not_specialize=["share", "blocks", "area", "volume", "replicas"])
 def tell_pixels(
     logits, data, free, positions, labelled, place, holds, out, labels, gaps, counts, stride_image, stride_label, stride_pixel,
     share, blocks, area, volume, replicas,

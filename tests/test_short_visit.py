@@ -32,7 +32,7 @@ def test_the_checks_pass_in_the_interpreter() -> None:
 class Step:
     """A training step of a plain batch; logits lie on a grid, so that sums of them are exact in any order."""
 
-    shape: tuple[int, ...] = (5, 7)
+    shape: tuple[int, ...] = (3, 5)
     labels: int = 3
     index: tuple[int, ...] = (2, 0)
     replicas: int = 1
@@ -50,11 +50,11 @@ class Step:
 
     def loss(self, engine: str, validate: bool | None = False) -> CRFLoss:
         make = torch.Generator().manual_seed(3)
-        area = Neighborhood.nearest(8) if len(self.shape) == 2 else Neighborhood.from_offsets([(1,), (3,)])
+        area = Neighborhood.nearest(4) if len(self.shape) == 2 else Neighborhood.from_offsets([(1,), (3,)])
         tables = torch.randint(-300, 300, (len(area), self.labels, self.labels), generator=make).to(self.tables) / 256
         store = ChainStore([self.shape] * 4, seed=5, replicas=self.replicas) if self.stored else None
         return CRFLoss(
-            GridCRF(self.labels, area, tables), chains=store, method=self.method, sweeps=2, reduction=self.reduction,
+            GridCRF(self.labels, area, tables), chains=store, method=self.method, sweeps=1, reduction=self.reduction,
             engine=engine, seed=9, validate=validate,
         )  # fmt: skip
 
@@ -120,9 +120,9 @@ BASE = Step()
 STEPS = [
     BASE,
     replace(BASE, index=(1, 3, 1), replicas=2, reduction="sum", last=True, forbidden=True),
-    replace(BASE, method="cd", replicas=4, dtype=torch.float16, target=torch.uint8),
+    replace(BASE, method="cd", replicas=3, dtype=torch.float16, target=torch.uint8),
     replace(BASE, method="cd", stored=False, shape=(37,), target=torch.int8, dtype=torch.float64, latent=0.5),
-    replace(BASE, shape=(19, 31), labels=5, index=(0,), target=torch.int32, latent=0.0, dtype=torch.bfloat16),
+    replace(BASE, shape=(13, 21), labels=5, index=(0,), target=torch.int32, latent=0.0, dtype=torch.bfloat16),
     replace(BASE, latent=1.0, steps=1), replace(BASE, latent=1.0, reduction="sum", steps=1),
 ]  # fmt: skip
 
@@ -134,7 +134,7 @@ def check_a_short_visit_is_a_visit(step: Step) -> None:
 
 def spoil_logits(what: float) -> Callable[[Tensor, Tensor, Tensor, CRFLoss], None]:
     def spoil(logits: Tensor, target: Tensor, index: Tensor, loss: CRFLoss) -> None:
-        logits[1, 2, 4, 6] = what
+        logits[1, 2, 2, 4] = what
 
     return spoil
 
@@ -144,7 +144,7 @@ def spoil_pixel(logits: Tensor, target: Tensor, index: Tensor, loss: CRFLoss) ->
 
 
 def spoil_allowed(logits: Tensor, target: Tensor, index: Tensor, loss: CRFLoss) -> None:
-    logits[0, 1, 4, 6], target[0, 4, 6] = -torch.inf, 1
+    logits[0, 1, 2, 4], target[0, 2, 4] = -torch.inf, 1
 
 
 def spoil_target(what: int) -> Callable[[Tensor, Tensor, Tensor, CRFLoss], None]:
@@ -164,19 +164,19 @@ def spoil_index(what: int) -> Callable[[Tensor, Tensor, Tensor, CRFLoss], None]:
 def spoil_tables(what: float) -> Callable[[Tensor, Tensor, Tensor, CRFLoss], None]:
     def spoil(logits: Tensor, target: Tensor, index: Tensor, loss: CRFLoss) -> None:
         with torch.no_grad():
-            loss.crf.pairwise[3, 2, 1] = what
+            loss.crf.pairwise[1, 2, 1] = what
 
     return spoil
 
 
 def spoil_chains(logits: Tensor, target: Tensor, index: Tensor, loss: CRFLoss) -> None:
     assert loss.chains is not None
-    loss.chains.labels[0, 34] = 3
+    loss.chains.labels[0, 14] = 3
 
 
 def spoil_sweeps(logits: Tensor, target: Tensor, index: Tensor, loss: CRFLoss) -> None:
     assert loss.chains is not None
-    loss.chains.sweeps[0] = (1 << 34) - 1
+    loss.chains.sweeps[0] = 1 << 34
 
 
 Spoil = Callable[[Tensor, Tensor, Tensor, CRFLoss], None]
@@ -235,7 +235,7 @@ def check_other_batches_go_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(visit, "short_visit", None)
     (logits, target, index), _ = BASE.batches()
     every = torch.ones(target.shape, dtype=torch.bool)
-    for given in ({"sizes": torch.tensor([[5, 7]] * 2)}, {"mask": every}, {"clamp": ~every}):
+    for given in ({"sizes": torch.tensor([[3, 5]] * 2)}, {"mask": every}, {"clamp": ~every}):
         assert bool(BASE.loss("triton")(logits, target, index, **given).isfinite())
     assert BASE.loss("triton", validate=True)(logits, target, index).isfinite()
     assert replace(BASE, reduction="none").loss("triton")(logits, target, index).isfinite().all()

@@ -15,9 +15,10 @@ from itertools import product
 
 from tests.compiled.launch import Emulator, emulated
 from tests.compiled.parse import Unknown, parse
-from tests.compiled.problems import compare, shape, swept
+from tests.compiled.problems import compare, shape, swept, visited
 from tests.compiled.program import Code
 from tests.test_kernels_interpret import FIVE, Case
+from tests.test_short_visit import Step
 
 # Phases of more sites than a program looks at at once, in packed rows and in float32; the code for several chains.
 CASES = [
@@ -30,12 +31,15 @@ CASES = [
 SWEEPS = {"gather": ("gather", 1), "gather_team": ("gather", 3), "lazy": ("incremental", 1), "lazy_team": ("incremental", 3)}
 # Those that multiply matrices, or whose threads tell each other what they found, with what they need to be launched.
 MATRICES = Case((13, 17), 4, FIVE, sweeps=1, kinds=2, gates=1)
-OTHERS = dict.fromkeys(("pair_products", "gated_products", "add_conditionals", "table_rows"), MATRICES)
+OTHERS: dict[str, Case | Step] = dict.fromkeys(("pair_products", "gated_products", "add_conditionals", "table_rows"), MATRICES)
 # Phases of more sites than are listed at once.
 OTHERS["list_sites"] = Case((41, 61), 4, ((0, 1), (1, 0)), sweeps=1)
 # Those of averages that look only at what no longer stands.
 STANDING = dict.fromkeys(("mark_stale", "settle"), Case((13, 17), 4, FIVE, images=2, replicas=2, sweeps=1))
 OTHERS |= STANDING
+# Those of a plain visit: several programs an image, and a chain that stands twice.
+VISIT = Step((13, 21), index=(1, 3, 1), replicas=2, last=True, forbidden=True, steps=1)
+OTHERS |= dict.fromkeys(("look_once", "look_at_pixels", "tell_pixels", "tell_once"), VISIT)
 PATTERNS = {
     "barrier": r"\tbar\.sync \t0;",
     "barriers": r"\tbar\.sync \t0;(?:\s+(?:\.loc[^\n]*|//[^\n]*|\$L__tmp\d+:|bar\.sync \t0;))*\s+bar\.sync \t0;",
@@ -96,10 +100,13 @@ def line_of(text: str, at: int) -> str:
     return located[-1] if located else ""
 
 
-def sweep(emulator: Emulator, kernel: str, case: Case) -> str:
+def sweep(emulator: Emulator, kernel: str, case: Case | Step) -> str:
     """What a run of ``kernel`` shows to be wrong; "" if nothing."""
     update, team = SWEEPS.get(kernel, ("incremental" if kernel in STANDING else "gather", 1))
     try:
+        if isinstance(case, Step):
+            visited(emulator, case)
+            return next(iter(emulator.faults()), "")
         if kernel not in SWEEPS:
             compare(emulator, case, update, team)
             return next(iter(emulator.faults()), "")

@@ -1,9 +1,9 @@
 """How does a visit look at what it is given? At tables, positions and counts in one program, at pixels in one pass.
 
 Each thing that is required is a byte of ``holds``: the first kernel writes all of them, the second one clears those that its
-pixels fail, several programs perhaps the same one, all with 0. Whatever fails is made harmless: a position outside of the store
-becomes the nearest one, a target that is no label 255. Rule 1 rounds a table before its largest entry is asked for, ``2 max|psi|``
-of each class; their sum, of multiples of 2^-11 in float64, is exact in any order.
+pixels fail, several programs perhaps the same one, all with 0. Whatever fails is made harmless: a position outside of the
+store becomes the nearest one, a target that is no label 255. Rule 1 rounds a table before its largest entry is asked for, ``2
+max|psi|`` of each class; their sum, of multiples of 2^-11 in float64, is exact in any order.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -145,8 +145,8 @@ def look(
     """Looks at a batch whose pixels all exist, in two launches.
 
     logits: ``[N, L, *shape]``; target: integers ``[N, *shape]``; pairwise: ``[C, ..., L, L]``; index: integers ``[N]`` or None;
-    visits: int64 ``[]``; sweeps: int64 ``[D]`` of the store, or None; labels: uint8 ``[D, R, *shape]`` of the store where chains
-    are continued, or None; most: sweeps that may have been done; bound: of the tables.
+    visits: int64 ``[]``; sweeps: int64 ``[D]`` of the store, or None; labels: uint8 ``[D, R, *shape]`` of the store where
+    chains are continued, or None; most: sweeps that may have been done; bound: of the tables.
     """
     flat, device = logits.flatten(2), logits.device
     images, num_labels, area = flat.shape
@@ -156,11 +156,11 @@ def look(
     labelled = torch.empty(target.shape, dtype=torch.bool, device=device)
     replicas = 1 if labels is None else labels.shape[1]
     kept = None if labels is None else torch.empty((images, *labels.shape[1:]), dtype=torch.uint8, device=device)
-    classes = len(pairwise)
+    classes, stored = len(pairwise), 0 if sweeps is None else len(sweeps)
     launch(
         look_once, 1, pairwise.contiguous(), index, visits, sweeps, holds.view(torch.uint8), place, count, classes,
-        pairwise.numel() // max(classes, 1), images, 0 if sweeps is None else len(sweeps), most, bound, BLOCK=BLOCK, CHECKS=CHECKS,
-        num_warps=4, enable_fp_fusion=False,
+        pairwise.numel() // max(classes, 1), images, stored, most, bound, BLOCK=BLOCK, CHECKS=CHECKS, num_warps=4,
+        enable_fp_fusion=False,
     )  # fmt: skip
     blocks = -(-area // block)
     launch(

@@ -160,8 +160,8 @@ def tell(
     """What a visit of N images with R replicas leaves, in two launches; labels, sweeps and visits are written in place.
 
     data, free: uint8 ``[N, R, volume]``, rows of y and y'; positions: int64 ``[pixels]``, of a pixel in them; pairs: int64, as
-    the tables ``pairwise``; labels: uint8 ``[D, R, *shape]``, the store's, None where no chain is kept; sweeps: int64 ``[D]``, or
-    None, and then visits: int64 ``[]``; swept: sweeps that were made.
+    the tables ``pairwise``; labels: uint8 ``[D, R, *shape]``, the store's, None where no chain is kept; sweeps: int64 ``[D]``,
+    or None, and then visits: int64 ``[]``; swept: sweeps that were made.
     """
     flat, device = logits.flatten(2), logits.device
     (images, num_labels, area), (_, replicas, volume) = flat.shape, data.shape
@@ -171,18 +171,19 @@ def tell(
     counts = torch.empty(images * blocks, dtype=torch.int32, device=device)
     holds = looked.holds.view(torch.uint8)
     launch(
-        tell_pixels, images * blocks, flat, data, free, positions, looked.labelled.view(torch.uint8), looked.index, holds, unary,
-        labels, gaps, counts, *flat.stride(), 1.0 / replicas, blocks, area, volume, replicas, LABELS=num_labels, BLOCK=block,
-        CHECKS=CHECKS, num_warps=4, enable_fp_fusion=False,
+        tell_pixels, images * blocks, flat, data, free, positions, looked.labelled.view(torch.uint8), looked.index, holds,
+        unary, labels, gaps, counts, *flat.stride(), 1.0 / replicas, blocks, area, volume, replicas, LABELS=num_labels,
+        BLOCK=block, CHECKS=CHECKS, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     errors = torch.empty(pairs.shape, dtype=torch.float32, device=device)
-    value, factor = torch.empty(2, dtype=torch.float32, device=device).unbind()
+    # Each of its own: who writes into the value leaves the factor alone.
+    value, factor = (torch.empty((), dtype=torch.float32, device=device) for _ in range(2))
     whole = torch.empty((), dtype=torch.float64, device=device)
     labelled = torch.empty((), dtype=torch.int64, device=device)
     bad = torch.empty((), dtype=torch.bool, device=device)
     launch(
-        tell_once, 1, gaps, counts, pairs, pairwise.contiguous(), holds, looked.index, looked.count, sweeps, visits, errors, whole,
-        value, factor, bad.view(torch.uint8), labelled, len(gaps), pairs.numel(), images, replicas, swept, MEAN=mean, BLOCK=BLOCK,
-        CHECKS=CHECKS, num_warps=4, enable_fp_fusion=False,
+        tell_once, 1, gaps, counts, pairs, pairwise.contiguous(), holds, looked.index, looked.count, sweeps, visits, errors,
+        whole, value, factor, bad.view(torch.uint8), labelled, len(gaps), pairs.numel(), images, replicas, swept, MEAN=mean,
+        BLOCK=BLOCK, CHECKS=CHECKS, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return Told(unary, errors, value, factor, bad, whole, labelled)

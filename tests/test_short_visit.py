@@ -97,6 +97,9 @@ def same(step: Step) -> int:
                 value = loss(logits, target, index)
             finally:
                 visit.short_visit = kept
+            told = value.detach().clone()
+            # As callers do.
+            value *= 1
             value.backward()
             read, invalid = loss.statistics, loss.invalid
             assert read is not None
@@ -104,7 +107,7 @@ def same(step: Step) -> int:
             state = [] if loss.chains is None else [loss.chains.labels.clone(), loss.chains.sweeps.clone()]
             figures = read.flip_rate, read.energy_gap, read.chain_accuracy, read.labelled
             grads = logits.grad, loss.crf.pairwise.grad
-            seen.append([value.detach(), *grads, invalid, *figures, loss.visits.clone(), *state])
+            seen.append([told, *grads, invalid, *figures, loss.visits.clone(), *state])
         for place, (ours, theirs) in enumerate(zip(*seen, strict=True)):
             assert ours is not None
             assert theirs is not None

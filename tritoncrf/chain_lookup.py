@@ -10,6 +10,14 @@ from tritoncrf.store import ChainStore
 from tritoncrf.validation import Guard
 
 
+def positions(index: Tensor | None, images: int, device: torch.device) -> Tensor | None:
+    """Of a batch, int64 ``[N]`` on the device, once what the host knows of them is looked at."""
+    if index is None:
+        return None
+    index = validation.tensor("index", index).to(device, non_blocking=True)
+    return validation.shaped("index", index, [(images,)], validation.INTEGERS, index.device).long()
+
+
 def continued(store: ChainStore, device: torch.device, index: Tensor | None) -> Tensor:
     """The positions, once what the host knows of them and of the store is looked at."""
     if store.device != device:

@@ -34,15 +34,17 @@ def both(
     """Samples of the data phase and of the free one.
 
     chains: where the free phase and the data phase begin, uint8 ``[N, R, *shape]``, None for at the data; labelled, known: as
-    `inputs.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits; looked: as of
-    `Sampler.advance`.
+    `inputs.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits; looked: whether it
+    was looked at that so many sweeps are left.
     """
 
     def phase(start: Tensor, name: str, held: Tensor | None, like: ChainState | None = None) -> ChainState:
         found = sampler.begin(batch, start, name, held, like)
         # As many labels change as at the last visit, most likely: the update need not be found out anew.
         found.rate = rates.setdefault(name, found.rate)
-        sampler.advance(found, sweeps, looked)
+        if not looked:
+            sampler.room(found, sweeps)
+        sampler.advance(found, sweeps)
         return found
 
     known = known[:, None].expand(-1, batch.plan.replicas, *known.shape[1:])

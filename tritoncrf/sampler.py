@@ -123,19 +123,17 @@ class Sampler(Generic[Model]):
 
     def lay_out(
         self, logits: Tensor, index: Tensor | None, *, sizes: Tensor | None, mask: Tensor | None, replicas: int,
-        count: Tensor | None, edges: Given, tables: Tables | None = None, looked: bool = False,
+        count: Tensor | None, edges: Given, tables: Tables | None = None,
     ) -> Batch:  # fmt: skip
         """Looks at a batch and the tables once, whatever phases `begin` on them; arguments and errors as of `init`, graphs as
         rows of pixels.
 
-        tables: where they are not to be read from the CRF; looked: whether logits' and tables' values were looked at elsewhere;
-        tables are then left for the engine to round.
+        tables: where they are not to be read from the CRF.
         """
         self.settle_down()
         version = self.crf.version if tables is None else None
-        plan, layout, present, count = check_batch(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges, not looked)
-        given = self.crf.tables if tables is None else tables
-        rounded = given if looked else self.crf.rounded(self.guard, given, plan)
+        plan, layout, present, count = check_batch(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges)
+        rounded = self.crf.rounded(self.guard, self.crf.tables if tables is None else tables, plan)
         return Batch(logits.detach(), present, layout, plan, count, rounded, version)
 
     def begin(
@@ -170,16 +168,12 @@ class Sampler(Generic[Model]):
                 self._sweep(chains, int(sweeps), scale, bad=self._bad())
             return chains
 
-    def advance(self, chains: ChainState, sweeps: int, looked: bool = False) -> None:
-        """As `run`, for chains begun in this very call: nothing is looked at again, and a deferred fault is the caller's.
-
-        looked: whether that so many sweeps are left was looked at too.
-        """
-        if not looked:
-            self._room(chains, sweeps)
+    def advance(self, chains: ChainState, sweeps: int) -> None:
+        """As `run`, for chains begun in this very call: nothing is looked at, and a deferred fault is the caller's."""
         self._sweep(chains, sweeps, contract.scale_of(1.0))
 
-    def _room(self, chains: ChainState, sweeps: int) -> None:
+    def room(self, chains: ChainState, sweeps: int) -> None:
+        """Looks at it that so many sweeps are left."""
         expected = f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life"
         left = chains.count <= (1 << contract.SWEEP_BITS) - sweeps
         self.guard.require(left, expected, lambda: f"{sweeps} more after {int(chains.count.max())}")
@@ -190,7 +184,7 @@ class Sampler(Generic[Model]):
         validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
         scale = contract.scale_of(validation.beta(beta))
         # Last: it may leave a check that is heard of later, which what raises at once must not.
-        self._room(chains, sweeps)
+        self.room(chains, sweeps)
         return scale
 
     def _bad(self) -> Tensor | None:

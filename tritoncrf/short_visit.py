@@ -7,18 +7,16 @@ sentences; only sums of float64 numbers, the value's and the energy gap's, are a
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from tritoncrf import contract, validation
-from tritoncrf.chain_lookup import continued
+from tritoncrf.chain_lookup import continued, positions
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables, triton_visit
 from tritoncrf.flip_rate import Rate
 from tritoncrf.gradient import Errors
-from tritoncrf.inputs import ALLOWED
+from tritoncrf.inputs import ALLOWED, Batch, check_batch
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
 from tritoncrf.phases import both
@@ -44,25 +42,27 @@ def short_visit(
     terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, ignore_index: int, continues: bool,
     visits: Tensor, store: ChainStore | None, rates: dict[str, Rate],
 ) -> tuple[Outputs, Tally]:  # fmt: skip
-    """A visit of a batch that `applies` named; arguments and errors as of `Visit`, index int64 ``[N]``.
+    """A visit of a batch that `applies` named; arguments and errors as of `Visit`.
 
     continues: whether the free phase goes on where the store's chains are.
     """
     sampler, replicas, sweeps = terms.sampler, 1 if store is None else store.replicas, terms.sweeps
-    batch = sampler.lay_out(
-        logits, None, sizes=None, mask=None, replicas=replicas, count=None, edges=Edges(), tables=tables, looked=True
+    plan, layout, present, none = check_batch(
+        sampler.guard, sampler.crf, logits, None, None, None, replicas, None, Edges(), values=False
     )
-    present, frame = batch.present, batch.layout.frame(tuple(batch.present.shape[1:]))
+    logits, frame = logits.detach(), layout.frame(tuple(present.shape[1:]))
     target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device)
+    index = positions(index, len(logits), present.device)
     if store is None:
         index, kept, done = None, None, None
     else:
         index, done = continued(store, sampler.device, index), store.sweeps
         kept = store.images() if continues else None
     pairwise = tables.pairwise
-    looked = triton_visit.look(batch.logits, target, pairwise, index, visits, done, kept, sweeps, ignore_index)
+    looked = triton_visit.look(logits, target, pairwise, index, visits, done, kept, sweeps, ignore_index)
     sampler.guard.take(sentences(sampler, store, ignore_index), looked.holds)
-    batch = replace(batch.at(looked.index, looked.count), whole=True)
+    # The engine rounds the tables.
+    batch = Batch(logits, present, layout, plan, none, tables, None, whole=True).at(looked.index, looked.count)
     data, free = both(
         sampler, batch, [looked.kept, None], looked.labelled, looked.known, None, sweeps, rates, looked=True
     )
@@ -71,7 +71,7 @@ def short_visit(
     running = visits if store is None else None
     with unbroken():
         told = triton_visit.tell(
-            looked, batch.logits, *rows, frame.places, pairs, pairwise, kept, done, running, sweeps, mean
+            looked, logits, *rows, frame.places, pairs, pairwise, kept, done, running, sweeps, mean
         )
         # What a kernel wrote torch has not seen.
         increment_version([part for part in (None if store is None else store.labels, done, running) if part is not None])

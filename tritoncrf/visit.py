@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
-from tritoncrf.chain_lookup import check_labels, find, renew
+from tritoncrf.chain_lookup import check_labels, find, positions, renew
 from tritoncrf.compiling import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
@@ -110,15 +110,12 @@ class Visit(metaclass=Unopened):
         store: ChainStore | None, ranks: Ranks,
     ) -> tuple[Outputs, Tally]:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
-        plain = sizes is None and mask is None and clamp is None and view is None and edges == Edges() and ranks.size == 1
-        if plain and applies(terms, logits, store):
-            continues, positions = self.method == "pcd", self._positions(index, (len(logits),))
-            given = logits, tables, target, positions, self.ignore_index, continues, visits, store
-            short = short_visit(terms, *given, self._rates)
-            if continues and self.chains is not None:
-                self._own = _version(self.chains.labels)
-            self._watch()
-            return short
+        plain = isinstance(edges, Edges) and all(part is None for part in (sizes, mask, clamp, view, *edges))
+        if plain and ranks.size == 1 and applies(terms, logits, store):
+            goes_on = self.method == "pcd"
+            found = short_visit(terms, logits, tables, target, index, self.ignore_index, goes_on, visits, store, self._rates)
+            self._own = _version(store.labels) if goes_on and store is not None else self._own
+            return self._watched(found)
         batch = sampler.lay_out(
             logits, None, sizes=sizes, mask=mask, replicas=replicas, count=None, edges=edges, tables=tables
         )
@@ -129,7 +126,7 @@ class Visit(metaclass=Unopened):
         # What is not looked at at once is seen from the energies then, where each labelled pixel's is asked.
         later = clamp is None and not guard.waits(present.device)
         labelled, known = targets(guard, batch, target, clamp, self.ignore_index, later)
-        index, count, indices = self._positions(index, tuple(batch.count.shape)), None, None
+        index, count, indices = positions(index, len(batch.count), present.device), None, None
         if store is not None:
             limits = batch.layout.frame(shape).limits
             index, view = find(guard, store, sampler.crf.device, index, limits, shape, sizes, view)
@@ -191,13 +188,13 @@ class Visit(metaclass=Unopened):
             kept_alike = store is not None and self.method == "pcd" and view is None
             if kept_alike and target.device.type == "cpu" and bool(good):
                 self._targets.observe(target, index, sizes)
-        self._watch()
-        return found, tally
+        return self._watched((found, tally))
 
-    def _watch(self) -> None:
+    def _watched(self, found: tuple[Outputs, Tally]) -> tuple[Outputs, Tally]:
         for name, parameter in self.sampler.crf.named_parameters():
             attribute = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{attribute}")).observe(parameter)
+        return found
 
     def _check_kept(self, labels: Tensor | None, chains: list[Tensor], ranks: Ranks) -> None:
         """Looks at kept labels, on a GPU where somebody else may have written them since the last visit."""
@@ -251,12 +248,6 @@ class Visit(metaclass=Unopened):
                 stacklevel=5,
             )
         self.chains.fresh = False
-
-    def _positions(self, index: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-        if index is None:
-            return None
-        index = validation.tensor("index", index).to(self.sampler.device, non_blocking=True)
-        return validation.shaped("index", index, [shape], validation.INTEGERS, index.device).long()
 
 
 def _version(labels: Tensor | None) -> tuple[int, int] | None:

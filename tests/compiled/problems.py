@@ -1,8 +1,9 @@
 """Which problems are put to the compiled code? Those of the interpreter's tests, and the standard one; here they are compared.
 
 Labels, flips, conditionals, energies, pair counts, pair and gated errors of a problem must be the torch engine's, bit for bit;
-unary errors too, by their own kernel. Plain visits leave what the long way leaves. What is passed over must be covered: each site's bound lies above its odds against
-staying, ``sum_(l != y) 2^((e_y - e_l) scale)``, here in float64 of the torch engine's energies.
+unary errors too, by their own kernel. Plain visits leave what the long way leaves. What is passed over must be
+covered: each site's bound lies above its odds against staying, ``sum_(l != y) 2^((e_y - e_l) scale)``, here in float64 of the
+torch engine's energies.
 """
 
 # mypy: disable-error-code="import-not-found"

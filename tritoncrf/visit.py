@@ -113,9 +113,9 @@ class Visit(metaclass=Unopened):
         plain = isinstance(edges, Edges) and all(part is None for part in (sizes, mask, clamp, view, *edges))
         if plain and ranks.size == 1 and applies(terms, logits, store):
             goes_on = self.method == "pcd"
-            found = short_visit(terms, logits, tables, target, index, self.ignore_index, goes_on, visits, store, self._rates)
+            short = short_visit(terms, logits, tables, target, index, self.ignore_index, goes_on, visits, store, self._rates)
             self._own = _version(store.labels) if goes_on and store is not None else self._own
-            return self._watched(found)
+            return self._watched(short)
         batch = sampler.lay_out(
             logits, None, sizes=sizes, mask=mask, replicas=replicas, count=None, edges=edges, tables=tables
         )

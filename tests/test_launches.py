@@ -87,9 +87,8 @@ def count(images: int = 1, method: str = "pcd", sizes: bool = False, extra: bool
 @contextlib.contextmanager
 def noted(kernels: Counter[str]) -> Iterator[None]:
     """Every launch that a launcher asks for inside is counted: on meta tensors it is not made."""
-    import tritoncrf.kernels
-
-    names = [part.name for part in pkgutil.iter_modules(tritoncrf.kernels.__path__)]
+    package = importlib.import_module("tritoncrf.kernels")
+    names = [part.name for part in pkgutil.iter_modules(package.__path__)]
     modules = [importlib.import_module(f"tritoncrf.kernels.{name}") for name in names if name != "device"]
 
     def note(kernel: Any, programs: int, *given: object, **options: object) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tests.test_kernels_interpret import NO_TRITON, interpret, poison, watch
-from tritoncrf import ChainStore, CRFLoss, GridCRF, Neighborhood, visit
+from tritoncrf import ChainStore, CRFLoss, GridCRF, Neighborhood, short_visit, visit
 
 __all__ = ["poison", "watch"]
 
@@ -82,21 +82,18 @@ def same(step: Step) -> int:
         for loss in losses:
             loss._visit.ignore_index = -1
     shorts: list[int] = []
-    kept = visit.short_visit
 
     def counted(*given: object) -> object:
         shorts.append(1)
-        return kept(*given)  # type: ignore[arg-type]
+        return short_visit.short_visit(*given)  # type: ignore[arg-type]
 
     for batches in zip(*(step.batches() for _ in losses), strict=True):
         seen = []
         for loss, (logits, target, index) in zip(losses, batches, strict=True):
             loss.zero_grad()
-            visit.short_visit = counted  # type: ignore[assignment]
-            try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(visit, "short_visit", counted)
                 value = loss(logits, target, index)
-            finally:
-                visit.short_visit = kept
             told = value.detach().clone()
             # As callers do.
             value *= 1

@@ -117,6 +117,10 @@ def tell_once(
     [1], written. MEAN: divided by the labelled pixels, of which 0 give 0.
     """
     lane = tl.arange(0, BLOCK)
+    begun = tl.full((), 0, tl.int64)
+    if visits is not None:
+        # Here, since all threads read what one of them writes behind the sums.
+        begun = tl.load(visits)
     gap, known = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.int64)
     for start in range(0, programs, BLOCK):
         own = start + lane
@@ -150,7 +154,7 @@ def tell_once(
             at = tl.load(place + own, mask=own < images, other=0)
             tl.store(sweeps + at, tl.load(count + own, mask=own < images, other=0) + moved, mask=own < images)
     if visits is not None:
-        tl.store(visits, tl.load(visits) + tl.where(good, images, 0))
+        tl.store(visits, begun + tl.where(good, images, 0))
 
 
 def tell(

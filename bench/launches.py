@@ -20,12 +20,16 @@ POINTERS = {
     "values": "u8", "chosen": "i32", "sites": "i64", "positions": "i64", "before": "u8", "marks": "u8", "since": "i32",
     "pointer": "i32", "base": "i32", "others": "i32", "first_node": "i64", "starts": "i32", "members": "i32", "graph": "i32",
     "start": "i64",
+    "pairwise": "fp32", "target": "i64", "visits": "i64", "sweeps": "i64", "holds": "u8", "place": "i64", "known": "u8",
+    "labelled": "u8", "kept": "u8", "gaps": "fp64", "pairs": "i64", "errors": "fp32", "whole": "fp64", "value": "fp32",
+    "factor": "fp32",
 }  # fmt: skip
 # What differs from kernel to kernel.
 OWN: dict[str, dict[str, str]] = {
     "add_conditionals": {"out": "fp64"}, "pair_products": {"out": "i64"}, "unary_differences": {"out": "fp32"},
     "edge_bytes": {"out": "u8"}, "gated_products": {"out": "i64"}, "table_rows": {"tables": "fp32", "kinds": ""},
     "settle": {"out": "fp64"}, "add_graph_conditionals": {"out": "fp64"}, "count_factors": {"counts": "i64", "free": "u8"},
+    "tell_pixels": {"out": "fp32"}, "tell_once": {"bad": "u8", "labelled": "i64"},
 }  # fmt: skip
 # Kernels of models that have these, and what then is None in the others.
 VARIANTS: dict[str, dict[str, int]] = {
@@ -35,7 +39,7 @@ ABSENT = {
     "KINDS": ("kinds", "kinded"), "GATES": ("gates", "gated", "gating", "steep"), "LAZY": ("odds", "tags", "scratch"),
     "TEAMED": ("arrivals",),
 }  # fmt: skip
-FLOATS, LONGS = ("scale", "share"), ("stride_image", "stride_label")
+FLOATS, LONGS = ("scale", "share", "bound"), ("stride_image", "stride_label", "most")
 # Classes of the standard problem, its sites of a phase, images of a full device, multiprocessors.
 CLASSES, LENGTH, FULL, PROCESSORS = 32, 130 * 330 // 20, 1 << 10, 132
 
@@ -70,6 +74,8 @@ KERNELS = {
     "graph": Kernel("graphs", "sweep_graphs", "sweep"), "graph_team": Kernel("graphs", "sweep_graphs", "sweep", team=True),
     "add_graph_conditionals": Kernel("graphs", "add_graph_conditionals", "plain"),
     "count_factors": Kernel("factor_counts", "count_factors", block=128),
+    "look_once": Kernel("looks", "look_once", block=512), "look_at_pixels": Kernel("looks", "look_at_pixels"),
+    "tell_pixels": Kernel("tells", "tell_pixels"), "tell_once": Kernel("tells", "tell_once", block=512),
 }  # fmt: skip
 SWEEPS = ("gather", "gather_team", "lazy", "lazy_team")
 GRAPHS = ("graph", "graph_team")
@@ -110,6 +116,7 @@ def source(kernel: str, labels: int, target: str, single: bool = True) -> tuple[
         "LABELS": labels, "PAD": padded(labels), "PITCH": pitch(labels), "WIDTH": width(labels), "SINGLE": single, "FAR": False,
         "TILE": max(16, triton.next_power_of_2(labels + (kernel == "table_rows"))), "stride_pixel": 1, "SPREAD": 2 * CLASSES,
         "LANES": 128, "SCAN": 1024, "EVERY": False, "MEMBERS": 1, "ARITY": 2, "DIFFERENCE": True, "GATED": bool(seen["GATES"]),
+        "CHECKS": 8, "MEAN": True,
         **flags,
     }  # fmt: skip
     if what.warps == "plain":

@@ -174,3 +174,19 @@ def test_a_letter_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 1
     first, second = (guard.Verdict(("a", "b"), OnCard(flags), spare) for flags in (BAD, ~GOOD))  # type: ignore[arg-type]
     assert (first.failed(), second.failed(), len(made)) == (["b"], ["a", "b"], 2)
+
+
+def test_what_a_kernel_looked_at_is_stated_beside_what_is_required(card: Card) -> None:
+    watch = Guard(immediate=False)
+    for first in (False, True):
+        with watch.call(torch.device("cpu")):
+            if first:
+                watch.require(GOOD, "labels: expected others", lambda: "")
+            watch.take(("logits: expected numbers", "index: expected less"), torch.tensor([True, first]))
+            assert bool(watch.flag(torch.device("cpu"))) is not first
+    assert card.sent == [
+        ("logits: expected numbers", "index: expected less"),
+        ("labels: expected others", "logits: expected numbers", "index: expected less"),
+    ]
+    with pytest.raises(ValueError, match="index: expected less, got otherwise"):
+        watch.settle()

@@ -242,6 +242,13 @@ def test_slots_are_the_sites_color_by_color(shape: tuple[int, ...]) -> None:
     assert int(layout.positions.max()) + farthest < layout.volume
 
 
+@pytest.mark.parametrize("shape", [(33, 17), (36, 18), (1, 1), (19,), (3, 17, 5)])
+def test_a_frame_says_where_in_a_row_a_pixel_is(shape: tuple[int, ...]) -> None:
+    near = Neighborhood.from_offsets([tuple(int(axis == own) for own in range(len(shape))) for axis in range(len(shape))])
+    layout = Layout.build(near, bucket(shape), torch.device("cpu"))
+    assert torch.equal(layout.frame(shape).places, layout.crop(torch.arange(layout.volume), shape).flatten())
+
+
 def test_buckets_waste_an_eighth_at_most_and_are_few() -> None:
     for n in range(1, 5000):
         (rounded,) = bucket((n,))

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 # Top to bottom; a file may import from files further down, and from its own folder's.
 ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "distributed", "head", "evaluation", "loop", "optimizers",
-    "generators", "model_state", "batches", "networks", "loss", "held_out", "visit", "agreement", "chain_lookup", "monitor",
+    "generators", "model_state", "batches", "networks", "loss", "held_out", "visit",
+    "short_visit", "agreement", "chain_lookup", "monitor",
     "reduction", "gradient", "phases", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends",
     "datasets", "index_sampler", "partition", "sampler", "inputs", "chains", "flip_rate", "store", "pixel_indices", "sharding",
     "sizes", "ranks", "finite", "checkpoint", "model_kinds", "factor_crf", "grid_crf", "model_protocol", "incidence",

@@ -10,6 +10,24 @@ from tritoncrf.store import ChainStore
 from tritoncrf.validation import Guard
 
 
+def positions(index: Tensor | None, images: int, device: torch.device) -> Tensor | None:
+    """Of a batch, int64 ``[N]`` on the device, once what the host knows of them is looked at."""
+    if index is None:
+        return None
+    index = validation.tensor("index", index).to(device, non_blocking=True)
+    return validation.shaped("index", index, [(images,)], validation.INTEGERS, index.device).long()
+
+
+def continued(store: ChainStore, device: torch.device, index: Tensor | None) -> Tensor:
+    """The positions, once what the host knows of them and of the store is looked at."""
+    if store.device != device:
+        raise ValueError(f"chains: expected a ChainStore on {device} (that of the CRF's tables), got {store.device}")
+    validation.writable("chains", store.labels)
+    if index is None:
+        raise ValueError("index: expected integers [N], each image's position in the data set, got None")
+    return index
+
+
 def find(
     guard: Guard, store: ChainStore, device: torch.device, index: Tensor | None, limits: Tensor, shape: tuple[int, ...],
     sizes: Tensor | None, view: Tensor | None,
@@ -18,12 +36,7 @@ def find(
 
     limits: int64 ``[d]``, the shape on the device.
     """
-    if store.device != device:
-        raise ValueError(f"chains: expected a ChainStore on {device} (that of the CRF's tables), got {store.device}")
-    validation.writable("chains", store.labels)
-    if index is None:
-        raise ValueError("index: expected integers [N], each image's position in the data set, got None")
-    given = index
+    given = continued(store, device, index)
     index = given.clamp(0, len(store) - 1)
     expected = f"index: expected positions from 0 to {len(store) - 1}"
     guard.require(index.eq(given), expected, lambda: f"{int(given[index != given][0])}")

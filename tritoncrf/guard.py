@@ -113,6 +113,12 @@ class Guard:
             self._open.clear()
             raise ValueError(f"{sentence}, got {got()}")
 
+    def take(self, sentences: tuple[str, ...], holds: Tensor) -> None:
+        """States what a kernel has looked at: bool [K], what holds, not yet to be waited for."""
+        alone = not self._open
+        self._open += zip(sentences, holds.unbind(), strict=True)
+        self._stacked = holds if alone else None
+
     def flag(self, device: torch.device) -> Tensor:
         """bool ``[]``: whether any value checked since the call began was bad; after it, of the last call."""
         holds = self._stack()

@@ -48,9 +48,12 @@ class Batch:
 
 def check_batch(
     guard: Guard, crf: CRF, logits: Tensor, index: Tensor | None, sizes: Tensor | None, mask: Tensor | None, replicas: int,
-    count: Tensor | None, edges: Given,
+    count: Tensor | None, edges: Given, values: bool = True,
 ) -> tuple[Plan, Layout, Tensor, Tensor]:  # fmt: skip
-    """Plan, layout, present pixels and counts of a batch given as to `Sampler.init`."""
+    """Plan, layout, present pixels and counts of a batch given as to `Sampler.init`.
+
+    values: whether the logits' are looked at, as they are unless somebody else does.
+    """
     device, labels = crf.device, crf.num_labels
     validation.logits(logits, labels, crf.ndim, device)
     replicas = validation.whole("replicas", replicas, 1, 1 << contract.REPLICA_BITS)
@@ -61,7 +64,9 @@ def check_batch(
     index = counter(guard, "index", index, 1 << contract.INDEX_BITS, order)
     count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, none)
     present = frame.exists(images, sizes, mask)
-    validation.logit_values(guard, logits, None if sizes is None and mask is None else present, graph=layout.fold is not None)
+    if values:
+        held = None if sizes is None and mask is None else present
+        validation.logit_values(guard, logits, held, graph=layout.fold is not None)
     plan = layout.plan(labels, shape, index, replicas, sizes, mask, None, present)
     return crf.plan_with_edges(guard, plan, layout, present, sizes, edges), layout, present, count
 

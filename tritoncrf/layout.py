@@ -114,7 +114,7 @@ class Layout:
 
     def frame(self, shape: Shape) -> Frame:
         """What batches of padded ``shape`` [*shape] share; made at the first of them."""
-        return self._share(shape, lambda: Frame.of(self.coordinates, shape))
+        return self._share(shape, lambda: Frame.of(self.coordinates, self.positions, shape))
 
     def numbers(self, images: int) -> Tensor:
         """int64 ``[2, N]``: 0 to N - 1, and zeros; nobody writes into it."""

@@ -29,18 +29,21 @@ class Sample(NamedTuple):
 
 def both(
     sampler: Sampler[CRF], batch: Batch, chains: list[Tensor | None], labelled: Tensor, known: Tensor, clamp: Tensor | None,
-    sweeps: int, rates: dict[str, Rate],
+    sweeps: int, rates: dict[str, Rate], looked: bool = False,
 ) -> tuple[Sample, Sample]:  # fmt: skip
     """Samples of the data phase and of the free one.
 
     chains: where the free phase and the data phase begin, uint8 ``[N, R, *shape]``, None for at the data; labelled, known: as
-    `inputs.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits.
+    `inputs.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits; looked: whether it
+    was looked at that so many sweeps are left.
     """
 
     def phase(start: Tensor, name: str, held: Tensor | None, like: ChainState | None = None) -> ChainState:
         found = sampler.begin(batch, start, name, held, like)
         # As many labels change as at the last visit, most likely: the update need not be found out anew.
         found.rate = rates.setdefault(name, found.rate)
+        if not looked:
+            sampler.room(found, sweeps)
         sampler.advance(found, sweeps)
         return found
 

@@ -68,7 +68,7 @@ class Sampler(Generic[Model]):
         vars(self).update(state)
         self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels, self.crf.arity)
 
-    def _settle_down(self) -> torch.device:
+    def settle_down(self) -> torch.device:
         """The CRF's device, on which an engine is found anew where the CRF has moved."""
         if self.crf.device != self.device:
             self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels, self.crf.arity)
@@ -130,7 +130,7 @@ class Sampler(Generic[Model]):
 
         tables: where they are not to be read from the CRF.
         """
-        self._settle_down()
+        self.settle_down()
         version = self.crf.version if tables is None else None
         plan, layout, present, count = check_batch(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges)
         rounded = self.crf.rounded(self.guard, self.crf.tables if tables is None else tables, plan)
@@ -169,11 +169,11 @@ class Sampler(Generic[Model]):
             return chains
 
     def advance(self, chains: ChainState, sweeps: int) -> None:
-        """As `run`, for chains begun in this very call: nothing is checked again, and a deferred fault is the caller's."""
-        self._room(chains, sweeps)
+        """As `run`, for chains begun in this very call: nothing is checked, and a deferred fault is the caller's."""
         self._sweep(chains, sweeps, contract.scale_of(1.0))
 
-    def _room(self, chains: ChainState, sweeps: int) -> None:
+    def room(self, chains: ChainState, sweeps: int) -> None:
+        """Requires that so many sweeps are left."""
         expected = f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life"
         left = chains.count <= (1 << contract.SWEEP_BITS) - sweeps
         self.guard.require(left, expected, lambda: f"{sweeps} more after {int(chains.count.max())}")
@@ -184,7 +184,7 @@ class Sampler(Generic[Model]):
         validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
         scale = contract.scale_of(validation.beta(beta))
         # Last: it may leave a check that is heard of later, which what raises at once must not.
-        self._room(chains, sweeps)
+        self.room(chains, sweeps)
         return scale
 
     def _bad(self) -> Tensor | None:

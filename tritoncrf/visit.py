@@ -16,13 +16,13 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
-from tritoncrf.chain_lookup import check_labels, find, renew
+from tritoncrf.chain_lookup import check_labels, find, positions, renew
 from tritoncrf.compiling import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
 from tritoncrf.flip_rate import Rate
 from tritoncrf.graphs import CARRIED, Carried, FactorGraph
-from tritoncrf.inputs import Batch, targets
+from tritoncrf.inputs import targets
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
 from tritoncrf.monitor import TableWatch
@@ -30,6 +30,7 @@ from tritoncrf.phases import both
 from tritoncrf.ranks import Ranks, fingerprint
 from tritoncrf.reduction import Outputs, Terms, reduced
 from tritoncrf.sampler import Sampler
+from tritoncrf.short_visit import applies, short_visit
 from tritoncrf.statistics import Tally
 from tritoncrf.store import ChainStore
 from tritoncrf.target_watch import TargetWatch
@@ -117,6 +118,12 @@ class Visit(metaclass=Unopened):
         store: ChainStore | None, ranks: Ranks,
     ) -> tuple[Outputs, Tally]:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
+        plain = isinstance(edges, Edges) and all(part is None for part in (sizes, mask, clamp, view, *edges))
+        if plain and ranks.size == 1 and applies(terms, logits, store):
+            goes_on = self.method == "pcd"
+            short = short_visit(terms, logits, tables, target, index, self.ignore_index, goes_on, visits, store, self._rates)
+            self._own = _version(store.labels) if goes_on and store is not None else self._own
+            return self._watched(short)
         batch = sampler.lay_out(
             logits, None, sizes=sizes, mask=mask, replicas=replicas, count=None, edges=edges, tables=tables
         )
@@ -127,7 +134,7 @@ class Visit(metaclass=Unopened):
         # What is not looked at at once is seen from the energies then, where each labelled pixel's is asked.
         later = clamp is None and not guard.waits(present.device)
         labelled, known = targets(guard, batch, target, clamp, self.ignore_index, later)
-        index, count, indices = self._positions(index, batch), None, None
+        index, count, indices = positions(index, len(batch.count), present.device), None, None
         if store is not None:
             limits = batch.layout.frame(shape).limits
             index, view = find(guard, store, sampler.crf.device, index, limits, shape, sizes, view)
@@ -189,10 +196,13 @@ class Visit(metaclass=Unopened):
             kept_alike = store is not None and self.method == "pcd" and view is None
             if kept_alike and target.device.type == "cpu" and bool(good):
                 self._targets.observe(target, index, sizes)
-        for name, parameter in sampler.crf.named_parameters():
+        return self._watched((found, tally))
+
+    def _watched(self, found: tuple[Outputs, Tally]) -> tuple[Outputs, Tally]:
+        for name, parameter in self.sampler.crf.named_parameters():
             attribute = name.removeprefix("parametrizations.").split(".")[0]
             self._watches.setdefault(name, TableWatch(f"crf.{attribute}")).observe(parameter)
-        return found, tally
+        return found
 
     def _check_kept(self, labels: Tensor | None, chains: list[Tensor], ranks: Ranks) -> None:
         """Looks at kept labels, on a GPU where somebody else may have written them since the last visit."""
@@ -246,12 +256,6 @@ class Visit(metaclass=Unopened):
                 stacklevel=5,
             )
         self.chains.fresh = False
-
-    def _positions(self, index: Tensor | None, batch: Batch) -> Tensor | None:
-        if index is None:
-            return None
-        index = validation.tensor("index", index).to(batch.count.device, non_blocking=True)
-        return validation.shaped("index", index, [tuple(batch.count.shape)], validation.INTEGERS, index.device).long()
 
 
 def _version(labels: Tensor | None) -> tuple[int, int] | None:

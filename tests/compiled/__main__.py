@@ -78,7 +78,13 @@ def compared(cases: list[Case], seed: int, table: str) -> dict[str, Any]:
                 updates += graphs.compare(emulator, graph, team)
             except AssertionError as error:
                 differences.append(f"{graph}, team of {team}: {error}"[:300])
-    return {"problems": count, "site_updates": updates, "differences": differences, **report(emulator, began)}
+    visits = 0
+    for step in problems.VISITS:
+        try:
+            visits += problems.visited(emulator, step)
+        except AssertionError as error:
+            differences.append(f"{step}: {error}"[:300])
+    return {"problems": count, "visits": visits, "site_updates": updates, "differences": differences, **report(emulator, began)}
 
 
 def standard(update: str, team: int, sweeps: int, seed: int) -> dict[str, Any]:

@@ -193,6 +193,9 @@ def _table() -> dict[str, Meaning]:
             found[f"setp.{sign}.{name}"] = Meaning(PREDICATE, (kind, kind), ordered)
             if kind.kind == "f":
                 found[f"setp.{sign}u.{name}"] = Meaning(PREDICATE, (kind, kind), _unordered(of))
+        if kind.kind == "f":
+            found[f"setp.nan.{name}"] = Meaning(PREDICATE, (kind, kind), lambda a, b: np.isnan(a) | np.isnan(b))
+            found[f"setp.num.{name}"] = Meaning(PREDICATE, (kind, kind), lambda a, b: ~(np.isnan(a) | np.isnan(b)))
     for name in ("s16", "u16", "s32", "u32", "s64", "u64"):
         kind, two, small = TYPES[name], (TYPES[name],) * 2, TYPES["u32"]
         for verb, of in WHOLE.items():
@@ -223,7 +226,7 @@ def _table() -> dict[str, Meaning]:
         for verb, of in REAL.items():
             found[f"{verb}.rn.{name}"] = Meaning(kind, (kind, kind), of)
         found |= {f"{verb}.{name}": Meaning(kind, (kind, kind), of) for verb, of in (("min", np.fmin), ("max", np.fmax))}
-        found[f"neg.{name}"] = Meaning(kind, (kind,), np.negative)
+        found |= {f"{verb}.{name}": Meaning(kind, (kind,), of) for verb, of in (("neg", np.negative), ("abs", np.abs))}
     word = TYPES["u32"]
     found["mov.pred"] = Meaning(PREDICATE, (PREDICATE,), lambda a: a)
     found["div.full.f32"] = Meaning(TYPES["f32"], (TYPES["f32"],) * 2, roughly)

@@ -31,7 +31,7 @@ from tests.compiled.turns import alone, together
 
 TYPES = {
     torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8",
-    torch.int32: "i32", torch.int64: "i64", torch.bool: "i1",
+    torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.bool: "i1",
 }  # fmt: skip
 SCALARS = {"i32": np.uint32, "i64": np.uint64, "fp32": np.float32}
 WARP = 32

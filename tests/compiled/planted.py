@@ -11,14 +11,16 @@ byte in the intervals that a barrier parted, or what was read elsewhere did not 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import product
 
 from tests.compiled import graphs
 from tests.compiled.launch import Emulator, emulated
 from tests.compiled.parse import Unknown, parse
-from tests.compiled.problems import compare, shape, swept
+from tests.compiled.problems import compare, shape, swept, visited
 from tests.compiled.program import Code
 from tests.test_kernels_interpret import FIVE, Case
+from tests.test_short_visit import Step
 
 # Phases of more sites than a program looks at at once, in packed rows and in float32; the code for several chains.
 CASES = [
@@ -31,7 +33,7 @@ CASES = [
 SWEEPS = {"gather": ("gather", 1), "gather_team": ("gather", 3), "lazy": ("incremental", 1), "lazy_team": ("incremental", 3)}
 # Those that multiply matrices, or whose threads tell each other what they found, with what they need to be launched.
 MATRICES = Case((13, 17), 4, FIVE, sweeps=1, kinds=2, gates=1)
-OTHERS = dict.fromkeys(("pair_products", "gated_products", "add_conditionals", "table_rows"), MATRICES)
+OTHERS: dict[str, Case | Step] = dict.fromkeys(("pair_products", "gated_products", "add_conditionals", "table_rows"), MATRICES)
 # Phases of more sites than are listed at once.
 OTHERS["list_sites"] = Case((41, 61), 4, ((0, 1), (1, 0)), sweeps=1)
 # Those of averages that look only at what no longer stands.
@@ -39,6 +41,9 @@ STANDING = dict.fromkeys(("mark_stale", "settle"), Case((13, 17), 4, FIVE, image
 OTHERS |= STANDING
 # Code of `sweep_graphs` -> programs of a team.
 GRAPHS = {"graph": 1, "graph_team": 3}
+# Those of a plain visit: several programs an image, and a chain that stands twice.
+VISIT = Step((13, 21), index=(1, 3, 1), replicas=2, last=True, forbidden=True, steps=1)
+OTHERS |= dict.fromkeys(("look_once", "look_at_pixels", "tell_pixels", "tell_once"), VISIT)
 PATTERNS = {
     "barrier": r"\tbar\.sync \t0;",
     "barriers": r"\tbar\.sync \t0;(?:\s+(?:\.loc[^\n]*|//[^\n]*|\$L__tmp\d+:|bar\.sync \t0;))*\s+bar\.sync \t0;",
@@ -99,16 +104,16 @@ def line_of(text: str, at: int) -> str:
     return located[-1] if located else ""
 
 
-def sweep(emulator: Emulator, kernel: str, case: Case | graphs.GraphCase) -> str:
+def sweep(emulator: Emulator, kernel: str, case: Case | Step | graphs.GraphCase) -> str:
     """What a run of ``kernel`` shows to be wrong; "" if nothing."""
+    update, team = SWEEPS.get(kernel, ("incremental" if kernel in STANDING else "gather", 1))
     try:
         if isinstance(case, graphs.GraphCase):
             graphs.compare(emulator, case, GRAPHS.get(kernel, 1))
             return next(iter(emulator.faults()), "")
-    except (AssertionError, Unknown, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    update, team = SWEEPS.get(kernel, ("incremental" if kernel in STANDING else "gather", 1))
-    try:
+        if isinstance(case, Step):
+            visited(emulator, case)
+            return next(iter(emulator.faults()), "")
         if kernel not in SWEEPS:
             compare(emulator, case, update, team)
             return next(iter(emulator.faults()), "")
@@ -125,7 +130,7 @@ def came_to(code: Code, text: str, at: int) -> bool:
     return len(parse(before + "\n}").blocks) - 1 in code.ran
 
 
-def cases_of(kernel: str) -> list[Case] | list[graphs.GraphCase]:
+def cases_of(kernel: str) -> Sequence[Case | Step | graphs.GraphCase]:
     if kernel in SWEEPS:
         return CASES
     return [OTHERS[kernel]] if kernel in OTHERS else graphs.GRAPHS

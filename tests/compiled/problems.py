@@ -1,8 +1,9 @@
 """Which problems are put to the compiled code? Those of the interpreter's tests, and the standard one; here they are compared.
 
 Labels, flips, conditionals, energies, pair counts, pair and gated errors of a problem must be the torch engine's, bit for bit;
-unary errors too, by their own kernel. What is passed over must be covered: each site's bound lies above its odds against
-staying, ``sum_(l != y) 2^((e_y - e_l) scale)``, here in float64 of the torch engine's energies.
+unary errors too, by their own kernel. Plain visits leave what the long way leaves. What is passed over must be
+covered: each site's bound lies above its odds against staying, ``sum_(l != y) 2^((e_y - e_l) scale)``, here in float64 of the
+torch engine's energies.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -21,6 +22,7 @@ from torch import Tensor
 from tests import on_device
 from tests.compiled.launch import Emulator, emulated
 from tests.test_kernels_interpret import CASES, SEEING, SLOW, Case, problem
+from tests.test_short_visit import STEPS, Step, same
 from tritoncrf import Sampler, contract
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import Engine, load
@@ -35,6 +37,8 @@ SMALL = [
 ] + [Case((24, 37), 5, THREE, entries=entries, sweeps=1) for entries in ("above", "inside")]  # fmt: skip
 FULL = [*CASES, *SEEING, replace(CASES[3], dtype=torch.bfloat16), *SLOW[::5]]
 UPDATES = ("gather", "incremental")
+# Of plain batches: several images and replicas, one chain twice, several programs an image, images without a store.
+VISITS = [STEPS[1], STEPS[3], replace(STEPS[4], dtype=torch.float32)]
 # Programs of a team, of which there are several only where they meet.
 TEAMS = (1, 3)
 
@@ -67,6 +71,12 @@ def compare(emulator: Emulator, case: Case, update: str, team: int, table: str =
             assert not (said := swept(case, update, sweeps)), said
             updates += math.prod(case.shape) * case.replicas * sweeps
     return updates
+
+
+def visited(emulator: Emulator, step: Step) -> int:
+    """Steps of a plain batch compared; AssertionError where the two paths of a visit differ."""
+    with emulated(emulator), shape(1):
+        return same(step)
 
 
 def swept(case: Case, update: str, sweeps: int) -> str:

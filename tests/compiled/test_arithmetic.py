@@ -41,6 +41,11 @@ def test_arithmetic_wraps_and_rounds() -> None:
     assert of("mul.hi.u32", 2**32 - 1, 2**32 - 1) == 2**32 - 2
     assert not of("setp.ne.f32", np.nan, 0.0)
     assert of("setp.neu.f32", np.nan, 0.0)
+    assert of("abs.f32", -3.5) == 3.5
+    assert of("setp.nan.f32", 1.0, np.nan)
+    assert not of("setp.nan.f32", 1.0, np.inf)
+    assert of("setp.num.f32", 1.0, np.inf)
+    assert not of("setp.num.f32", np.nan, 1.0)
     assert of("mul.rn.f32", 2.0**-100, 2.0**-40) == np.float32(2.0**-140)
 
 

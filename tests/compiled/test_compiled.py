@@ -51,6 +51,7 @@ def check(found: dict[str, Any]) -> None:
     assert found["differences"] == []
     assert found["faults"] == []
     assert found["site_updates"] > 0
+    assert found["visits"] > 0
 
 
 @NO_TRITON

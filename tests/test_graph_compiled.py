@@ -46,7 +46,7 @@ def compiled_steps(compiled: bool, method: str, reduction: str, train: bool, lea
         found.append(value.detach())
         if train:
             # Nodes of different graphs are told apart.
-            (value * torch.arange(1.0, 1.0 + value.numel()).view(value.shape)).sum().backward()
+            (value * torch.arange(1.0, 1.0 + value.numel()).view(value.shape)).sum().backward()  # type: ignore[no-untyped-call]
             parts = (field.grad, weight.grad, *(table.grad for table in crf.factors))
             found += [part.clone() for part in parts if part is not None]
     return found if store is None else [*found, store.labels, store.sweeps]
@@ -118,3 +118,10 @@ def test_a_value_a_graph_weighs_that_graph_s_nodes() -> None:
         found.append(torch.autograd.grad((value * weight).sum(), field)[0])
     assert float(found[0].abs().sum()) > 0
     assert torch.equal(found[1], found[0] * weights.repeat_interleave(torch.tensor([7, 4, 9]))[:, None])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_logits_that_are_none_are_said_to_be(train: bool) -> None:
+    crf, graphs, _, targets = ragged()
+    loss = CRFLoss(crf, method="cd", engine=ENGINE).train(train)
+    one_sentence(lambda: loss([[0.0]], targets[0], graph=graphs[0]), "logits: expected a torch tensor, got list")

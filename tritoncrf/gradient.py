@@ -115,7 +115,7 @@ class Sampled(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         """found: the fields of `Errors`, of graphs ``[V, L]`` for logits; factor: float32 [], by which they all count; owner:
         int64 ``[V]``, each node's graph where there is a value a graph."""
-        ctx.save_for_backward(owner, factor, *found)
+        ctx.save_for_backward(owner, factor, *found)  # type: ignore[arg-type]
         ctx.dtypes = [None if part is None else part.dtype for part in (logits, pairwise, gated, gates)]  # type: ignore[attr-defined]
         # Nobody else has it, but to return it as it is would make it a view.
         return value.detach()

@@ -49,7 +49,7 @@ def add_conditionals(
         # In the middle all neighbours lie within the row.
         here = labels + chain * volume + tl.where(valid, where, volume // 2)
         alone = load_row(unary + row * PAD, valid, PAD, WIDTH)
-        # Exactly: the energies themselves are told, not only their differences.
+        # Exactly: energies are returned, not only their differences.
         pieces = neighbours(
             here, image, tl.where(valid, rank, 0), (rows, words, tl.load(steepest), steps), (kinds, gates, gated, gating),
             classes, weighed, slots, 0, True, LABELS, PAD, WIDTH, 1, 1, KINDS, GATES,

@@ -1,4 +1,4 @@
-"""tritoncrf: CRFs on pixel grids over a network's logits, learned and answered by exact Gibbs sampling."""
+"""tritoncrf: conditional random fields over a network's logits, on lattices and graphs, learned and answered by sampling."""
 
 from tritoncrf._version import VERSION
 from tritoncrf.datasets import Indexed, concat

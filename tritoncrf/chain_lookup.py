@@ -1,4 +1,4 @@
-"""Which chains does a batch continue? Its images' positions in a store, and what was kept there, looked at."""
+"""Which chains does a batch continue? Its images' positions in a store, and the labels kept there, checked."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def renew(
 ) -> None:  # fmt: skip
     """Writes samples of the free phase and the data phase back, or where not ``good``, bool ``[]``, what was there before.
 
-    places: of the batch, or images ``[N]`` of one shape; samples: uint8 ``[N, R, *shape]``, 255 where no pixel is; chains: what
-    was fetched, None where none are kept; moved: whether one image may stand in several places. Of an image ``index`` that
-    stands twice the first is kept: both write that, in whatever order.
+    indices: into the store's row, or images ``[N]`` of one shape; samples: uint8 ``[N, R, *shape]``, 255 where no pixel is;
+    chains: what was fetched, None where none are kept; moved: whether one image may stand in several places. Of an image
+    ``index`` that stands twice the first is kept: both write that, in whatever order.
     """
     first = _firsts(index)
     for data, before in enumerate(chains):

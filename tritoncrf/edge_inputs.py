@@ -1,4 +1,4 @@
-"""What comes in of the edges? Kinds and gates of a batch, each at its edge's first end, looked at once.
+"""What comes in of the edges? Kinds and gates of a batch, each at its edge's first end, checked once.
 
 Class c joins pixel i and i + d_c (mod n along an axis that wraps); what is given of that edge stands at i. Entries of edges
 that do not exist, because an end lies beyond the image, is padding or is masked out, are not looked at: whatever they
@@ -129,7 +129,7 @@ def _describe(numbers: list[int]) -> str:
 
 
 def plan_with_edges(guard: Guard, form: EdgeForm, plan: Plan, layout: Layout, present: Tensor, given: Edges) -> Plan:
-    """The plan with its batch's kinds and gates, looked at; present: bool ``[N, *shape]``, the pixels that exist.
+    """The plan with its batch's kinds and gates, checked; present: bool ``[N, *shape]``, the pixels that exist.
 
     Raises ValueError or TypeError where one is missing, is not asked for, or is not what it should be.
     """

@@ -123,7 +123,7 @@ class FactorCRF(CRF):
         return _form(self.num_labels, self.arities, self.kinds)
 
     def rounded(self, guard: Guard, tables: Tables, plan: Plan | None = None) -> Tables:
-        """Tables on rule 1's grid, looked at; with a plan, each node's bound too."""
+        """Tables on rule 1's grid, checked; with a plan, each node's bound too."""
         on_grid = Tables(contract.round_pairwise(tables.pairwise))
         bound(guard, on_grid.pairwise, self._starts, None if plan is None else plan.factors)
         return on_grid
@@ -146,7 +146,7 @@ class FactorCRF(CRF):
         return torch.cat(gates) if gates else None
 
     def layout(self, shape: Shape, given: Given) -> Layout:
-        assert isinstance(given, FactorGraph), "looked at by `fold`"
+        assert isinstance(given, FactorGraph), "checked by `fold`"
         return self.layouts.get(given)
 
     def plan_with_edges(
@@ -155,7 +155,7 @@ class FactorCRF(CRF):
         return plan
 
     def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Given) -> Tensor:
-        assert isinstance(given, FactorGraph), "looked at by `fold`"
+        assert isinstance(given, FactorGraph), "checked by `fold`"
         return self.energy(logits, labels, given, mask=mask)
 
     def foreign(self, plan: Plan, layout: Layout) -> str | None:

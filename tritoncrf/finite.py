@@ -1,4 +1,4 @@
-"""Is all that learns still a number? Gradients are looked at before a step takes them, what a checkpoint holds before it is
+"""Is all that learns still a number? Gradients are checked before a step takes them, what a checkpoint holds before it is
 written.
 
 One NaN among a step's gradients makes a weight NaN, and from there everything. On a CPU a step with such a gradient is refused

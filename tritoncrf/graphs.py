@@ -49,7 +49,7 @@ class FactorGraph:
     num_nodes: V, 1 to 2^31 - 1. members: a tensor of integers ``[F, k]`` a class, k from 2 to 4: each factor's nodes, which
     differ, in the order of its table's axes; a class may have no factors. kind: uint8 ``[F]`` a class, or None where all are of
     kind 0. gate: floats ``[F]`` in [0, 1] a class, or None where all are 1, rounded to multiples of 1 / 128, as samplers use
-    them; gradients pass straight through. Tensors are copied, so that what is looked at here stays as it is. Raises ValueError
+    them; gradients pass straight through. Tensors are copied, so that what is checked here stays as it is. Raises ValueError
     or TypeError naming the argument.
 
     >>> triangle = FactorGraph(3, [torch.tensor([[0, 1], [1, 2], [2, 0]])])

@@ -110,7 +110,7 @@ class GridCRF(CRF):
         return Tables(*map(whole, self.parts))
 
     def rounded(self, guard: Guard, tables: Tables, plan: Plan | None = None) -> Tables:
-        """Tables on rule 1's grid, looked at."""
+        """Tables on rule 1's grid, checked."""
         pairwise, gated = tables
         on_grid = Tables(contract.round_pairwise(pairwise), None if gated is None else contract.round_pairwise(gated))
         validation.tables(guard, *on_grid, self.form.gating)
@@ -130,11 +130,11 @@ class GridCRF(CRF):
     ) -> Plan:
         if sizes is not None:
             check(guard, self.neighborhood, self.form.wrap, tuple(present.shape[1:]), sizes)
-        assert isinstance(given, Edges), "looked at by `fold`"
+        assert isinstance(given, Edges), "checked by `fold`"
         return plan_with_edges(guard, self.form, plan, layout, present, given)
 
     def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Given) -> Tensor:
-        assert isinstance(given, Edges), "looked at by `fold`"
+        assert isinstance(given, Edges), "checked by `fold`"
         return self.energy(logits, labels, sizes=sizes, mask=mask, kinds=given.kinds, gates=given.gates)
 
     def foreign(self, plan: Plan, layout: Layout) -> str | None:

@@ -100,7 +100,7 @@ class Guard:
                 self._send()
 
     def waits(self, device: torch.device) -> bool:
-        """Whether values on ``device`` are looked at once."""
+        """Whether values on ``device`` are checked at once."""
         return device.type == "cpu" if self._immediate is None else self._immediate
 
     def require(self, ok: Tensor, sentence: str, got: Callable[[], str]) -> None:
@@ -114,7 +114,7 @@ class Guard:
             raise ValueError(f"{sentence}, got {got()}")
 
     def flag(self, device: torch.device) -> Tensor:
-        """bool ``[]``: whether any value looked at since the call began was bad; after it, of the last call."""
+        """bool ``[]``: whether any value checked since the call began was bad; after it, of the last call."""
         holds = self._stack()
         return torch.zeros((), dtype=torch.bool, device=device) if holds is None else ~holds.all()
 

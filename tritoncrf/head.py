@@ -44,7 +44,7 @@ class CRFHead(nn.Module):
     ``head.loss`` and ``head.crf`` are the parts. In eval mode, or when ``head.network.eval()`` was called on a network that
     has parameters to learn, a call with a target is a look: no chain moves. A network none of whose parameters requires a
     gradient is fixed: the tables alone learn, and `train` leaves it in eval mode. Warns once where the target of an image with
-    a chain changes between two visits (looked at on a CPU). Raises ValueError or TypeError naming the argument.
+    a chain changes between two visits (checked on a CPU). Raises ValueError or TypeError naming the argument.
 
     >>> head = CRFHead(torch.nn.Conv2d(1, 3, 3, padding=1, stride=2), GridCRF(3, Neighborhood.nearest(8)))
     >>> image = torch.zeros(2, 1, 8, 10)

@@ -1,4 +1,4 @@
-"""What comes in? A batch of images, its targets and the labels chains start from, looked at once for all of its phases.
+"""What comes in? A batch of images, its targets and the labels chains start from, checked once for both phases.
 
 Whatever a deferred check will report is made harmless here: it must not index out of anything meanwhile.
 """
@@ -23,7 +23,7 @@ ALLOWED = "target: expected labels that the logits allow"
 
 @dataclass(frozen=True)
 class Batch:
-    """N images and the tables, looked at."""
+    """N images and the tables, checked."""
 
     logits: Tensor
     present: Tensor
@@ -67,7 +67,7 @@ def check_batch(
 
 
 def check_logits(guard: Guard, crf: CRF, chains: ChainState, logits: Tensor) -> Tensor:
-    """New logits of chains that are under way, looked at; those of graphs as rows."""
+    """New logits of chains that are under way, checked; those of graphs as rows."""
     fold = chains.layout.fold
     logits = logits if fold is None else fold.logits(logits, crf.num_labels, crf.device)
     validation.logits(logits, crf.num_labels, crf.ndim, crf.device)
@@ -105,7 +105,7 @@ def targets(
 ) -> tuple[Tensor, Tensor]:
     """Which pixels are labelled (bool), and their labels (uint8, 255 elsewhere), both ``[N, *shape]``.
 
-    later: whether somebody else looks at it that the logits allow them.
+    later: whether the caller checks that the logits allow them.
     """
     present, labels, graph = batch.present, batch.plan.labels, batch.plan.factors is not None
     target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device)

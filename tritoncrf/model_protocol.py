@@ -49,7 +49,7 @@ class CRF(nn.Module):
         raise NotImplementedError
 
     def rounded(self, guard: Guard, tables: Tables, plan: Plan | None = None) -> Tables:
-        """Tables on rule 1's grid, looked at; plan: of the batch that they are for."""
+        """Tables on rule 1's grid, checked; plan: of the batch that they are for."""
         raise NotImplementedError
 
     def fold(self, graph: FactorGraph | None, *, sizes: object = None, kinds: object = None, gates: object = None,
@@ -71,7 +71,7 @@ class CRF(nn.Module):
     def plan_with_edges(
         self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given
     ) -> Plan:
-        """The plan with what its batch says of its edges, looked at."""
+        """The plan with what its batch says of its edges, checked."""
         raise NotImplementedError
 
     def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Given) -> Tensor:
@@ -110,7 +110,7 @@ class CRF(nn.Module):
         raise NotImplementedError
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing is kept: the state is looked at before any table is loaded."""
+        """Nothing is kept: the state is checked before any table is loaded."""
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping[str, object], strict: bool,

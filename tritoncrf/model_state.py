@@ -93,7 +93,7 @@ def check_tables(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridC
 
 
 def load_tables(tree: dict[str, Tree], crf: GridCRF) -> None:
-    """Takes over a checkpoint's tables, or what a parametrization makes them of, once looked at."""
+    """Takes over a checkpoint's tables, or what a parametrization makes them of, once checked."""
     if tree.get("crf") is not None:
         crf.load_state_dict(files.tensors(tree, "crf"))
         return
@@ -103,14 +103,14 @@ def load_tables(tree: dict[str, Tree], crf: GridCRF) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training checkpoint holds besides its tables, looked at."""
+    """What a training checkpoint holds besides its tables, checked."""
 
     network: dict[str, Tensor]
     pretrained: dict[str, Tensor] | None
     loop: dict[str, Tree]
     history: list[dict[str, Tree]]
     statistics: dict[str, Tree]
-    """What the loss told of its last call."""
+    """The statistics of the loss's last call."""
     extra: dict[str, Tree]
 
 
@@ -213,7 +213,7 @@ def check_finite(path: str | os.PathLike[str], state: Mapping[str, Tensor], name
 
 
 def take_over(found: Parts, tree: dict[str, Tree], crf: GridCRF, network: nn.Module) -> dict[str, Tensor] | None:
-    """Loads tables and network, once looked at; returns the weights that the network was pre-trained to."""
+    """Loads tables and network, once checked; returns the weights that the network was pre-trained to."""
     load_tables(tree, crf)
     network.load_state_dict(found.network)
     if found.pretrained is None:

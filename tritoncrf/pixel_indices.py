@@ -17,7 +17,7 @@ def pixel_indices(
     """int64 ``[N, R, *shape]``; `spare` beyond an image's size.
 
     sizes, offsets: int64 ``[N, d]`` and ``[N]``, the sizes of the chains' images and where their labels begin; view, cut as in
-    `ChainStore.places`.
+    `ChainStore.pixel_indices`.
     """
     axes = len(shape)
     expand = (-1, 1, *[1] * axes)

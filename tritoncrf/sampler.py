@@ -169,7 +169,7 @@ class Sampler(Generic[Model]):
             return chains
 
     def advance(self, chains: ChainState, sweeps: int) -> None:
-        """As `run`, for chains begun in this very call: nothing is looked at again, and a deferred fault is the caller's."""
+        """As `run`, for chains begun in this very call: nothing is checked again, and a deferred fault is the caller's."""
         self._room(chains, sweeps)
         self._sweep(chains, sweeps, contract.scale_of(1.0))
 
@@ -179,7 +179,7 @@ class Sampler(Generic[Model]):
         self.guard.require(left, expected, lambda: f"{sweeps} more after {int(chains.count.max())}")
 
     def _ready(self, chains: ChainState, sweeps: int, beta: float) -> float:
-        """Rule 3's factor, once chains, sweeps and beta are looked at."""
+        """Rule 3's factor, once chains, sweeps and beta are checked."""
         self._own(chains)
         validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
         scale = contract.scale_of(validation.beta(beta))
@@ -188,7 +188,7 @@ class Sampler(Generic[Model]):
         return scale
 
     def _bad(self) -> Tensor | None:
-        """Whether a check that is still on the device has failed: chains must not move then; None if all is looked at."""
+        """Whether a check that is still on the device has failed: chains must not move then; None if all is checked."""
         return None if self.guard.waits(self.device) else self.guard.flag(self.device)
 
     def _sweep(

@@ -1,6 +1,6 @@
 """What is bad input? Every check raises one sentence with the argument's name, what was expected and what was got.
 
-Shapes, dtypes and devices are known on the host and raise at once. Values (NaN, ranges) are looked at through a `Guard`.
+Shapes, dtypes and devices are known on the host and raise at once. Values (NaN, ranges) are checked through a `Guard`.
 """
 
 from __future__ import annotations

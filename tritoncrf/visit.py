@@ -103,7 +103,7 @@ class Visit(metaclass=Unopened):
             self.sampler.seed = store.seed
         own, self._own = self._own, None
         with self.sampler.guard.call(crf.device):
-            # Kept from here on: had the guard raised, kept labels would be looked at again.
+            # Kept from here on: had the guard raised, kept labels would be checked again.
             self._own = own
             tables, edges = Tables(pairwise, gated), (Edges(kinds, gates) if graph is None else graph)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None)

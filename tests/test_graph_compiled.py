@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import sys
 import weakref
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +19,14 @@ from tritoncrf import ChainStore, CRFLoss, FactorCRF, FactorGraph
 from tritoncrf.visit import OPERATOR
 
 CARRIES = pytest.mark.skipif(not OPERATOR, reason="this torch cannot carry a visit through a compiler")
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """A step that could not be compiled is not tried again in a process, whatever other tests make of it."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def compiled_steps(compiled: bool, method: str, reduction: str, train: bool, learned: bool) -> list[Tensor]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import sys
 import weakref
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +19,14 @@ from tritoncrf import ChainStore, CRFLoss, FactorCRF, FactorGraph
 from tritoncrf.visit import OPERATOR
 
 CARRIES = pytest.mark.skipif(not OPERATOR, reason="this torch cannot carry a visit through a compiler")
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """A step that could not be compiled is not tried again in a process, whatever other tests make of it."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def compiled_steps(compiled: bool, method: str, reduction: str, train: bool, learned: bool) -> list[Tensor]:
@@ -31,7 +41,8 @@ def compiled_steps(compiled: bool, method: str, reduction: str, train: bool, lea
 
     def step(field: Tensor, target: Tensor, index: Tensor, graph: FactorGraph) -> Tensor:
         value: Tensor = loss(field * 2, target, index, graph=graph)
-        return value
+        # How many values there are is known when the step is compiled.
+        return value + 10 * value.numel()
 
     run = torch.compile(step, backend="aot_eager", fullgraph=True) if compiled else step
     found = []
@@ -117,3 +128,10 @@ def test_a_value_a_graph_weighs_that_graph_s_nodes() -> None:
         found.append(torch.autograd.grad((value * weight).sum(), field)[0])
     assert float(found[0].abs().sum()) > 0
     assert torch.equal(found[1], found[0] * weights.repeat_interleave(torch.tensor([7, 4, 9]))[:, None])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_logits_that_are_none_are_said_to_be(train: bool) -> None:
+    crf, graphs, _, targets = ragged()
+    loss = CRFLoss(crf, method="cd", engine=ENGINE).train(train)
+    one_sentence(lambda: loss([[0.0]], targets[0], graph=graphs[0]), "logits: expected a torch tensor, got list")

@@ -215,9 +215,9 @@ class CRFLoss(nn.Module, Generic[Model]):
         if not isinstance(graph, FactorGraph) or gates is not None:
             # Says what does not belong together, as the visit does of the rest.
             self.crf.fold(graph, sizes=sizes, kinds=kinds, gates=gates, view=view)
-        gates = gates if graph is None else self.crf.flows(graph)
+        logits, gates = validation.tensor("logits", logits), (gates if graph is None else self.crf.flows(graph))
         compiled = OPERATOR and torch.compiler.is_compiling()
-        # Of what an operator's results are as long.
+        # How many values the operators return, 0 for a single one.
         images = (len(logits) if graph is None else len(graph.first) - 1) if compiled and self._each else 0
         if not (self.training and torch.is_grad_enabled()):
             told_gates = None if gates is None else validation.tensor("gates", gates).detach()
@@ -245,7 +245,8 @@ class CRFLoss(nn.Module, Generic[Model]):
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *told)
             self._statistics = Statistics(*found[7:])
         else:
-            found, self._statistics = self._visit(logits, pairwise, gated, *given, self._each, *state, graph)  # type: ignore[call-arg]
+            eager = *given, self._each, *state
+            found, self._statistics = self._visit(logits, pairwise, gated, *eager, graph=graph)  # type: ignore[misc]
         value, *errors, factor, self.invalid = found[:7]
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
             logits, pairwise, gated, gates, _owners(graph) if self._each else None, value, factor, *errors

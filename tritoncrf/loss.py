@@ -22,6 +22,7 @@ from tritoncrf.gradient import Sampled
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.held_out import held_out
 from tritoncrf.models import Model
+from tritoncrf.objective import PLAIN, Objective
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 from tritoncrf.tally import Statistics, Tally
@@ -76,6 +77,7 @@ class CRFLoss(nn.Module, Generic[Model]):
         self, crf: Model, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
         ignore_index: int = 255, reduction: str = "mean", engine: str = "auto", seed: int | None = None,
         validate: bool | None = None, weight: Tensor | None = None, process_group: ProcessGroup | None = None,
+        objective: Objective | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(crf, CRF):
@@ -85,6 +87,10 @@ class CRFLoss(nn.Module, Generic[Model]):
         sweeps, ignore_index = validation.whole("sweeps", sweeps, 1), validation.whole("ignore_index", ignore_index, -(1 << 63))
         if 0 <= ignore_index < crf.num_labels:
             raise ValueError(f"ignore_index: expected none of the {crf.num_labels} labels, got {ignore_index}")
+        if objective is not None and not isinstance(objective, Objective):
+            raise TypeError(f"objective: expected an Objective or None, got {type(objective).__name__}")
+        objective = objective or PLAIN
+        objective.check(sweeps)
         # Without a seed of its own the loss draws as its chains say, also after they were loaded from a file.
         _check_chains(chains, crf, method)
         if weight is not None:
@@ -107,7 +113,8 @@ class CRFLoss(nn.Module, Generic[Model]):
         self.invalid: Tensor | None = None
         self._told: Statistics | Tally | None = None
         self.register_buffer("weight", None if weight is None else weight.clone())
-        self._visit = Visit(self.sampler, None, method, sweeps, ignore_index, reduction, follows, drawn, process_group)
+        options = (ignore_index, reduction, follows, drawn, process_group, objective)
+        self._visit = Visit(self.sampler, None, method, sweeps, *options)
         # Last, so that it stands last in the loss's state, and in a model's whose last part the loss is.
         self.chains = chains
 
@@ -160,7 +167,14 @@ class CRFLoss(nn.Module, Generic[Model]):
 
     @sweeps.setter
     def sweeps(self, sweeps: int) -> None:
-        self._visit.sweeps = validation.whole("sweeps", sweeps, 1)
+        sweeps = validation.whole("sweeps", sweeps, 1)
+        self.objective.check(sweeps)
+        self._visit.sweeps = sweeps
+
+    @property
+    def objective(self) -> Objective:
+        """What is learned by."""
+        return self._visit.objective
 
     @property
     def seed(self) -> int:

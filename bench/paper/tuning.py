@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from tritoncrf.batches import Batch
 from tritoncrf.datasets import NpzDataset
 from tritoncrf.evaluation import edges_of
 from tritoncrf.metrics import Score
+from tritoncrf.objective import PLAIN, Objective
 
 # Every so many-th clip, by name, is held out; of an archive without clips, every so many-th image.
 HELD = 5
@@ -53,6 +54,8 @@ class Setting:
     """Not sampled: the tables of piecewise training (14) beside the fixed network, times this."""
     edges: str | None = None
     """What is told of the edges, a text of `bench.paper.edges`; None: one table a class."""
+    objective: Objective = PLAIN
+    """What is learned by."""
     changes: dict[str, object] = field(default_factory=dict)
     """Fields of the preset."""
 
@@ -64,6 +67,13 @@ STEPS = (
 )  # fmt: skip
 # Distances of colours, for the facades: quantiles 1/2; 1/3, 2/3; 1/2, 4/5; 1/4, 1/2, 3/4 of the training images of fold 0.
 CONTRASTS = ("contrast:0.8", "contrast:0.43,1.33", "contrast:0.8,1.95", "contrast:0.28,0.8,1.69")
+# Objectives: a cross-entropy of averaged conditionals beside the likelihood, alone, and softmax-margin.
+OBJECTIVES = {
+    **{f"cross-entropy of {m} averaged x {w:g}": Objective(cross_entropy=w, contexts=m)
+       for m, w in ((4, 1.0), (4, 0.3), (4, 3.0), (1, 1.0), (10, 1.0))},
+    "cross-entropy of 4 averaged alone": Objective(likelihood=0.0, cross_entropy=1.0),
+    **{f"margin {a:g}": Objective(margin=a) for a in (0.1, 0.3, 1.0)},
+}  # fmt: skip
 _grid, _log = tc.Neighborhood.grid, tc.Neighborhood.log_polar
 SETTINGS: dict[str, Setting] = {
     "control": Setting(learns=False),
@@ -114,6 +124,11 @@ SETTINGS: dict[str, Setting] = {
     "separate, 100 + 200 sweeps": Setting(joint=False, changes={"burn_in": 100, "sweeps": 200}),
     "joint, 100 + 200 sweeps": Setting(changes={"burn_in": 100, "sweeps": 200}),
     **{f"joint, edges {text}": Setting(edges=text) for text in (*STEPS, *CONTRASTS)},
+    **{f"joint, {name}": Setting(objective=objective) for name, objective in OBJECTIVES.items()},
+    **{
+        f"joint, edges {text}, {name}": Setting(edges=text, objective=objective)
+        for text in ("steps:0.1,0.3", "contrast:0.8,1.95") for name, objective in OBJECTIVES.items()
+    },
     "separate, edges steps:0.2": Setting(joint=False, edges="steps:0.2"),
     "separate, edges steps:0.1,0.3": Setting(joint=False, edges="steps:0.1,0.3"),
 }
@@ -126,7 +141,7 @@ class _Sampled(nn.Module):
         super().__init__()
         self.setting, self.told = setting, told
         chains = tc.ChainStore(problem.train.sizes, seed=problem.seed)
-        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=problem.preset.visit_sweeps)
+        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=problem.preset.visit_sweeps, objective=setting.objective)
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
         kinds, gates = edges_of(self.told, batch.image, None)
@@ -209,6 +224,8 @@ def main() -> None:
             }  # fmt: skip
             if SETTINGS[name].edges is not None:
                 about["edges"] = SETTINGS[name].edges
+            if SETTINGS[name].objective != PLAIN:
+                about["objective"] = asdict(SETTINGS[name].objective)
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue
             folder = work / f"{name} {changed.epochs} {changed.visit_sweeps}".replace(" ", "_")

@@ -27,6 +27,7 @@ from torch import Tensor
 from tritoncrf import contract
 from tritoncrf.engines import FEWEST, Plan, Tables, averaging
 from tritoncrf.engines import Work as AnyWork
+from tritoncrf.engines.soft import soft_counts as soft_counts
 from tritoncrf.engines.triton_grid import Grid, grid_of
 
 if TYPE_CHECKING:
@@ -221,8 +222,7 @@ def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
 def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
     from tritoncrf.kernels import errors
 
-    found: Tensor = errors.unary_errors(free, data, labels)
-    return found
+    return errors.unary_errors(free, data, labels)  # type: ignore[no-any-return]
 
 
 def _own(work: AnyWork) -> Work:

@@ -1,0 +1,256 @@
+"""The gradient of each objective is that of its definition, listed and differentiated by loops of this file's own.
+
+The cross-entropy is exact given its contexts: autograd through conditionals that are the energies of all labels of one site.
+The contexts are the chain's labels after the sweeps that they are said to be of. The margin's gradient is that of the
+enumerated softmax-margin, within 5.5 standard errors.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tritoncrf as tc
+from tests import test_factor_crf as graphs
+from tests import test_gradients_edges as seeing
+from tests import test_loss_use as use
+from tests import test_step as whole_step
+from tests.test_loss import ALL, LABELS, SHAPE, Problem, energies, problem, sampled
+from tritoncrf import outcome
+from tritoncrf.gradient import Errors, unary_gap
+from tritoncrf.objective import Objective
+
+CONTEXTS = 3
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What calls of the loss averaged over: labels [N, M * R, *shape], a call each."""
+    found: list[Tensor] = []
+    right = outcome.cross_entropy
+
+    def listen(sampler: Any, batch: Any, free: Any, rows: list[Tensor], *rest: Any, **more: Any) -> Any:
+        found.append(torch.cat([free.layout.crop(part, free.shape).clone() for part in rows], 1).long())
+        return right(sampler, batch, free, rows, *rest, **more)
+
+    monkeypatch.setattr("tritoncrf.outcome.cross_entropy", listen)
+    return found
+
+
+def answer(told: dict[str, Any], n: int, listed: Tensor, target: Tensor, counted: Tensor, exists: Tensor) -> Tensor:
+    """``-sum_i log mean_k p(t_i | y'_k)`` of image n, site by site: contexts ``[M, H, W]``, the rest of all images."""
+    total = torch.zeros((), dtype=torch.float64)
+    for y, x in counted[n].nonzero().tolist():
+        chances = []
+        for context in listed:
+            ways = context.clamp(max=LABELS - 1)[None].repeat(LABELS, 1, 1)
+            ways[:, y, x] = torch.arange(LABELS)
+            own = {name: None if part is None else part[n] for name, part in told.items() if name in ("kinds", "logits", "gates")}
+            energy = seeing.energies(
+                ways, exists[n], own["kinds"], own["logits"], told["pairwise"], told["gated"], own["gates"]  # type: ignore[arg-type]
+            )
+            chances.append((-energy).softmax(0)[target[n, y, x]])
+        total = total - torch.stack(chances).mean().log()
+    return total
+
+
+def given(sees: str) -> tuple[tc.GridCRF, dict[str, Any], Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """(crf, what the oracle takes, target, counted, exists, arguments) of three images with all there is."""
+    crf, logits, target, more, exists = seeing.batch(sees)
+    # On rule 1's grid, so that oracle and sampler speak of the same energies.
+    with torch.no_grad():
+        for table in crf.parameters():
+            table.copy_(torch.round(table * 4096) / 4096)
+    logits = torch.round(logits * 4096) / 4096
+    if "gates" in more:
+        more["gates"] = more["gates"].nan_to_num(0.0)
+        more["gates"] = torch.floor(more["gates"] * 128 + 0.5) / 128
+    target = target.masked_fill(~exists, 0)
+    clamp, labelled = torch.zeros_like(exists), exists.clone()
+    clamp[0, 1] = clamp[2, :, 0] = True
+    labelled[1, 0] = labelled[0, 3] = False
+    target = target.masked_fill(~labelled & ~clamp, 255)
+    told = {"logits": logits, "kinds": more.get("kinds"), "gates": more.get("gates"), "pairwise": crf.pairwise, "gated": crf.gated}
+    return crf, told, target, labelled & ~clamp & exists, exists, more | {"clamp": clamp & exists}
+
+
+def expected(told: dict[str, Any], listed: Tensor, target: Tensor, counted: Tensor, exists: Tensor, scale: Tensor) -> list[Tensor | None]:
+    """Value of each image, then gradients of ``scale`` times them by logits, pairwise, gated and gates."""
+    names = ("logits", "pairwise", "gated", "gates")
+    own = told | {
+        name: None if told[name] is None else told[name].detach().nan_to_num(0.0).double().requires_grad_() for name in names
+    }
+    values = torch.stack([answer(own, n, listed[n], target, counted, exists) for n in range(len(listed))])
+    (values * scale).sum().backward()  # type: ignore[no-untyped-call]
+    return [values.detach(), *(None if own[name] is None else own[name].grad for name in names)]
+
+
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+@pytest.mark.parametrize("sees", ["nothing", "kinds", "gates", "both"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_cross_entropy_of_contexts_against_loops(sees: str, engine: str, replicas: int, contexts: list[Tensor]) -> None:
+    if sees == "nothing" and replicas == 2:
+        pytest.skip("as with kinds")
+    crf, told, target, counted, exists, more = given(sees)
+    store = tc.ChainStore(more["sizes"], seed=4, replicas=replicas, latent=True)
+    loss = tc.CRFLoss(
+        crf, chains=store, sweeps=5, engine=engine, reduction="none",
+        objective=Objective(likelihood=0.0, cross_entropy=1.0, contexts=CONTEXTS),
+    )  # fmt: skip
+    logits = told["logits"].clone().requires_grad_()
+    if "gates" in more:
+        more["gates"] = more["gates"].clone().requires_grad_()
+    scale = torch.tensor([1.0, -2.0, 0.5])
+    values = loss(logits, target, torch.arange(3), **more)
+    (values * scale).sum().backward()
+    (listed,) = contexts
+    assert listed.shape[1] == CONTEXTS * replicas
+    value, *grads = expected(told, listed, target, counted, exists, scale.double())
+    assert value is not None
+    # What a gate makes of an entry the sampler puts on its grid once more.
+    assert torch.allclose(values.detach().double(), value, atol=1e-4 if sees in ("nothing", "kinds") else 1e-3)
+    found = [logits.grad, crf.pairwise.grad, None if crf.gated is None else crf.gated.grad, more["gates"].grad if "gates" in more else None]
+    for name, grad, wanted in zip(("logits", "pairwise", "gated", "gates"), found, grads, strict=True):
+        assert (grad is None) == (wanted is None), name
+        if grad is not None and wanted is not None:
+            assert bool(wanted.any())
+            assert torch.allclose(grad.double(), wanted, atol=2e-5 if sees in ("nothing", "kinds") else 5e-4), (name, float((grad - wanted).abs().max()))
+
+
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+def test_contexts_are_the_chain_after_those_of_its_sweeps(engine: str, contexts: list[Tensor]) -> None:
+    """Which are those that a visit of so many sweeps ends with: chains depend on counts alone."""
+    crf, told, target, _, _, more = given("kinds")
+    assert Objective(cross_entropy=1.0, contexts=3).stops(7) == [3, 5, 7]
+    ends = []
+    for sweeps in (3, 5, 7):
+        store = tc.ChainStore(more["sizes"], seed=4, latent=True)
+        objective = Objective(cross_entropy=1.0, contexts=3) if sweeps == 7 else None
+        loss = tc.CRFLoss(crf, chains=store, sweeps=sweeps, engine=engine, objective=objective)
+        loss(told["logits"].clone().requires_grad_(), target, torch.arange(3), **more)
+        ends.append(store.fetch(store.places(torch.arange(3), (4, 5)))[:, 0].long())
+    (listed,) = contexts
+    inside = ends[0] != 255
+    for k, end in enumerate(ends):
+        assert torch.equal(listed[:, k][inside], end[inside])
+    assert not torch.equal(ends[0], ends[2])
+
+
+def test_the_default_is_the_likelihood_to_the_last_bit() -> None:
+    plain, named = (errors_of({"objective": objective}) for objective in (None, Objective()))
+    assert all(torch.equal(a, b) for a, b in zip(plain, named, strict=True))
+
+
+def errors_of(options: dict[str, Any], images: slice = slice(None), sees: str = "both") -> list[Tensor]:
+    """Value and gradients of the second visit, then the chains."""
+    crf, told, target, _, _, more = given(sees)
+    store = tc.ChainStore(more["sizes"], seed=4, replicas=2, latent=True)
+    loss = tc.CRFLoss(crf, chains=store, sweeps=4, **options)
+    for _ in range(2):
+        logits = told["logits"].clone()[images].requires_grad_()
+        crf.zero_grad()
+        loss(logits, target[images], torch.arange(3)[images], **{name: part[images] for name, part in more.items()}).sum().backward()
+    assert crf.gated is not None
+    found = [logits.grad, crf.pairwise.grad, crf.gated.grad]
+    return [*(part for part in found if part is not None), store.labels, store.sweeps]
+
+
+def test_weights_add_up_and_chains_stay_those_of_the_likelihood() -> None:
+    """Sums of both alone, in any proportion; what is asked of a visit does not move its chains."""
+    options = ({}, {"likelihood": 0.0, "cross_entropy": 1.0}, {"likelihood": 0.5, "cross_entropy": 3.0})
+    one, other, both = (errors_of({"reduction": "sum", "objective": Objective(**own)}) for own in options)  # type: ignore[arg-type]
+    for a, b, c in zip(one[:3], other[:3], both[:3], strict=True):
+        assert torch.allclose(0.5 * a + 3 * b, c, atol=1e-4)
+    assert torch.equal(one[3], both[3])
+    assert torch.equal(one[4], both[4])
+
+
+def test_images_apart_or_together_change_no_bit() -> None:
+    """A batch's sums are those of its images, in whatever order."""
+    options = {"reduction": "sum", "objective": Objective(likelihood=0.0, cross_entropy=1.0, contexts=2)}
+    whole = errors_of(options)
+    parts = [errors_of(options, slice(n, n + 1)) for n in range(3)]
+    assert torch.equal(whole[0], torch.cat([part[0] for part in parts]))
+    apart = errors_of(options | {"reduction": "none"})
+    assert torch.allclose(apart[1], whole[1], atol=1e-6)
+    for k in (1, 2):
+        # The parts are float32 already.
+        assert torch.allclose(whole[k], sum(part[k] for part in parts), atol=1e-6)  # type: ignore[arg-type]
+    given = dict(options, objective=Objective(likelihood=0.0, cross_entropy=1.0, contexts=2))
+    assert all(torch.equal(a, b) for a, b in zip(errors_of(given, slice(None)), whole, strict=True))
+
+
+def softmax_margin(p: Problem, a: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of ``-log sum_{y fits} exp(-E) + log sum_y' exp(-E(y') + a |{labelled, free i: y'_i != t_i}|)``, and the
+    variance of one sample's error, for logits and tables."""
+    logits, pairwise = p.logits.clone().requires_grad_(), p.crf.pairwise.detach().clone().requires_grad_()
+    energy = energies(logits, pairwise, p.mask)
+    agrees = (ALL == p.target) | ~p.labelled
+    data, free = agrees.flatten(1).all(1), (agrees | ~p.clamp).flatten(1).all(1)
+    cost = a * (~agrees & ~p.clamp).flatten(1).sum(1)
+    value = torch.logsumexp((cost - energy)[free], 0) - torch.logsumexp(-energy[data], 0)
+    grads = torch.autograd.grad(value, [logits, pairwise])
+    rows = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
+        lambda x, tables: energies(x, tables, p.mask), (p.logits, p.crf.pairwise.detach()), vectorize=True
+    )
+    spread = []
+    for row, grad in zip(rows, grads, strict=True):
+        variance = torch.zeros_like(grad)
+        for chosen, costs in ((free, cost), (data, torch.zeros_like(cost))):
+            weight = torch.softmax((costs - energy.detach())[chosen], 0).view(-1, *[1] * grad.dim())
+            variance += (weight * (row[chosen] - (weight * row[chosen]).sum(0)) ** 2).sum(0)
+        spread.append(variance)
+    return grads[0], grads[1], spread[0], spread[1]
+
+
+def check_margin(case: dict[str, bool], a: float, images: int = 50, replicas: int = 1000) -> None:
+    p = problem(**case)
+    store = tc.ChainStore([SHAPE] * images, replicas=replicas, seed=1, latent=True)
+    loss = tc.CRFLoss(p.crf, chains=store, sweeps=10, reduction="sum", objective=Objective(margin=a))
+    found = sampled(p, loss, images, visits=2)
+    grad, tables, *spread = softmax_margin(p, a)
+    for mean, truth, variance in zip(found, (grad, tables), spread, strict=True):
+        error = (mean - truth).abs()
+        assert bool((error <= 5.5 * (variance / (images * replicas)).sqrt() + 1e-4).all()), float(error.max())
+        assert float(error.max() / truth.abs().max()) <= 0.02
+
+
+@pytest.mark.parametrize("case", [{}, {"latent": True, "clamp": True, "holes": True}], ids=["labelled", "all"])
+def test_margin_has_the_gradient_of_the_enumerated_softmax_margin(case: dict[str, bool]) -> None:
+    check_margin(case, 0.7)
+
+
+@pytest.mark.parametrize("fault", ["sign", "none", "truth alone in the data phase"])
+def test_a_wrong_margin_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Objective.favoured
+
+    def wrong(self: Objective, logits: Tensor, known: Tensor, labelled: Tensor) -> Tensor | None:
+        if fault == "none":
+            return None
+        favoured = right(self, logits, known, labelled)
+        assert favoured is not None
+        return 2 * logits - favoured if fault == "sign" else 2 * favoured - logits
+
+    monkeypatch.setattr(Objective, "favoured", wrong)
+    with pytest.raises(AssertionError):
+        check_margin({}, 0.7)
+
+
+def test_contexts_of_a_margin_answer_without_it(contexts: list[Tensor]) -> None:
+    """The chain is the cost's, the conditionals are the model's own."""
+    crf, told, target, counted, exists, more = given("kinds")
+    loss = tc.CRFLoss(
+        crf, chains=tc.ChainStore(more["sizes"], seed=4, latent=True), sweeps=4, reduction="none",
+        objective=Objective(likelihood=0.0, cross_entropy=1.0, contexts=2, margin=1.5),
+    )  # fmt: skip
+    values = loss(told["logits"].clone().requires_grad_(), target, torch.arange(3), **more)
+    wanted, *_ = expected(told, contexts[0], target, counted, exists, torch.ones(3).double())
+    assert wanted is not None
+    assert torch.allclose(values.detach().double(), wanted, atol=1e-4)

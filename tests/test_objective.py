@@ -8,9 +8,11 @@ enumerated softmax-margin, within 5.5 standard errors.
 from __future__ import annotations
 
 import functools
-import itertools
+import os
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,16 +20,18 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
+from tests import test_cli as cli
 from tests import test_factor_crf as graphs
 from tests import test_gradients_edges as seeing
 from tests import test_loss_use as use
 from tests import test_step as whole_step
 from tests.test_loss import ALL, LABELS, SHAPE, Problem, energies, problem, sampled
 from tritoncrf import outcome
-from tritoncrf.gradient import Errors, unary_gap
 from tritoncrf.objective import Objective
 
 CONTEXTS = 3
+# Triton's interpreter must be asked for before Triton is imported.
+ENGINES = ["torch", "numba", *(["triton"] if "TRITON_INTERPRET" in os.environ else [])]
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def expected(told: dict[str, Any], listed: Tensor, target: Tensor, counted: Tens
     return [values.detach(), *(None if own[name] is None else own[name].grad for name in names)]
 
 
-@pytest.mark.parametrize("engine", ["torch", "numba"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("sees", ["nothing", "kinds", "gates", "both"])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_cross_entropy_of_contexts_against_loops(sees: str, engine: str, replicas: int, contexts: list[Tensor]) -> None:
@@ -124,11 +128,10 @@ def test_cross_entropy_of_contexts_against_loops(sees: str, engine: str, replica
             assert torch.allclose(grad.double(), wanted, atol=2e-5 if sees in ("nothing", "kinds") else 5e-4), (name, float((grad - wanted).abs().max()))
 
 
-@pytest.mark.parametrize("engine", ["torch", "numba"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_contexts_are_the_chain_after_those_of_its_sweeps(engine: str, contexts: list[Tensor]) -> None:
     """Which are those that a visit of so many sweeps ends with: chains depend on counts alone."""
     crf, told, target, _, _, more = given("kinds")
-    assert Objective(cross_entropy=1.0, contexts=3).stops(7) == [3, 5, 7]
     ends = []
     for sweeps in (3, 5, 7):
         store = tc.ChainStore(more["sizes"], seed=4, latent=True)
@@ -137,10 +140,17 @@ def test_contexts_are_the_chain_after_those_of_its_sweeps(engine: str, contexts:
         loss(told["logits"].clone().requires_grad_(), target, torch.arange(3), **more)
         ends.append(store.fetch(store.places(torch.arange(3), (4, 5)))[:, 0].long())
     (listed,) = contexts
+    assert listed.shape[1] == 3
     inside = ends[0] != 255
     for k, end in enumerate(ends):
         assert torch.equal(listed[:, k][inside], end[inside])
     assert not torch.equal(ends[0], ends[2])
+
+
+def test_contexts_a_sweep_early_are_found(contexts: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Objective, "stops", lambda self, sweeps: [3, 4, 7] if self.cross_entropy else [])
+    with pytest.raises(AssertionError):
+        test_contexts_are_the_chain_after_those_of_its_sweeps("torch", contexts)
 
 
 def test_the_default_is_the_likelihood_to_the_last_bit() -> None:
@@ -254,3 +264,184 @@ def test_contexts_of_a_margin_answer_without_it(contexts: list[Tensor]) -> None:
     wanted, *_ = expected(told, contexts[0], target, counted, exists, torch.ones(3).double())
     assert wanted is not None
     assert torch.allclose(values.detach().double(), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["even responsibilities", "transposed", "one end only", "sign"])
+def test_planted_faults_of_the_cross_entropy_are_found(
+    fault: str, contexts: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = outcome.cross_entropy
+
+    def wrong(sampler: Any, batch: Any, free: Any, rows: list[Tensor], *rest: Any, **more: Any) -> Any:
+        found = right(sampler, batch, free, rows, *rest, **more)
+        if fault == "transposed":
+            return found._replace(pairwise=found.pairwise.transpose(-1, -2))
+        return found._replace(logits=-found.logits) if fault == "sign" else found
+
+    monkeypatch.setattr("tritoncrf.outcome.cross_entropy", wrong)
+    if fault == "even responsibilities":
+        monkeypatch.setattr("tritoncrf.objective.LEAST", 1.0)
+    if fault == "one end only":
+        counts = tc.Sampler(tc.GridCRF(2, tc.Neighborhood.nearest(4)), "torch").engine.soft_counts
+        monkeypatch.setattr("tritoncrf.engines.torch.soft_counts", lambda *given: 0.5 * counts(*given))
+    contexts.clear()
+    with pytest.raises(AssertionError):
+        test_cross_entropy_of_contexts_against_loops("kinds", "torch", 1, contexts)
+
+
+@pytest.mark.parametrize("name", graphs.FORMS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_graphs_have_the_same_objective(name: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against autograd through energies of all labels of one node, gates with theirs."""
+    graph, crf = graphs.case(name), graphs.model(graphs.case(name))
+    kept: list[Tensor] = []
+    right = outcome.cross_entropy
+
+    def listen(sampler: Any, batch: Any, free: Any, rows: list[Tensor], *rest: Any, **more: Any) -> Any:
+        kept.extend(part[0, 0, :-1].long().clone() for part in rows)
+        return right(sampler, batch, free, rows, *rest, **more)
+
+    monkeypatch.setattr("tritoncrf.outcome.cross_entropy", listen)
+    given = graphs.factor_graph(graph)
+    gates = [None if gate is None else gate.clone().requires_grad_() for gate in given.gate]
+    given = tc.FactorGraph(given.num_nodes, given.members, given.kind, gates)
+    field, target = graphs.logits(graph).requires_grad_(), graphs.logits(graph).argmax(1)
+    target[-1] = 255
+    objective = Objective(likelihood=0.0, cross_entropy=1.0, contexts=3)
+    loss = tc.CRFLoss(
+        crf, chains=tc.ChainStore([(graph.nodes,)], seed=2, latent=True), sweeps=6, reduction="sum", engine=engine,
+        objective=objective,
+    )  # fmt: skip
+    value = loss(field, target, torch.tensor([0]), graph=given)
+    value.backward()
+    found = [field.grad, *(table.grad for table in crf.factors), *(gate.grad for gate in gates if gate is not None)]
+    parts = [field, *crf.factors, *(gate for gate in gates if gate is not None)]
+    total = torch.zeros(())
+    for v in range(graph.nodes - 1):
+        ways = torch.stack(kept)[:, None].repeat(1, graph.labels, 1)
+        ways[:, torch.arange(graph.labels), v] = torch.arange(graph.labels)
+        energy = crf.energy(field.clamp(min=-300.0), ways.flatten(0, 1), given)[0].view(len(kept), graph.labels)
+        total = total - (-energy).softmax(1)[:, target[v]].mean().log()
+    assert float(value.detach()) == pytest.approx(float(total.detach()), abs=2e-3)
+    for grad, wanted in zip(found, torch.autograd.grad(total, parts), strict=True):
+        assert grad is not None
+        assert torch.allclose(grad, wanted, atol=1e-3), float((grad - wanted).abs().max())
+    assert len(kept) == 3
+
+
+@pytest.fixture
+def every(monkeypatch: pytest.MonkeyPatch) -> Objective:
+    """Losses that are made meanwhile have all of it."""
+    objective = Objective(likelihood=0.5, cross_entropy=2.0, contexts=2, margin=0.3)
+    monkeypatch.setattr(tc, "CRFLoss", functools.partial(tc.CRFLoss, objective=objective))
+    return objective
+
+
+@pytest.mark.usefixtures("every")
+@pytest.mark.parametrize(("method", "latent"), [("pcd", True), ("cd", False)])
+def test_a_step_compiled_whole_does_as_the_plain_one(method: str, latent: bool) -> None:
+    whole_step.same("aot_eager", method, latent, True, "numba")
+
+
+@whole_step.NO_TRITON
+@pytest.mark.usefixtures("every")
+@pytest.mark.parametrize(("method", "latent", "replicas"), [("pcd", True, 2), ("cd", False, 1)])
+def test_a_step_neither_waits_for_its_device_nor_copies_to_it(
+    method: str, latent: bool, replicas: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_step.engine, "missing", lambda device, labels: None)
+    monkeypatch.setattr(whole_step.guard, "Verdict", whole_step.Unheard)
+    assert whole_step.stalls(method, latent, replicas).found == []
+
+
+@pytest.mark.usefixtures("every")
+@pytest.mark.parametrize("fault", ["nan", "label", "forbidden", "none allowed", "index"])
+def test_a_bad_call_is_void(fault: str) -> None:
+    use.test_where_values_may_not_be_waited_for_a_fault_voids_the_call(fault)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_the_floats_that_they_are(dtype: torch.dtype) -> None:
+    crf, told, target, _, _, more = given("kinds")
+    found = []
+    for kind in (dtype, torch.float32):
+        logits = told["logits"].to(dtype).to(kind).requires_grad_()
+        loss = tc.CRFLoss(crf, method="cd", sweeps=4, seed=1, objective=Objective(cross_entropy=1.0, margin=0.5))
+        crf.zero_grad()
+        loss(logits, target, **more).backward()
+        assert crf.pairwise.grad is not None
+        assert logits.grad is not None
+        assert logits.grad.dtype == kind
+        found.append((logits.grad.to(dtype), crf.pairwise.grad))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_does_not_learn_gets_nothing_and_a_label_weight_scales_all() -> None:
+    crf, told, target, _, _, more = given("kinds")
+    weight = torch.tensor([0.5, 2.0, 1.0])
+    grads = []
+    for scale in (None, weight):
+        crf.zero_grad()
+        crf.pairwise.requires_grad_(scale is None)
+        objective = Objective(cross_entropy=1.0)
+        loss = tc.CRFLoss(crf, method="cd", sweeps=4, seed=1, weight=scale, objective=objective)
+        logits = told["logits"].clone().requires_grad_()
+        loss(logits, target, **more).backward()
+        assert logits.grad is not None
+        grads.append(logits.grad)
+        assert (crf.pairwise.grad is None) == (scale is not None)
+    assert torch.allclose(grads[0] * weight[:, None, None], grads[1], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"cross_entropy": -1.0}, "cross_entropy: expected a finite number of at least 0, got -1.0"),
+        ({"margin": float("nan")}, "margin: expected a finite number of at least 0, got nan"),
+        ({"margin": "1"}, "margin: expected a number, got str"),
+        ({"contexts": 0}, "contexts: expected an integer of at least 1, got 0"),
+        ({"likelihood": 0.0}, "cross_entropy: expected a weight above 0 where that of the likelihood is 0, got 0.0"),
+    ],
+)
+def test_wrong_objectives_raise(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=re.escape(sentence)):
+        Objective(**options)
+
+
+def test_a_visit_must_have_as_many_sweeps_as_contexts() -> None:
+    crf = tc.GridCRF(3, tc.Neighborhood.nearest(4))
+    told = "contexts: expected at most the 3 sweeps of a visit, got 4"
+    make: Callable[[int], tc.CRFLoss] = lambda k: tc.CRFLoss(crf, method="cd", sweeps=k, objective=Objective(cross_entropy=1.0))  # noqa: E731
+    with pytest.raises(ValueError, match=told):
+        make(3)
+    loss = make(4)
+    with pytest.raises(ValueError, match=told):
+        loss.sweeps = 3
+    assert loss.sweeps == 4
+    with pytest.raises(TypeError, match="objective: expected an Objective or None, got str"):
+        tc.CRFLoss(crf, method="cd", objective="margin")  # type: ignore[arg-type]
+
+
+def test_the_command_line_learns_by_it_and_goes_on_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cli_net.py").write_text(cli.FACTORY)
+    monkeypatch.chdir(tmp_path)
+    toy = ["train", *cli.TOY, "--network", "cli_net:make"]
+    asked = ["--cross-entropy", "0.5", "--contexts", "2", "--margin", "0.2"]
+    assert cli.main([*toy, *asked, "--out", "whole"]) == 0
+    assert cli.main([*toy, "--out", "plain"]) == 0
+    with pytest.raises(AssertionError, match="pairwise|network|chains"):
+        cli.assert_same(tmp_path / "whole", tmp_path / "plain")
+    monkeypatch.setenv("STOP_AFTER", "5")
+    assert cli.main([*toy, *asked, "--out", "stopped"]) == 130
+    monkeypatch.delenv("STOP_AFTER")
+    assert cli.main(["train", "--resume", "stopped", "--network", "cli_net:make"]) == 0
+    cli.assert_same(tmp_path / "whole", tmp_path / "stopped")
+    capsys.readouterr()
+    assert cli.main([*toy, "--cross-entropy", "1", "--out", "few"]) == 2
+    assert "contexts: expected at most the 2 sweeps of a visit, got 4" in capsys.readouterr().err
+    assert not (tmp_path / "few").exists()
+    sys.modules.pop("cli_net")
+    sys.path.remove(str(tmp_path))

@@ -9,6 +9,7 @@ from tritoncrf.inference import anneal, estimate, marginals, max_marginal
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
 from tritoncrf.model import GridCRF
+from tritoncrf.objective import Objective
 from tritoncrf.order import DistributedIndexSampler
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
@@ -25,6 +26,7 @@ __all__ = [
     "GridCRF",
     "Indexed",
     "Neighborhood",
+    "Objective",
     "Sampler",
     "Trainer",
     "anneal",

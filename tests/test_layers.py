@@ -10,14 +10,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 # Top to bottom; a file may import from files further down, and from its own folder's.
 ROOMS = [
-    "__init__", "__main__", "cli", "commands", "training", "together", "head", "evaluation", "loop", "optimizers", "generators",
-    "saved", "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome", "objective",
-    "gradient", "phases", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order",
-    "partition", "sampler", "intake", "chains", "rates", "store", "places", "shares", "sizes", "ranks", "finite", "checkpoint",
-    "models", "factors", "model", "crf", "incidence", "node_bound", "edge_inputs", "layout", "nodes", "frame", "coloring",
-    "sublattices", "rings", "graph_recipes", "graph_builders", "graphs", "graph_coloring", "lattice", "targets", "tally",
-    "tiles", "validation", "guard", "engines", "eager", "interrupts", "contract", "kernels", "_version",
+    "__init__", "__main__", "cli", "commands", "training", "together", "head", "evaluation", "loop", "optimizers",
+    "generators", "saved", "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome",
+    "objective", "gradient", "phases", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends",
+    "datasets", "order", "partition", "sampler", "intake", "chains", "rates", "store", "places", "shares", "sizes", "ranks",
+    "finite", "checkpoint", "models", "factors", "model", "crf", "incidence", "node_bound", "edge_inputs", "layout", "nodes",
+    "frame", "coloring", "sublattices", "rings", "graph_recipes", "graph_builders", "graphs", "graph_coloring", "lattice",
+    "targets", "tally", "tiles", "validation", "guard", "engines", "eager", "interrupts", "contract", "kernels", "_version",
 ]  # fmt: skip
+# What engines share.
+NAMED = ("NAMES", "averaging", "find", "load", "report", "soft")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -68,7 +70,7 @@ def test_engines_know_neither_each_other_nor_models(path: Path) -> None:
         assert parts[0] != "kernels" or path.name.startswith("triton")
         if parts[0] == "engines" and path.name != "__init__.py" and len(parts) > 1:
             own = parts[1].startswith(path.stem.split("_")[0] + "_")
-            assert own or parts[1][0].isupper() or parts[1] in ("NAMES", "averaging", "find", "load", "report", "soft")
+            assert own or parts[1][0].isupper() or parts[1] in NAMED
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

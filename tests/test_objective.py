@@ -11,7 +11,6 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
+from tests import graph_cases as graphs
 from tests import test_cli as cli
-from tests import test_factor_crf as graphs
 from tests import test_gradients_edges as seeing
 from tests import test_loss_use as use
 from tests import test_step as whole_step
 from tests.test_loss import ALL, LABELS, SHAPE, Problem, energies, problem, sampled
-from tritoncrf import outcome
+from tritoncrf import guard, outcome
+from tritoncrf.cli import main
+from tritoncrf.engines import triton
 from tritoncrf.objective import Objective
 
 CONTEXTS = 3
@@ -56,7 +57,7 @@ def answer(told: dict[str, Any], n: int, listed: Tensor, target: Tensor, counted
         for context in listed:
             ways = context.clamp(max=LABELS - 1)[None].repeat(LABELS, 1, 1)
             ways[:, y, x] = torch.arange(LABELS)
-            own = {name: None if part is None else part[n] for name, part in told.items() if name in ("kinds", "logits", "gates")}
+            own = {name: None if told[name] is None else told[name][n] for name in ("kinds", "logits", "gates")}
             energy = seeing.energies(
                 ways, exists[n], own["kinds"], own["logits"], told["pairwise"], told["gated"], own["gates"]  # type: ignore[arg-type]
             )
@@ -81,11 +82,14 @@ def given(sees: str) -> tuple[tc.GridCRF, dict[str, Any], Tensor, Tensor, Tensor
     clamp[0, 1] = clamp[2, :, 0] = True
     labelled[1, 0] = labelled[0, 3] = False
     target = target.masked_fill(~labelled & ~clamp, 255)
-    told = {"logits": logits, "kinds": more.get("kinds"), "gates": more.get("gates"), "pairwise": crf.pairwise, "gated": crf.gated}
+    told = {"logits": logits, "pairwise": crf.pairwise, "gated": crf.gated}
+    told |= {name: more.get(name) for name in ("kinds", "gates")}
     return crf, told, target, labelled & ~clamp & exists, exists, more | {"clamp": clamp & exists}
 
 
-def expected(told: dict[str, Any], listed: Tensor, target: Tensor, counted: Tensor, exists: Tensor, scale: Tensor) -> list[Tensor | None]:
+def expected(
+    told: dict[str, Any], listed: Tensor, target: Tensor, counted: Tensor, exists: Tensor, scale: Tensor
+) -> list[Tensor | None]:
     """Value of each image, then gradients of ``scale`` times them by logits, pairwise, gated and gates."""
     names = ("logits", "pairwise", "gated", "gates")
     own = told | {
@@ -120,12 +124,13 @@ def test_cross_entropy_of_contexts_against_loops(sees: str, engine: str, replica
     assert value is not None
     # What a gate makes of an entry the sampler puts on its grid once more.
     assert torch.allclose(values.detach().double(), value, atol=1e-4 if sees in ("nothing", "kinds") else 1e-3)
-    found = [logits.grad, crf.pairwise.grad, None if crf.gated is None else crf.gated.grad, more["gates"].grad if "gates" in more else None]
+    seen = (logits, crf.pairwise, crf.gated, more.get("gates"))
+    found = [None if part is None else part.grad for part in seen]
     for name, grad, wanted in zip(("logits", "pairwise", "gated", "gates"), found, grads, strict=True):
         assert (grad is None) == (wanted is None), name
         if grad is not None and wanted is not None:
             assert bool(wanted.any())
-            assert torch.allclose(grad.double(), wanted, atol=2e-5 if sees in ("nothing", "kinds") else 5e-4), (name, float((grad - wanted).abs().max()))
+            assert torch.allclose(grad.double(), wanted, atol=2e-5 if sees in ("nothing", "kinds") else 5e-4), name
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -166,7 +171,8 @@ def errors_of(options: dict[str, Any], images: slice = slice(None), sees: str = 
     for _ in range(2):
         logits = told["logits"].clone()[images].requires_grad_()
         crf.zero_grad()
-        loss(logits, target[images], torch.arange(3)[images], **{name: part[images] for name, part in more.items()}).sum().backward()
+        own = {name: part[images] for name, part in more.items()}
+        loss(logits, target[images], torch.arange(3)[images], **own).sum().backward()
     assert crf.gated is not None
     found = [logits.grad, crf.pairwise.grad, crf.gated.grad]
     return [*(part for part in found if part is not None), store.labels, store.sweeps]
@@ -174,8 +180,8 @@ def errors_of(options: dict[str, Any], images: slice = slice(None), sees: str = 
 
 def test_weights_add_up_and_chains_stay_those_of_the_likelihood() -> None:
     """Sums of both alone, in any proportion; what is asked of a visit does not move its chains."""
-    options = ({}, {"likelihood": 0.0, "cross_entropy": 1.0}, {"likelihood": 0.5, "cross_entropy": 3.0})
-    one, other, both = (errors_of({"reduction": "sum", "objective": Objective(**own)}) for own in options)  # type: ignore[arg-type]
+    ways = Objective(), Objective(0.0, 1.0), Objective(0.5, 3.0)
+    one, other, both = (errors_of({"reduction": "sum", "objective": way}) for way in ways)
     for a, b, c in zip(one[:3], other[:3], both[:3], strict=True):
         assert torch.allclose(0.5 * a + 3 * b, c, atol=1e-4)
     assert torch.equal(one[3], both[3])
@@ -332,9 +338,9 @@ def test_graphs_have_the_same_objective(name: str, engine: str, monkeypatch: pyt
 @pytest.fixture
 def every(monkeypatch: pytest.MonkeyPatch) -> Objective:
     """Losses that are made meanwhile have all of it."""
-    objective = Objective(likelihood=0.5, cross_entropy=2.0, contexts=2, margin=0.3)
-    monkeypatch.setattr(tc, "CRFLoss", functools.partial(tc.CRFLoss, objective=objective))
-    return objective
+    full = Objective(likelihood=0.5, cross_entropy=2.0, contexts=2, margin=0.3)
+    monkeypatch.setattr(tc, "CRFLoss", functools.partial(tc.CRFLoss, objective=full))
+    return full
 
 
 @pytest.mark.usefixtures("every")
@@ -349,8 +355,8 @@ def test_a_step_compiled_whole_does_as_the_plain_one(method: str, latent: bool) 
 def test_a_step_neither_waits_for_its_device_nor_copies_to_it(
     method: str, latent: bool, replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whole_step.engine, "missing", lambda device, labels: None)
-    monkeypatch.setattr(whole_step.guard, "Verdict", whole_step.Unheard)
+    monkeypatch.setattr(triton, "missing", lambda device, labels: None)
+    monkeypatch.setattr(guard, "Verdict", whole_step.Unheard)
     assert whole_step.stalls(method, latent, replicas).found == []
 
 
@@ -411,11 +417,10 @@ def test_wrong_objectives_raise(options: dict[str, Any], sentence: str) -> None:
 
 def test_a_visit_must_have_as_many_sweeps_as_contexts() -> None:
     crf = tc.GridCRF(3, tc.Neighborhood.nearest(4))
-    told = "contexts: expected at most the 3 sweeps of a visit, got 4"
-    make: Callable[[int], tc.CRFLoss] = lambda k: tc.CRFLoss(crf, method="cd", sweeps=k, objective=Objective(cross_entropy=1.0))  # noqa: E731
+    told, averaged = "contexts: expected at most the 3 sweeps of a visit, got 4", Objective(cross_entropy=1.0)
     with pytest.raises(ValueError, match=told):
-        make(3)
-    loss = make(4)
+        tc.CRFLoss(crf, method="cd", sweeps=3, objective=averaged)
+    loss = tc.CRFLoss(crf, method="cd", sweeps=4, objective=averaged)
     with pytest.raises(ValueError, match=told):
         loss.sweeps = 3
     assert loss.sweeps == 4
@@ -430,17 +435,17 @@ def test_the_command_line_learns_by_it_and_goes_on_with_it(
     monkeypatch.chdir(tmp_path)
     toy = ["train", *cli.TOY, "--network", "cli_net:make"]
     asked = ["--cross-entropy", "0.5", "--contexts", "2", "--margin", "0.2"]
-    assert cli.main([*toy, *asked, "--out", "whole"]) == 0
-    assert cli.main([*toy, "--out", "plain"]) == 0
-    with pytest.raises(AssertionError, match="pairwise|network|chains"):
+    assert main([*toy, *asked, "--out", "whole"]) == 0
+    assert main([*toy, "--out", "plain"]) == 0
+    with pytest.raises(AssertionError, match=r"pairwise|network|chains"):
         cli.assert_same(tmp_path / "whole", tmp_path / "plain")
     monkeypatch.setenv("STOP_AFTER", "5")
-    assert cli.main([*toy, *asked, "--out", "stopped"]) == 130
+    assert main([*toy, *asked, "--out", "stopped"]) == 130
     monkeypatch.delenv("STOP_AFTER")
-    assert cli.main(["train", "--resume", "stopped", "--network", "cli_net:make"]) == 0
+    assert main(["train", "--resume", "stopped", "--network", "cli_net:make"]) == 0
     cli.assert_same(tmp_path / "whole", tmp_path / "stopped")
     capsys.readouterr()
-    assert cli.main([*toy, "--cross-entropy", "1", "--out", "few"]) == 2
+    assert main([*toy, "--cross-entropy", "1", "--out", "few"]) == 2
     assert "contexts: expected at most the 2 sweeps of a visit, got 4" in capsys.readouterr().err
     assert not (tmp_path / "few").exists()
     sys.modules.pop("cli_net")

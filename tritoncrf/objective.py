@@ -2,12 +2,12 @@
 
 - likelihood: ``-log p(y|x)``, for whole labellings (`gradient`).
 - cross-entropy: ``-sum_i log (1 / M) sum_k p(t_i | y'_k)`` over the labelled pixels i, for single ones. Contexts y'_1 .. y'_M
-  are the free phase's labels after M of a visit's sweeps, and are held: the mean of the conditionals (16) is what `marginals`
-  answers with, so that this is the cross-entropy of the answer, a pixel's own part of it. With ``e_k(l)`` the pixel's energies
-  given the neighbours in y'_k, ``p_k = softmax(-e_k)`` and the responsibilities ``r_k = p_k(t) / sum_j p_j(t)``, its gradient is
-  ``d / d e_k(l) = r_k ([l = t] - p_k(l))``: on logits minus its sum over k, on a neighbour's table row that weight itself
-  (`engines.soft`). With M = 1 and y' = y it would be Besag's pseudolikelihood (1975); contexts are the model's own samples here,
-  as when it answers.
+  are the free phase's labels after M of a visit's sweeps. A mean of conditionals (16) is what `marginals` answers with, so this
+  is the answer's cross-entropy, with the neighbours' labels held. Let ``e_k(l)`` be the pixel's energies in context k and
+  ``p_k = softmax(-e_k)``. With the responsibilities ``r_k = p_k(t) / sum_j p_j(t)`` the gradient by e_k(l) is
+  ``a_k(l) = r_k ([l = t] - p_k(l))``: on logits ``-sum_k a_k``, on each table row that a neighbour in context k chooses, a_k
+  (`engines.soft`). With M = 1 and y' = y it would be Besag's pseudolikelihood (1975); here contexts are the model's own
+  samples, as when it answers.
 - margin a: softmax-margin (Gimpel and Smith 2010), ``E(y) + log sum_y' exp(-E(y') + a |{i: y'_i != t_i}|)``. The cost raises
   the probability of wrong labellings in the free phase, which is sampled from ``logits - a [l = t]``, a constant apart from
   ``logits + a [l != t]``: the truth has to win by a label's cost. The gradient is the likelihood's with such samples.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -65,9 +66,9 @@ class Objective:
                 continue
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{spec.name}: expected a number, got {type(value).__name__}")
-            if not 0 <= value < math.inf:
+            if not 0 <= (number := float(value)) < math.inf:
                 raise ValueError(f"{spec.name}: expected a finite number of at least 0, got {value!r}")
-            object.__setattr__(self, spec.name, float(value))
+            object.__setattr__(self, spec.name, number)
         if not self.likelihood and not self.cross_entropy:
             raise ValueError("cross_entropy: expected a weight above 0 where that of the likelihood is 0, got 0.0")
 
@@ -141,9 +142,12 @@ def cross_entropy(
     sampler: Sampler[CRF], batch: Batch, free: ChainState, contexts: list[Tensor], tables: Tables, known: Tensor,
     counted: Tensor, bad: Tensor, *, margin: bool, flow: bool, each: bool,
 ) -> Soft:  # fmt: skip
-    """H of a visit's contexts, rows uint8 ``[N, R, volume]`` each; known: labels uint8 ``[N, *shape]``; counted: bool
-    ``[N, *shape]``, the labelled, unclamped pixels; bad: bool [], whether the call is; margin: whether the chains are not of the
-    model's own logits; flow: whether gates want their errors; each: tables' apart for each image, ``[N, ..]``."""
+    """H of a visit's contexts, rows uint8 ``[N, R, volume]`` each.
+
+    known: labels uint8 ``[N, *shape]``; counted: bool ``[N, *shape]``, the labelled, unclamped pixels; bad: bool [], whether
+    the call is; margin: whether the chains are of other logits than the model's; flow: whether gates want their errors; each:
+    tables' apart for each image, ``[N, ..]``.
+    """
     plan, engine, images = replace(free.plan, replicas=1), sampler.engine, len(free.index)
     own = not margin and free.replicas == 1
     work = free.work if own else engine.prepare(plan, batch.logits, batch.tables)
@@ -179,14 +183,13 @@ def cross_entropy(
     gated = [soft_gated(*given, part) if tables.gated is not None else unary.new_zeros(0) for part in parts]
     gates = unary.new_zeros(0)
     if flow and tables.gated is not None:
-        gates = soft_gates(*given, weights, tables.gated.detach(), dense.shape[1]).unflatten(-1, free.shape)
+        gates = soft_gates(*given, weights, tables.gated.detach(), dense.shape[1])
+        gates = gates.view(*gates.shape[:-1], *free.shape)
     elif flow and plan.factors is not None:
         gates = soft_factor_gates(*given, weights, tables.pairwise.detach())
-    join = torch.stack if each else operator.itemgetter(0)
-    return Soft(
-        value.new_zeros(images).index_add(0, image, value), dense.movedim(-1, 1).unflatten(-1, free.shape), join(pairwise),
-        join(gated), gates,
-    )  # fmt: skip
+    join: Callable[[list[Tensor]], Tensor] = torch.stack if each else operator.itemgetter(0)
+    logits = dense.movedim(-1, 1).reshape(images, number, *free.shape)
+    return Soft(value.new_zeros(images).index_add(0, image, value), logits, join(pairwise), join(gated), gates)
 
 
 def _sites(counted: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from tritoncrf.crf import CRF
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, errors, unary_gap
 from tritoncrf.intake import ALLOWED, Batch
-from tritoncrf.objective import PLAIN, Objective, cross_entropy
+from tritoncrf.objective import PLAIN, Objective
+from tritoncrf.objective import cross_entropy as cross_entropy
 from tritoncrf.phases import Sample
 from tritoncrf.ranks import Ranks
 from tritoncrf.sampler import Sampler

@@ -6,6 +6,7 @@ Sums of multiples of `soft.STEP` are exact, so every part of the sites has zeros
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,9 +63,9 @@ def summed(
 ) -> None:  # fmt: skip
     """Adds the weights of sites ``begin`` to ``end`` to ``ahead`` and ``behind`` ``[C, R, L, P]``, the neighbour's label first.
 
-    number: L; weights: float64 ``[M, A, P]``, L padded by zeros, total: their sum ``[A, P]``; labels: ``[N, M, volume]``; kinds,
-    kinded, pixels: as in `numba_errors.pair_counts`. Where a neighbour's label is the same in all labelings, as it mostly is,
-    the sum is added.
+    number: L; weights: float64 ``[M, A, P]``, L padded by zeros, total: their sum ``[A, P]``; labels: ``[N, M, volume]``;
+    kinds, kinded, pixels: as in `numba_errors.pair_counts`. Where a neighbour's label is the same in all labelings, as it
+    mostly is, the sum is added.
     """
     many, volume, size = labels.shape[1], labels.shape[2], 8 * total.shape[1]
     apart, plane = len(sites) * size, number * size
@@ -95,20 +96,21 @@ def soft_counts(plan: Plan, labels: Tensor, sites: Tensor, weights: Tensor) -> T
     wide = F.pad(weights.double(), (0, -plan.labels % LANES))
     shape = (2, plan.num_classes, plan.kinds, plan.labels, wide.shape[2])
     found, guard = np.zeros(shape), threading.Lock()
-    given = (
+    given: tuple[Any, ...] = (
         plan.labels, sites.numpy(), wide.contiguous().numpy(), wide.sum(0).numpy(), len(plan.positions), plan.positions.numpy(),
         labels.contiguous().numpy(), *counting(plan),
     )  # fmt: skip
 
     def add(begin: int, end: int) -> None:
         own = np.zeros(shape)
-        summed(begin, end, *given, own[0], own[1])
+        arguments: tuple[Any, ...] = (begin, end, *given, own[0], own[1])
+        summed(*arguments)
         with guard:
             np.add(found, own, out=found)
 
     bounds = np.linspace(0, len(sites), min(torch.get_num_threads(), len(sites) // WORTH + 1) + 1).astype(np.int64)
     share(lambda first, last: add(int(bounds[first]), int(bounds[last])), np.arange(len(bounds)))
-    ahead, behind = torch.from_numpy(found)[..., : plan.labels]
+    ahead, behind = torch.from_numpy(found)[..., : plan.labels].unbind()
     # Ahead the own label is the first of the pair, behind the second.
     counts = ahead.transpose(2, 3) + behind
     return counts if plan.kinded else counts[:, 0]

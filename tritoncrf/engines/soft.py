@@ -1,8 +1,8 @@
 """How often would each pair stand on an edge if one end's label were soft? Counts of labels at one end, weights at the other.
 
-``soft[c, k, l, m] = sum_(i, i + d_c) a_i(l) [y_(i + d_c) = m] + [y_i = l] a_(i + d_c)(m)`` over edges of class c and kind k: the
-gradient, by the tables, of a sum over sites of functions of their conditional energies ``e_i``, with ``a_i`` the gradient by
-e_i and the neighbours' labels held. Several labelings are added up, each with weights of its own. Weights are multiples of
+``soft[c, k, l, m] = sum_(i, j = i + d_c) a_i(l) [y_j = m] + [y_i = l] a_j(m)`` over edges of class c and kind k: the gradient,
+by the tables, of a sum over sites of functions of their conditional energies ``e_i``, with ``a_i`` the gradient by e_i and the
+neighbours' labels held. Several labelings are added up, each with weights of its own. Weights are multiples of
 `STEP` of at most 1 in size: in float32 they are exact, and 2^28 of them add up exactly in float64, so that neither an order
 matters nor how a batch is divided.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.paper.edges import Maker
 from bench.paper.methods import kinds
@@ -41,6 +41,12 @@ def learn(problem: Problem, work: Path, *, iterations: int, edges: str | None = 
     network, crf = problem.network(), problem.crf(told)
     name = f"meanfield{iterations}" + ("" if edges is None else f" {edges}")
     descend(problem, network, crf, objective(crf, iterations, told=told), work, name, joint=True)
+
+    return answering(network, crf, iterations, told)
+
+
+def answering(network: nn.Module, crf: GridCRF, iterations: int, told: Maker | None = None) -> Predictor:
+    """How a network and tables answer by so many iterations, whoever learned them."""
 
     @torch.no_grad()
     def predict(batch: Batch) -> tuple[Tensor, Tensor]:

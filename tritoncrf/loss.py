@@ -41,7 +41,9 @@ class CRFLoss(nn.Module, Generic[Model]):
     pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``, by which
     the errors of labels on the logits count, the data's and the sample's alike (`outcome` says what that learns). engine as in
     `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its gradient 0
-    and ``loss.invalid`` true, moves no chain, and raises at the next call. Raises ValueError or TypeError naming the argument.
+    and ``loss.invalid`` true, moves no chain, and raises at the next call. objective: an `Objective` to put a cross-entropy of
+    averaged conditionals beside the likelihood, or a margin; None: the likelihood. Raises ValueError or TypeError naming the
+    argument.
 
     ``torch.compile`` of a step keeps one graph through the loss. To capture a step as a CUDA graph: make
     ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a side stream and

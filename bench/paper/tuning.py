@@ -134,7 +134,7 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
-class _Sampled(nn.Module):
+class Sampled(nn.Module):
     """The sampled likelihood with a cross-entropy beside it, an objective for `descend`."""
 
     def __init__(self, problem: Problem, crf: tc.GridCRF, setting: Setting, told: Maker | None = None) -> None:
@@ -168,7 +168,7 @@ def _learn(problem: Problem, setting: Setting, work: Path) -> Predictor:
         return piecewise.learn(problem, work, joint=False, weight=setting.piecewise)
     told = None if setting.edges is None else problem.edges(setting.edges)
     network, crf = problem.network(), problem.crf(told)
-    objective = _Sampled(problem, crf, setting, told)
+    objective = Sampled(problem, crf, setting, told)
     descend(problem, network, objective, objective, work, "tuning", joint=setting.joint, rate=_rate(problem, setting))
     return by_sampling(problem, network, crf, told)
 
@@ -188,6 +188,11 @@ def held_out(data: Path, preset: Preset) -> tuple[tc.Indexed, tc.Indexed]:
     learned = places[~held][: preset.train].tolist()
     asked = places[held][: len(learned) // 2].tolist()
     return tc.Indexed(Chosen(whole, learned)), tc.Indexed(Chosen(whole, asked))
+
+
+def folder_of(preset: Preset, train: int, pretrain: int, seed: int) -> str:
+    """Where a pre-trained network and what learns from it lie."""
+    return f"{preset.name}_{preset.network}_{train}_{pretrain}_{seed}".replace(":", "_")
 
 
 def main() -> None:
@@ -211,7 +216,7 @@ def main() -> None:
     )
     train, held = held_out(options.data, preset)
     for seed in range(options.seed, options.seed + options.seeds):
-        work = options.out / f"{preset.name}_{preset.network}_{options.train}_{options.pretrain}_{seed}".replace(":", "_")
+        work = options.out / folder_of(preset, options.train, options.pretrain, seed)
         problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
         for name in options.settings:
             file = options.out / "tuning.json"

@@ -33,7 +33,7 @@ from tritoncrf.metrics import Score
 
 CURVES = "likelihood.json"
 # Of the path of annealed importance sampling, and weights an image.
-STEPS, REPLICAS = 300, 2
+STEPS, REPLICAS = 200, 2
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=300)
     parser.add_argument("--pretrain", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--images", type=int, default=6, help="held-out images that are asked")
+    parser.add_argument("--images", type=int, default=4, help="held-out images that are asked")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)

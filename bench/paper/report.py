@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.paper import report_edges, report_open, report_tables, statistics
+from bench.paper import report_edges, report_objective, report_open, report_tables, statistics
 from bench.paper.presets import PRESETS
-from bench.paper.report_claims import ARGUMENT, CLAIM, EDGES, FURTHER, METHODS
+from bench.paper.report_claims import ARGUMENT, CLAIM, EDGES, FURTHER, METHODS, OBJECTIVE
 from bench.paper.report_rows import Results, Row, read
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +98,7 @@ def page(results: Results, figures: Path, link: str) -> str:
         raise ValueError(f"results: expected rows of presets {', '.join(PRESETS)}, got {strange[0]!r}")
     lines = [HEAD, "", "## Is it the paper's order?", "", *_order(results.rows)]
     lines += report_edges.lines(results)
+    lines += report_objective.lines(results)
     for preset in FOLDERS:
         lines += ["", f"## {TITLES[preset]}", "", *_preset(preset, [row for row in results.rows if row.preset == preset])]
     lines += ["", "## Inference", ""]
@@ -163,7 +164,7 @@ def _preset(name: str, rows: Sequence[Row]) -> list[str]:
     lines += _missing(name, names, splits, rows)
     groups = [[split] for split in splits] if len(splits) <= 2 else [list(splits)]
     for group in groups:
-        pairs = [report_tables.compare(rows, group, *pair) for pair in (*CLAIM, *FURTHER, *ARGUMENT, *EDGES)]
+        pairs = [report_tables.compare(rows, group, *pair) for pair in (*CLAIM, *FURTHER, *ARGUMENT, *EDGES, *OBJECTIVE)]
         known = [pair for pair in pairs if pair is not None]
         if known:
             title = report_tables.split_title(group[0]) if len(group) == 1 else "all folds"

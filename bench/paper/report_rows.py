@@ -1,7 +1,7 @@
 """What was measured? The committed JSON, read and checked: rows of the table, tuning, storage, inference, lag.
 
-Five kinds of file (`results/README.md` has their fields): ``<preset>_<split>_<seed>.json``, and at most one each of
-``tuning.json``, ``storage.json``, ``inference.json`` and ``lag.json``. Accuracies are shares of 1. Whatever does not fit is a
+Kinds of file (`results/README.md` has their fields): ``<preset>_<split>_<seed>.json``, and at most one each of
+``tuning.json``, ``storage.json``, ``inference.json``, ``lag.json``, and `report_objective`'s two. Accuracies are shares of 1. Whatever does not fit is a
 ValueError that names the file, what was expected and what was got.
 """
 
@@ -17,6 +17,7 @@ from bench.paper.statistics import Scores
 
 Setting = tuple[tuple[str, str], ...]
 TUNING, STORAGE, INFERENCE, LAG = "tuning.json", "storage.json", "inference.json", "lag.json"
+EXCHANGE, LIKELIHOOD = "exchange.json", "likelihood.json"
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Results:
     storage: tuple[Storage, ...]
     inference: Inference | None
     lags: tuple[Lag, ...] = ()
+    exchange: tuple[Fields, ...] = ()
+    likelihood: tuple[Fields, ...] = ()
 
 
 def read(folder: Path) -> Results:
@@ -120,7 +123,7 @@ def read(folder: Path) -> Results:
         raise FileNotFoundError(f"results: expected a folder of JSON files, got {folder}, which is none")
     rows: dict[tuple[str, str, str, int], Row] = {}
     for path in sorted(folder.glob("*.json")):
-        if path.name in (TUNING, STORAGE, INFERENCE, LAG):
+        if path.name in (TUNING, STORAGE, INFERENCE, LAG, EXCHANGE, LIKELIHOOD):
             continue
         for fields in _list(path):
             row = _row(fields)
@@ -138,6 +141,7 @@ def read(folder: Path) -> Results:
         tuple(map(_storage, _list(storage))) if storage.exists() else (),
         _inference(Fields(chosen, "the file", _load(chosen))) if chosen.exists() else None,
         _lags(_list(lag)) if lag.exists() else (),
+        *(tuple(_list(folder / name)) if (folder / name).exists() else () for name in (EXCHANGE, LIKELIHOOD)),
     )
 
 

@@ -230,7 +230,8 @@ def main() -> None:
             if SETTINGS[name].edges is not None:
                 about["edges"] = SETTINGS[name].edges
             if SETTINGS[name].objective != PLAIN:
-                about["objective"] = asdict(SETTINGS[name].objective)
+                parts = asdict(SETTINGS[name].objective).items()
+                about["objective"] = ", ".join(f"{part.replace('_', '-')} {value:g}" for part, value in parts)
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue
             folder = work / f"{name} {changed.epochs} {changed.visit_sweeps}".replace(" ", "_")

@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from tests.test_loss import ALL, LABELS, SHAPE, Problem, energies, problem, samp
 from tritoncrf import guard, outcome
 from tritoncrf.cli import main
 from tritoncrf.engines import triton
-from tritoncrf.objective import Objective
+from tritoncrf.engines.soft import STEP
+from tritoncrf.objective import Objective, Soft
 
 CONTEXTS = 3
 # Triton's interpreter must be asked for before Triton is imported.
@@ -450,3 +452,66 @@ def test_the_command_line_learns_by_it_and_goes_on_with_it(
     assert not (tmp_path / "few").exists()
     sys.modules.pop("cli_net")
     sys.path.remove(str(tmp_path))
+
+
+def test_flips_are_those_of_the_whole_visit() -> None:
+    """A visit in pieces tells what one of a piece tells."""
+    told = []
+    for objective in (None, Objective(cross_entropy=1.0, contexts=3)):
+        crf, own, target, _, _, more = given("kinds")
+        loss = tc.CRFLoss(crf, method="cd", sweeps=7, seed=1, objective=objective)
+        loss(own["logits"].clone().requires_grad_(), target, **more)
+        assert loss.statistics is not None
+        told.append(loss.statistics)
+    assert float(told[0].flip_rate) > 0
+    for name, value in vars(told[0]).items():
+        assert torch.equal(value, getattr(told[1], name)), name
+
+
+@pytest.mark.parametrize("kinds", [None, 3])
+@pytest.mark.parametrize("labels", [2, 5, 9])
+def test_soft_counts_have_the_same_bits_on_all_engines_and_in_any_order(labels: int, kinds: int | None) -> None:
+    make = torch.Generator().manual_seed(labels)
+    crf = tc.GridCRF(labels, tc.Neighborhood.grid(4, 2) | tc.Neighborhood.grid(1), kinds=kinds)
+    given = {} if kinds is None else {"kinds": torch.randint(0, kinds, (2, len(crf.neighborhood), 40, 60), generator=make).byte()}
+    sampler = tc.Sampler(crf, "torch")
+    chains = sampler.init(torch.randn(2, labels, 40, 60, generator=make), replicas=3, mask=torch.rand(2, 40, 60) < 0.9, **given)
+    # Two labelings that mostly agree, as those of neighbouring sweeps do.
+    rows = chains.rows.clone()
+    rows[:, 1] = rows[:, 0].where(torch.rand(rows[:, 0].shape, generator=make) < 0.9, rows[:, 1])
+    sites = chains.plan.free.flatten().nonzero()[:, 0]
+    weights = (torch.rand(3, len(sites), labels, generator=make) * 2 - 1).div(STEP).round().mul(STEP)
+    plan = replace(chains.plan, replicas=1)
+    expected = sampler.engine.soft_counts(plan, rows, sites, weights)
+    order = torch.randperm(len(sites), generator=make)
+    for name in ENGINES:
+        engine = tc.Sampler(crf, name).engine
+        threads = torch.get_num_threads()
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                assert torch.equal(engine.soft_counts(plan, rows, sites, weights), expected)
+                assert torch.equal(engine.soft_counts(plan, rows, sites[order], weights[:, order]), expected)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_sums_of_tables_are_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which ranks add up exactly."""
+    found: list[Soft] = []
+    right = outcome.cross_entropy
+
+    def listen(*given: Any, **more: Any) -> Soft:
+        found.append(right(*given, **more))
+        return found[-1]
+
+    monkeypatch.setattr("tritoncrf.outcome.cross_entropy", listen)
+    errors_of({"objective": Objective(cross_entropy=1.0, contexts=2)})
+    for soft in found:
+        first, second, value = soft.numbers()
+        assert bool(first.any())
+        assert bool(second.any())
+        again = soft.read(first, second, value)
+        assert torch.equal(again.pairwise, soft.pairwise)
+        assert torch.equal(again.gated, soft.gated)
+        assert bool(((soft.pairwise / STEP) % 1 == 0).all())

@@ -81,7 +81,8 @@ def main() -> None:
                     arm.step.append(time.process_time() - began)
     base = sum(arms["likelihood"].step)
     for name, arm in arms.items():
-        print(f"{name}: {1000 * sum(arm.step) / len(arm.step):.1f} ms a step, {sum(arm.step) / base:.2f} times the likelihood's")
+        mean = 1000 * sum(arm.step) / len(arm.step)
+        print(f"{name}: {mean:.1f} ms a step, {sum(arm.step) / base:.2f} times the likelihood's")
 
 
 if __name__ == "__main__":

@@ -473,9 +473,11 @@ def test_flips_are_those_of_the_whole_visit() -> None:
 def test_soft_counts_have_the_same_bits_on_all_engines_and_in_any_order(labels: int, kinds: int | None) -> None:
     make = torch.Generator().manual_seed(labels)
     crf = tc.GridCRF(labels, tc.Neighborhood.grid(4, 2) | tc.Neighborhood.grid(1), kinds=kinds)
-    given = {} if kinds is None else {"kinds": torch.randint(0, kinds, (2, len(crf.neighborhood), 40, 60), generator=make).byte()}
+    form = (2, len(crf.neighborhood), 40, 60)
+    given = None if kinds is None else torch.randint(0, kinds, form, generator=make).to(torch.uint8)
     sampler = tc.Sampler(crf, "torch")
-    chains = sampler.init(torch.randn(2, labels, 40, 60, generator=make), replicas=3, mask=torch.rand(2, 40, 60) < 0.9, **given)
+    mask = torch.rand(2, 40, 60, generator=make) < 0.9
+    chains = sampler.init(torch.randn(2, labels, 40, 60, generator=make), replicas=3, mask=mask, kinds=given)
     # Two labelings that mostly agree, as those of neighbouring sweeps do.
     rows = chains.rows.clone()
     rows[:, 1] = rows[:, 0].where(torch.rand(rows[:, 0].shape, generator=make) < 0.9, rows[:, 1])

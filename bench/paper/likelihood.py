@@ -1,8 +1,8 @@
 """How does the log-likelihood rise? ``python -m bench.paper.likelihood --data FOLDER --out DIR`` draws learning curves in nats.
 
-Settings of `tuning` learn as there, and after each epoch some held-out images are asked: ``log p(y | x) = -E(y) - log Z`` of the
-true labelling, log Z by annealed importance sampling (`diagnostics.log_partition`; Neal 2001), in nats a free pixel; beside it
-what is answered: its cross-entropy, also in nats a pixel, and its accuracy. The likelihood says how well whole labellings are
+Settings of `tuning` learn as there, and after each epoch some held-out images are asked: ``log p(y | x) = -E(y) - log Z`` of
+the true labelling, log Z by annealed importance sampling (`diagnostics.log_partition`; Neal 2001), in nats a free pixel; beside
+it what is answered: its cross-entropy, also in nats a pixel, and its accuracy. The likelihood says how well whole labellings are
 told, the cross-entropy single pixels. Before the first epoch the tables are zero and both are the network's own cross-entropy.
 Curves are appended to ``likelihood.json`` in the folder; one that stands there is not made again.
 """
@@ -47,11 +47,11 @@ def ask(problem: Problem, network: nn.Module, crf: tc.GridCRF, told: Maker | Non
         batch = Batch.of(collate([problem.test[place]]), problem.device)
         logits, _ = forward(network, None, batch.image)
         kinds, gates = edges_of(told, batch.image, None)
-        given = {"sizes": batch.sizes, "mask": batch.mask, "kinds": kinds, "gates": gates}
         whole = diagnostics.log_partition(
-            crf, logits, steps=STEPS, replicas=REPLICAS, labels=batch.known, clamp=batch.clamp, index=batch.index, **given
-        )
-        energy = crf.energy(logits, batch.labels, **given)
+            crf, logits, steps=STEPS, replicas=REPLICAS, labels=batch.known, clamp=batch.clamp, index=batch.index,
+            sizes=batch.sizes, mask=batch.mask, kinds=kinds, gates=gates,
+        )  # fmt: skip
+        energy = crf.energy(logits, batch.labels, sizes=batch.sizes, mask=batch.mask, kinds=kinds, gates=gates)
         sums["log_likelihood"] += float(-energy - whole.mean)
         # Of the logarithm of one weight: half of it is about how far too low a single weight's log Z lies.
         sums["variance"] += float(whole.log_weights.var(1))

@@ -72,8 +72,9 @@ validation images. With K = 1,
 at the network rate that all joint rows share, the chains lag: at the end of learning their energy still falls by 0.08 nats a
 pixel if they go on, with K = 10 by less than 0.01 (Did the chains keep up?), and the network alone is lost. A third of the rate
 gave K = 1 0.4 points on 300 images, and left it 1.2 below K = 10. CD-1 and CD-2, biased towards the data, do not pass tables
-learned beside the fixed network. Mean field learned through ends above joint PCD here, perhaps because cross-entropy asks for
-single pixels right, which is what is counted, the likelihood for whole labellings; ten iterations are no better than five.
+learned beside the fixed network. Mean field learned through ends above joint PCD here, for cross-entropy asks for single
+pixels right, which is what is counted, the likelihood for whole labellings (What is learned by); ten iterations are no better
+than five.
 Its price grows with the iterations, as section 4 says: a learning step takes 1.9, 3.8 and 6.2 times the processor time of joint
 PCD's with 2, 5 and 10 of them (106, 210 and 343 ms against 55), and as autograd unrolls them 3.6, 6.9 and 14.5 times at 9, 17
 and 30 times the memory (`python -m bench.paper.methods.growth --preset half --data FOLDER`; the learning times below are of a

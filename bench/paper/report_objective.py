@@ -1,4 +1,4 @@
-"""What does another objective gain? Rows with a cross-entropy beside the likelihood, whose answer it was, curves, and trials."""
+"""What does another objective gain? Rows with a cross-entropy beside the likelihood, both answers, curves, and trials."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from bench.paper.presets import PRESETS
 from bench.paper.report_claims import METHODS, OBJECTIVE
 from bench.paper.report_rows import Fields, Results, Trial
 
-HEAD = """The likelihood asks for whole labellings; what is counted, and what mean field learns by, is single pixels. So beside the
-likelihood we put the cross-entropy of the answer itself: of the conditionals (16) averaged over four of a visit's sweeps, the
-labels of the neighbours held, with weight 1. It comes from the same chains. In points of accuracy on the headline split of
+HEAD = """The likelihood asks for whole labellings; what is counted, and what mean field learns by, is single pixels. So beside
+the likelihood we put the cross-entropy of the answer itself: of the conditionals (16) averaged over four of a visit's sweeps,
+the labels of the neighbours held, with weight 1. It comes from the same chains. In points of accuracy on the headline split of
 `half`:"""
-EXCHANGE = """Is mean field's lead in its answer or in what it learned? Both models, answered both ways, on the test images of the
-headline split; the cross-entropy is that of the answer, in nats a body pixel:"""
-ANSWERED = """Tables learned through mean field are as good under Gibbs sampling as under their own five iterations; those learned
-by the likelihood lose three points when mean field answers. So the lead is in what was learned, single pixels, and not in how
-it is answered; and the likelihood's tables want a sampler."""
-CURVES = """The likelihood seen: after each epoch some held-out images are asked for ``log p(y | x)`` of the truth, log Z by annealed
-importance sampling, and for the cross-entropy of the answer, both in nats a body pixel. Before the first epoch the tables are
-zero and both are the network's own. With 200 steps of annealing the log-likelihood is told too high: on two images of a model
-learned from 1200, 100 and 300 steps told it 0.03 and 0.01 nats above 3000 steps:"""
+EXCHANGE = """Is mean field's lead in its answer or in what it learned? Both models, answered both ways, on the test images of
+the headline split; the cross-entropy is that of the answer, in nats a body pixel:"""
+ANSWERED = """Tables learned through mean field are as good under Gibbs sampling as under their own five iterations; those
+learned by the likelihood lose three points when mean field answers. So the lead is in what was learned, single pixels, and not
+in how it is answered; and the likelihood's tables want a sampler."""
+CURVES = """The likelihood seen: before learning and after each epoch a few held-out images are asked for ``log p(y | x)`` of the
+truth, log Z by annealed importance sampling, and for the cross-entropy of the answer, both in nats a body pixel. Before the
+first epoch the tables are zero and both are the network's own. With 200 steps of annealing the log-likelihood is told too
+high: on two images of a model learned from 1200, 100 and 300 steps told it 0.03 and 0.01 nats above 3000 steps:"""
 TRIED = """Tried on validation images, held out of the training split; the gain is over the likelihood alone, of the same seeds.
 A margin favours wrong pixels in the chains (softmax-margin, Gimpel and Smith 2010)."""
 

@@ -1,8 +1,9 @@
 """What was measured? The committed JSON, read and checked: rows of the table, tuning, storage, inference, lag.
 
-Kinds of file (`results/README.md` has their fields): ``<preset>_<split>_<seed>.json``, and at most one each of
-``tuning.json``, ``storage.json``, ``inference.json``, ``lag.json``, and `report_objective`'s two. Accuracies are shares of 1. Whatever does not fit is a
-ValueError that names the file, what was expected and what was got.
+Seven kinds of file (`results/README.md` has their fields): ``<preset>_<split>_<seed>.json``, and at most one each of
+``tuning.json``, ``storage.json``, ``inference.json``, ``lag.json``, and `report_objective`'s ``exchange.json`` and
+``likelihood.json``. Accuracies are shares of 1. Whatever does not fit is a ValueError that names the file, what was expected
+and what was got.
 """
 
 from __future__ import annotations

@@ -35,8 +35,9 @@ def descend(
     """Learns ``model`` and, if joint, ``network``, in place; returns each epoch's mean objective.
 
     objective: logits float32 ``[N, L, *shape]`` and their batch -> a scalar to go down; rate: of the model's parameters, None
-    takes the preset's for tables; after: called after each epoch. ``work/model.safetensors`` keeps the state; a run found there goes on and ends as if it had
-    not stopped. Raises CheckpointError if it is of another method or network, ValueError if there is nothing to learn.
+    takes the preset's for tables; after: called after each epoch. ``work/model.safetensors`` keeps the state; a run found there
+    goes on and ends as if it had not stopped. Raises CheckpointError if it is of another method or network, ValueError if there
+    is nothing to learn.
     """
     preset = problem.preset
     path, losses = work / "model.safetensors", list[float]()

@@ -2,8 +2,8 @@
 
 Settings of `tuning` learn as there, and after each epoch some held-out images are asked: ``log p(y | x) = -E(y) - log Z`` of
 the true labelling, log Z by annealed importance sampling (`diagnostics.log_partition`; Neal 2001), in nats a free pixel; beside
-it what is answered: its cross-entropy, also in nats a pixel, and its accuracy. The likelihood says how well whole labellings
-are told, the cross-entropy single pixels. Before the first epoch the tables are zero and both are the network's own cross-entropy.
+it the answer's cross-entropy, also in nats a pixel, and its accuracy. The likelihood says how well whole labellings are told,
+the cross-entropy single pixels. Before the first epoch tables are zero and both are the network's own cross-entropy.
 Curves are appended to ``likelihood.json`` in the folder; one that stands there is not made again.
 """
 

@@ -26,7 +26,7 @@ from tests import test_gradients_edges as seeing
 from tests import test_loss_use as use
 from tests import test_step as whole_step
 from tests.test_loss import ALL, LABELS, SHAPE, Problem, energies, problem, sampled
-from tritoncrf import guard, outcome
+from tritoncrf import guard, reduction
 from tritoncrf.cli import main
 from tritoncrf.engines import triton
 from tritoncrf.engines.soft import STEP
@@ -41,13 +41,13 @@ ENGINES = ["torch", "numba", *(["triton"] if "TRITON_INTERPRET" in os.environ el
 def contexts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What calls of the loss averaged over: labels [N, M * R, *shape], a call each."""
     found: list[Tensor] = []
-    right = outcome.cross_entropy
+    right = reduction.cross_entropy
 
     def listen(sampler: Any, batch: Any, free: Any, rows: list[Tensor], *rest: Any, **more: Any) -> Any:
         found.append(torch.cat([free.layout.crop(part, free.shape).clone() for part in rows], 1).long())
         return right(sampler, batch, free, rows, *rest, **more)
 
-    monkeypatch.setattr("tritoncrf.outcome.cross_entropy", listen)
+    monkeypatch.setattr("tritoncrf.reduction.cross_entropy", listen)
     return found
 
 
@@ -183,7 +183,7 @@ def errors_of(options: dict[str, Any], images: slice = slice(None), sees: str = 
 def test_weights_add_up_and_chains_stay_those_of_the_likelihood() -> None:
     """Sums of both alone, in any proportion; what is asked of a visit does not move its chains."""
     ways = Objective(), Objective(0.0, 1.0), Objective(0.5, 3.0)
-    one, other, both = (errors_of({"reduction": "sum", "objective": way}) for way in ways)
+    one, other, both = (errors_of({"reduction": "sum", "objective": update}) for update in ways)
     for a, b, c in zip(one[:3], other[:3], both[:3], strict=True):
         assert torch.allclose(0.5 * a + 3 * b, c, atol=1e-4)
     assert torch.equal(one[3], both[3])
@@ -278,7 +278,7 @@ def test_contexts_of_a_margin_answer_without_it(contexts: list[Tensor]) -> None:
 def test_planted_faults_of_the_cross_entropy_are_found(
     fault: str, contexts: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = outcome.cross_entropy
+    right = reduction.cross_entropy
 
     def wrong(sampler: Any, batch: Any, free: Any, rows: list[Tensor], *rest: Any, **more: Any) -> Any:
         found = right(sampler, batch, free, rows, *rest, **more)
@@ -286,7 +286,7 @@ def test_planted_faults_of_the_cross_entropy_are_found(
             return found._replace(pairwise=found.pairwise.transpose(-1, -2))
         return found._replace(logits=-found.logits) if fault == "sign" else found
 
-    monkeypatch.setattr("tritoncrf.outcome.cross_entropy", wrong)
+    monkeypatch.setattr("tritoncrf.reduction.cross_entropy", wrong)
     if fault == "even responsibilities":
         monkeypatch.setattr("tritoncrf.objective.LEAST", 1.0)
     if fault == "one end only":
@@ -303,13 +303,13 @@ def test_graphs_have_the_same_objective(name: str, engine: str, monkeypatch: pyt
     """Against autograd through energies of all labels of one node, gates with theirs."""
     graph, crf = graphs.case(name), graphs.model(graphs.case(name))
     kept: list[Tensor] = []
-    right = outcome.cross_entropy
+    right = reduction.cross_entropy
 
     def listen(sampler: Any, batch: Any, free: Any, rows: list[Tensor], *rest: Any, **more: Any) -> Any:
         kept.extend(part[0, 0, :-1].long().clone() for part in rows)
         return right(sampler, batch, free, rows, *rest, **more)
 
-    monkeypatch.setattr("tritoncrf.outcome.cross_entropy", listen)
+    monkeypatch.setattr("tritoncrf.reduction.cross_entropy", listen)
     given = graphs.factor_graph(graph)
     gates = [None if gate is None else gate.clone().requires_grad_() for gate in given.gate]
     given = tc.FactorGraph(given.num_nodes, given.members, given.kind, gates)
@@ -501,13 +501,13 @@ def test_soft_counts_have_the_same_bits_on_all_engines_and_in_any_order(labels: 
 def test_sums_of_tables_are_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which ranks add up exactly."""
     found: list[Soft] = []
-    right = outcome.cross_entropy
+    right = reduction.cross_entropy
 
     def listen(*given: Any, **more: Any) -> Soft:
         found.append(right(*given, **more))
         return found[-1]
 
-    monkeypatch.setattr("tritoncrf.outcome.cross_entropy", listen)
+    monkeypatch.setattr("tritoncrf.reduction.cross_entropy", listen)
     errors_of({"objective": Objective(cross_entropy=1.0, contexts=2)})
     for soft in found:
         first, second, value = soft.numbers()

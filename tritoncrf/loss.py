@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
-from tritoncrf.crf import CRF
 from tritoncrf.gradient import Sampled
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.held_out import held_out
-from tritoncrf.models import Model
+from tritoncrf.model_kinds import Model
+from tritoncrf.model_protocol import CRF
 from tritoncrf.objective import PLAIN, Objective
 from tritoncrf.sampler import Sampler
+from tritoncrf.statistics import Statistics, Tally
 from tritoncrf.store import ChainStore
-from tritoncrf.tally import Statistics, Tally
 from tritoncrf.visit import METHODS, OPERATOR, REDUCTIONS, Visit
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class CRFLoss(nn.Module, Generic[Model]):
     replicas are used and its seed, unless ``seed`` is given. method: "pcd" continues each image's chain, "cd" starts at the
     data. sweeps: K per visit. ignore_index: the target of latent pixels. reduction: "mean" divides by the labelled, unclamped
     pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``, by which
-    the errors of labels on the logits count, the data's and the sample's alike (`outcome` says what that learns). engine as in
+    the errors of labels on the logits count, the data's and the sample's alike (`reduction.reduced` says what that learns). engine as in
     `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its gradient 0
     and ``loss.invalid`` true, moves no chain, and raises at the next call. objective: an `Objective` to put a cross-entropy of
     averaged conditionals beside the likelihood, or a margin; None: the likelihood. Raises ValueError or TypeError naming the
@@ -113,7 +113,7 @@ class CRFLoss(nn.Module, Generic[Model]):
         self.sampler = Sampler(crf, engine, seed, validate=validate)
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64, device=crf.device))
         self.invalid: Tensor | None = None
-        self._told: Statistics | Tally | None = None
+        self._statistics: Statistics | Tally | None = None
         self.register_buffer("weight", None if weight is None else weight.clone())
         options = (ignore_index, reduction, follows, drawn, process_group, objective)
         self._visit = Visit(self.sampler, None, method, sweeps, *options)
@@ -140,11 +140,11 @@ class CRFLoss(nn.Module, Generic[Model]):
     @property
     def statistics(self) -> Statistics | None:
         """Of the last call; made when they are asked for. None before the first one, and may be set to it."""
-        return self._told.statistics() if isinstance(self._told, Tally) else self._told
+        return self._statistics.statistics() if isinstance(self._statistics, Tally) else self._statistics
 
     @statistics.setter
     def statistics(self, statistics: Statistics | None) -> None:
-        self._told = statistics
+        self._statistics = statistics
 
     @property
     def process_group(self) -> ProcessGroup | None:
@@ -256,9 +256,9 @@ class CRFLoss(nn.Module, Generic[Model]):
         if OPERATOR and torch.compiler.is_compiling() and graph is None:
             tables = pairwise.detach(), None if gated is None else gated.detach()
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)
-            self._told = Statistics(*found[7:])
+            self._statistics = Statistics(*found[7:])
         else:
-            found, self._told = self._visit(logits, pairwise, gated, *given, graph=graph)  # type: ignore[misc]
+            found, self._statistics = self._visit(logits, pairwise, gated, *given, graph=graph)  # type: ignore[misc]
         value, *errors, factor, self.invalid = found[:7]
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
             logits, pairwise, gated, gates, value, factor, *errors

@@ -28,11 +28,11 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.crf import CRF
 from tritoncrf.engines import Tables
 from tritoncrf.engines.soft import STEP, soft_factor_gates, soft_gated, soft_gates
 from tritoncrf.gradient import Errors
-from tritoncrf.intake import Batch
+from tritoncrf.inputs import Batch
+from tritoncrf.model_protocol import CRF
 from tritoncrf.sampler import Sampler
 
 # A conditional below counts as that, 87.3 nat.

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritoncrf import contract, validation
-from tritoncrf.crf import CRF
 from tritoncrf.engines import Factors, Plan, Tables
 from tritoncrf.graphs import FactorGraph
+from tritoncrf.model_protocol import CRF
 from tritoncrf.sampler import Sampler
 
 

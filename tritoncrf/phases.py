@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from tritoncrf.chains import ChainState
-from tritoncrf.crf import CRF
-from tritoncrf.intake import Batch
+from tritoncrf.flip_rate import Rate
+from tritoncrf.inputs import Batch
 from tritoncrf.layout import pack
+from tritoncrf.model_protocol import CRF
 from tritoncrf.objective import PLAIN, Objective
-from tritoncrf.rates import Rate
 from tritoncrf.sampler import Sampler
 
 
@@ -38,7 +38,7 @@ def both(
     """Samples of the data phase and of the free one.
 
     chains: where the free phase and the data phase begin, uint8 ``[N, R, *shape]``, None for at the data; labelled, known: as
-    `intake.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits; objective: says what
+    `inputs.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits; objective: says what
     the free phase samples by, and which contexts it keeps.
     """
     favoured, contexts = objective.favoured(batch.logits, known, labelled), list[Tensor]()
@@ -46,7 +46,7 @@ def both(
 
     def phase(start: Tensor, name: str, held: Tensor | None, like: ChainState | None = None) -> ChainState:
         found = sampler.begin(own if name == "free" else batch, start, name, held, like)
-        # As many labels change as at the last visit, most likely: the way need not be found out anew.
+        # As many labels change as at the last visit, most likely: the update need not be found out anew.
         found.rate = rates.setdefault(name, found.rate)
         stops = objective.stops(sweeps) if name == "free" else []
         if not stops:

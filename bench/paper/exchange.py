@@ -1,4 +1,4 @@
-"""Is it the tables or the answer? ``python -m bench.paper.exchange --work runs/half --data FOLDER`` answers each row both ways.
+"""Is it the tables or the answer? ``python -m bench.paper.exchange --work runs/half --data FOLDER`` answers each row both updates.
 
 A model learned by PCD is answered by Gibbs sampling and by mean field of five iterations; one learned through those, likewise:
 its tables and network are a CRF's as well. All four on the test images of a finished run, with nothing learned here. If mean
@@ -96,10 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench.paper.exchange: {error}", file=sys.stderr)
         return 2
     for row, ways in given.items():
-        for way, predict in ways.items():
+        for update, predict in ways.items():
             accuracy, nats = judge(work, predict)
             found.append({
-                "row": row, "answer": way, "preset": work.problem.preset.name, "split": work.problem.split,
+                "row": row, "answer": update, "preset": work.problem.preset.name, "split": work.problem.split,
                 "seed": work.problem.seed, "images": len(work.problem.test), "accuracy": round(accuracy, 5),
                 "cross_entropy": round(nats, 5),
             })  # fmt: skip

@@ -13,7 +13,7 @@ HEAD = """The likelihood asks for whole labellings; what is counted, and what me
 the likelihood we put the cross-entropy of the answer itself: of the conditionals (16) averaged over four of a visit's sweeps,
 the labels of the neighbours held, with weight 1. It comes from the same chains. In points of accuracy on the headline split of
 `half`:"""
-EXCHANGE = """Is mean field's lead in its answer or in what it learned? Both models, answered both ways, on the test images of
+EXCHANGE = """Is mean field's lead in its answer or in what it learned? Both models, answered both updates, on the test images of
 the headline split; the cross-entropy is that of the answer, in nats a body pixel:"""
 ANSWERED = """Tables learned through mean field are as good under Gibbs sampling as under their own five iterations; those
 learned by the likelihood lose three points when mean field answers. So the lead is in what was learned, single pixels, and not
@@ -53,10 +53,10 @@ def exchange_table(rows: Sequence[Fields]) -> list[str]:
     ways = list(dict.fromkeys(row.text("answer") for row in rows))
     shown = []
     for (name, seed), answers in found.items():
-        cells = [f"{100 * answers[way][0]:.2f}" if way in answers else "-" for way in ways]
-        cells += [f"{answers[way][1]:.3f}" if way in answers else "-" for way in ways]
+        cells = [f"{100 * answers[update][0]:.2f}" if update in answers else "-" for update in ways]
+        cells += [f"{answers[update][1]:.3f}" if update in answers else "-" for update in ways]
         shown.append([METHODS[name].title if name in METHODS else name, str(seed), *cells])
-    head = ["learned by", "seed", *(f"accuracy, {way}" for way in ways), *(f"nats, {way}" for way in ways)]
+    head = ["learned by", "seed", *(f"accuracy, {update}" for update in ways), *(f"nats, {update}" for update in ways)]
     return report_tables.table(head, shown) if shown else []
 
 

@@ -65,10 +65,13 @@ def learn(case: str, chains: tc.ChainStore | None, resume: Path | None = None) -
         method=method,
         sweeps=3,
         reduction="mean" if case == "mean" else "sum",
+        objective=tc.Objective(cross_entropy=1.0, contexts=2, margin=0.5) if case == "soft" else None,
         seed=9 if chains is None else None,
     )
+    # Its errors on logits are no whole numbers, which a network's gradients would add up in an order.
+    network.requires_grad_(case != "soft")
     optimizer = torch.optim.SGD([*network.parameters(), *loss.parameters()], 2.0**-12)
-    wrapped = DistributedDataParallel(network) if size > 1 else network
+    wrapped = DistributedDataParallel(network) if size > 1 and case != "soft" else network
     first = 0
     if resume is not None:
         kept = torch.load(resume, weights_only=True)

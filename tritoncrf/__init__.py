@@ -10,6 +10,7 @@ from tritoncrf.index_sampler import DistributedIndexSampler
 from tritoncrf.inference import anneal, estimate, marginals, max_marginal
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
+from tritoncrf.objective import Objective
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 from tritoncrf.training import Trainer
@@ -25,6 +26,7 @@ __all__ = [
     "GridCRF",
     "Indexed",
     "Neighborhood",
+    "Objective",
     "Sampler",
     "Trainer",
     "anneal",

@@ -22,6 +22,7 @@ from tritoncrf.graphs import NO_GRAPH, FactorGraph
 from tritoncrf.held_out import held_out
 from tritoncrf.model_kinds import Model
 from tritoncrf.model_protocol import CRF
+from tritoncrf.objective import PLAIN, Objective
 from tritoncrf.sampler import Sampler
 from tritoncrf.statistics import Statistics, Tally
 from tritoncrf.store import ChainStore
@@ -40,7 +41,9 @@ class CRFLoss(nn.Module, Generic[Model]):
     pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``, by which
     the errors of labels on the logits count, the data's and the sample's alike (`reduction` says why). engine as in
     `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its gradient 0
-    and ``loss.invalid`` true, moves no chain, and raises at the next call. Raises ValueError or TypeError naming the argument.
+    and ``loss.invalid`` true, moves no chain, and raises at the next call. objective: an `Objective` to put a cross-entropy of
+    averaged conditionals beside the likelihood, or a margin; None: the likelihood. Raises ValueError or TypeError naming the
+    argument.
 
     ``torch.compile`` of a step keeps one graph through the loss. To capture a step as a CUDA graph: make
     ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a side stream and
@@ -76,6 +79,7 @@ class CRFLoss(nn.Module, Generic[Model]):
         self, crf: Model, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
         ignore_index: int = 255, reduction: str = "mean", engine: str = "auto", seed: int | None = None,
         validate: bool | None = None, weight: Tensor | None = None, process_group: ProcessGroup | None = None,
+        objective: Objective | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(crf, CRF):
@@ -85,6 +89,10 @@ class CRFLoss(nn.Module, Generic[Model]):
         sweeps, ignore_index = validation.whole("sweeps", sweeps, 1), validation.whole("ignore_index", ignore_index, -(1 << 63))
         if 0 <= ignore_index < crf.num_labels:
             raise ValueError(f"ignore_index: expected none of the {crf.num_labels} labels, got {ignore_index}")
+        if objective is not None and not isinstance(objective, Objective):
+            raise TypeError(f"objective: expected an Objective or None, got {type(objective).__name__}")
+        objective = objective or PLAIN
+        objective.check(sweeps)
         # Without a seed of its own the loss draws as its chains say, also after they were loaded from a file.
         _check_chains(chains, crf, method)
         if weight is not None:
@@ -107,7 +115,8 @@ class CRFLoss(nn.Module, Generic[Model]):
         self.invalid: Tensor | None = None
         self._statistics: Statistics | Tally | None = None
         self.register_buffer("weight", None if weight is None else weight.clone())
-        self._visit = Visit(self.sampler, None, method, sweeps, ignore_index, reduction, follows, drawn, process_group)
+        options = (ignore_index, reduction, follows, drawn, process_group, objective)
+        self._visit = Visit(self.sampler, None, method, sweeps, *options)
         # Last, so that it stands last in the loss's state, and in a model's whose last part the loss is.
         self.chains = chains
 
@@ -160,7 +169,14 @@ class CRFLoss(nn.Module, Generic[Model]):
 
     @sweeps.setter
     def sweeps(self, sweeps: int) -> None:
-        self._visit.sweeps = validation.whole("sweeps", sweeps, 1)
+        sweeps = validation.whole("sweeps", sweeps, 1)
+        self.objective.check(sweeps)
+        self._visit.sweeps = sweeps
+
+    @property
+    def objective(self) -> Objective:
+        """What is learned by."""
+        return self._visit.objective
 
     @property
     def seed(self) -> int:

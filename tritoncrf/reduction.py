@@ -21,6 +21,8 @@ from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, errors, unary_gap
 from tritoncrf.inputs import ALLOWED, Batch
 from tritoncrf.model_protocol import CRF
+from tritoncrf.objective import PLAIN, Objective
+from tritoncrf.objective import cross_entropy as cross_entropy
 from tritoncrf.phases import Sample
 from tritoncrf.ranks import Ranks
 from tritoncrf.sampler import Sampler
@@ -45,6 +47,7 @@ class Terms:
     """Whether the gates want an error."""
     clamped: bool
     """Whether some pixels may be clamped."""
+    objective: Objective = PLAIN
 
 
 def reduced(
@@ -70,42 +73,51 @@ def reduced(
     right: tuple[Tensor, ...] = (samples[1], known, counted)
     updates, flips, whole = free.chains.plan.free, free.chains.flips, gap
     parcels: list[Tensor] = []
+    soft, each = None, terms.reduction == "none"
+    if terms.objective.cross_entropy:
+        soft = cross_entropy(
+            terms.sampler, batch, free.chains, free.contexts, tables, known, counted, bad,
+            margin=terms.objective.margin > 0, flow=terms.flow, each=each,
+        )  # fmt: skip
 
     def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal labelled, right, updates, flips, bad, whole, parcels
+        nonlocal labelled, right, updates, flips, bad, whole, parcels, soft
         figures = torch.stack([labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum())])
         # Of one type whatever a rank's batch: messages of unlike lengths would end every process.
-        parts = (counts.long(), weighed.long(), figures)
+        parts = (counts.long(), weighed.long(), figures, *(() if soft is None else soft.numbers()))
         flat, parcels = ranks.sum_with(torch.cat([part.flatten() for part in parts]), parcel())
-        counts, weighed, figures = (
+        counts, weighed, figures, *others = (
             part.view(own.shape)
             for part, own in zip(torch.split(flat, [p.numel() for p in parts]), parts, strict=True)
         )
         labelled, correct, updates, flips, faults, fixed = figures.unbind()
         right, bad, whole = (correct,), faults > 0, fixed.double() / float(STEPS)
+        soft = None if soft is None else soft.read(*others)
         return counts, weighed
 
-    if terms.reduction == "none":
+    if each:
         found = _each(terms, data, free, tables)
     else:
         found = errors(
             terms.sampler, data.chains, free.chains, tables, samples, terms.flow, total if ranks.size > 1 else None
         )
         whole = whole if not whole.dim() else whole.sum() if len(whole) > 1 else whole.view(())
+    for error, table in zip((found.pairwise, found.gated), tables, strict=True):
+        if table is not None:
+            whole = whole + _inner(error, table.detach(), whole.dim())
+    gap, whole = whole, terms.objective.value(whole, soft)
+    found = terms.objective.errors(found, soft)
     if terms.weight is not None:
         found.logits.mul_(weight)
     if ranks.size > 1:
         found.logits.mul_(ranks.size)
         found.gates.mul_(ranks.size)
-    for error, table in zip((found.pairwise, found.gated), tables, strict=True):
-        if table is not None:
-            whole = whole + _inner(error, table.detach(), whole.dim())
     share = labelled.float()
     if terms.reduction != "mean":
         share = share.clamp_(max=1.0)
     # 1 over 0 labelled pixels is 0 here, over a bad call's NaN.
     share = share.masked_fill_(bad, torch.nan).reciprocal_().nan_to_num_(nan=torch.nan, posinf=0.0)
-    tally = Tally(labelled, whole, right, updates, flips, free.chains.replicas, terms.sweeps)
+    tally = Tally(labelled, gap, right, updates, flips, free.chains.replicas, terms.sweeps)
     return ((whole * share).float(), *found, share.nan_to_num(nan=0.0), bad), tally, parcels
 
 

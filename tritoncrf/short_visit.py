@@ -19,6 +19,7 @@ from tritoncrf.gradient import Errors
 from tritoncrf.inputs import ALLOWED, Batch, check_batch
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
+from tritoncrf.objective import PLAIN
 from tritoncrf.phases import both
 from tritoncrf.reduction import Outputs, Terms
 from tritoncrf.sampler import Sampler
@@ -33,7 +34,7 @@ def applies(terms: Terms, logits: Tensor, store: ChainStore | None) -> bool:
     # What raises at once is looked at by the host.
     if sampler.engine_name != "triton" or sampler.guard.waits(sampler.device):
         return False
-    if terms.reduction == "none" or terms.weight is not None or not isinstance(logits, Tensor):
+    if terms.objective != PLAIN or terms.reduction == "none" or terms.weight is not None or not isinstance(logits, Tensor):
         return False
     return store is None or (not store.latent and store.uniform == logits.shape[2:] and store.images() is not None)
 
@@ -64,7 +65,7 @@ def short_visit(
     # The engine rounds the tables.
     batch = Batch(logits, present, layout, plan, none, tables, None, whole=True).at(looked.index, looked.count)
     data, free = both(
-        sampler, batch, [looked.kept, None], looked.labelled, looked.known, None, sweeps, rates, looked=True
+        sampler, batch, [looked.kept, None], looked.labelled, looked.known, None, sweeps, rates, counted=True
     )
     pairs = sampler.engine.pair_errors(free.chains.plan, data.chains.rows, free.chains.rows)
     rows, mean = (data.chains.rows, free.chains.rows), terms.reduction == "mean"

@@ -26,6 +26,7 @@ from tritoncrf.inputs import targets
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
 from tritoncrf.monitor import TableWatch
+from tritoncrf.objective import Objective
 from tritoncrf.phases import both
 from tritoncrf.ranks import Ranks, fingerprint
 from tritoncrf.reduction import Outputs, Terms, reduced
@@ -51,8 +52,9 @@ class Visit(metaclass=Unopened):
 
     def __init__(
         self, sampler: Sampler[CRF], chains: ChainStore | None, method: str, sweeps: int, ignore_index: int, reduction: str,
-        follows: bool, drawn: bool, group: ProcessGroup | None,
+        follows: bool, drawn: bool, group: ProcessGroup | None, objective: Objective,
     ) -> None:  # fmt: skip
+        self.objective = objective
         self.sampler, self.chains, self.method, self.sweeps = sampler, chains, method, sweeps
         self.ignore_index, self.reduction, self.follows, self.drawn = ignore_index, reduction, follows, drawn
         # In `Ranks`, which knows how to be copied and pickled with a group.
@@ -107,7 +109,7 @@ class Visit(metaclass=Unopened):
             # Kept from here on: had the guard raised, kept labels would be checked again.
             self._own = own
             tables, edges = Tables(pairwise, gated), (Edges(kinds, gates) if graph is None else graph)
-            terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None)
+            terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None, self.objective)
             given = logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks
             (value, unary, *found), tally = self._sample(terms, *given)
         return (value, unary if fold is None else fold.back(unary), *found), tally  # type: ignore[return-value]
@@ -161,7 +163,7 @@ class Visit(metaclass=Unopened):
             # In a mask's holes, and where sizes are not the chains' own, which is heard of later, labels may be kept.
             beyond = ~present[:, None]
             begun = [None if part is None else part.masked_fill(beyond, contract.VOID) for part in chains]
-        data, free = both(sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates)
+        data, free = both(sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates, self.objective)
         if ranks.size > 1 and meeting.changed:
             # Heard of only now, but before anything is written.
             self._meet(ranks, *tables, terms.weight, visits)
@@ -235,7 +237,8 @@ class Visit(metaclass=Unopened):
             "chains' sweeps": 0 if chains is None else fingerprint(chains.sweeps),
             "chains": 0 if chains is None or chains.share is not None else fingerprint(chains.labels),
             "visits": int(visits), "ignore_index": self.ignore_index,
-            "weight": 0 if weight is None else fingerprint(weight), "tables": fingerprint(tables.detach().float()),
+            "weight": 0 if weight is None else fingerprint(weight), "objective": fingerprint(self.objective.numbers),
+            "tables": fingerprint(tables.detach().float()),
             "seed": 0 if self.drawn else seed - (seed >> 63 << 64),
         }  # fmt: skip
         first = agree(ranks, settings, seed, pairwise.device)

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.paper import report_edges, report_open, report_tables, statistics
+from bench.paper import report_edges, report_objective, report_open, report_tables, statistics
 from bench.paper.presets import PRESETS
-from bench.paper.report_claims import ARGUMENT, CLAIM, EDGES, FURTHER, METHODS
+from bench.paper.report_claims import ARGUMENT, CLAIM, EDGES, FURTHER, METHODS, OBJECTIVE
 from bench.paper.report_rows import Results, Row, read
 
 ROOT = Path(__file__).parents[2]
@@ -72,8 +72,9 @@ validation images. With K = 1,
 at the network rate that all joint rows share, the chains lag: at the end of learning their energy still falls by 0.08 nats a
 pixel if they go on, with K = 10 by less than 0.01 (Did the chains keep up?), and the network alone is lost. A third of the rate
 gave K = 1 0.4 points on 300 images, and left it 1.2 below K = 10. CD-1 and CD-2, biased towards the data, do not pass tables
-learned beside the fixed network. Mean field learned through ends above joint PCD here, perhaps because cross-entropy asks for
-single pixels right, which is what is counted, the likelihood for whole labellings; ten iterations are no better than five.
+learned beside the fixed network. Mean field learned through ends above joint PCD here, for cross-entropy asks for single
+pixels right, which is what is counted, the likelihood for whole labellings (What is learned by); ten iterations are no better
+than five.
 Its price grows with the iterations, as section 4 says: a learning step takes 1.9, 3.8 and 6.2 times the processor time of joint
 PCD's with 2, 5 and 10 of them (106, 210 and 343 ms against 55), and as autograd unrolls them 3.6, 6.9 and 14.5 times at 9, 17
 and 30 times the memory (`python -m bench.paper.methods.growth --preset half --data FOLDER`; the learning times below are of a
@@ -98,6 +99,7 @@ def page(results: Results, figures: Path, link: str) -> str:
         raise ValueError(f"results: expected rows of presets {', '.join(PRESETS)}, got {strange[0]!r}")
     lines = [HEAD, "", "## Is it the paper's order?", "", *_order(results.rows)]
     lines += report_edges.lines(results)
+    lines += report_objective.lines(results)
     for preset in FOLDERS:
         lines += ["", f"## {TITLES[preset]}", "", *_preset(preset, [row for row in results.rows if row.preset == preset])]
     lines += ["", "## Inference", ""]
@@ -163,7 +165,7 @@ def _preset(name: str, rows: Sequence[Row]) -> list[str]:
     lines += _missing(name, names, splits, rows)
     groups = [[split] for split in splits] if len(splits) <= 2 else [list(splits)]
     for group in groups:
-        pairs = [report_tables.compare(rows, group, *pair) for pair in (*CLAIM, *FURTHER, *ARGUMENT, *EDGES)]
+        pairs = [report_tables.compare(rows, group, *pair) for pair in (*CLAIM, *FURTHER, *ARGUMENT, *EDGES, *OBJECTIVE)]
         known = [pair for pair in pairs if pair is not None]
         if known:
             title = report_tables.split_title(group[0]) if len(group) == 1 else "all folds"

@@ -39,6 +39,7 @@ METHODS: dict[str, Method] = {
     "meanfield10": Method("unrolled mean field, 10 iterations", None),
     "separate_kinds": Method("ours, separate PCD, tables by kind of edge", None),
     "joint_kinds": Method("ours, joint PCD, tables by kind of edge", None),
+    "joint_kinds_ce": Method("ours, joint PCD, tables by kind of edge, cross-entropy beside the likelihood", None),
     "joint_gates": Method("ours, joint PCD, the network's own gates", None),
     "joint_gaussian": Method("ours, joint PCD, Gaussian gates as in PAC-CRF", None),
     "meanfield5_kinds": Method("unrolled mean field, 5 iterations, tables by kind of edge", None),
@@ -97,6 +98,12 @@ EDGES: tuple[tuple[str, str], ...] = (
     ("joint_gaussian", "joint_pcd"),
     ("meanfield5_kinds", "meanfield5"),
     ("dtf", "pseudolikelihood"),
+)
+# A cross-entropy beside the likelihood.
+OBJECTIVE: tuple[tuple[str, str], ...] = (
+    ("joint_kinds_ce", "control"),
+    ("joint_kinds_ce", "joint_kinds"),
+    ("joint_kinds_ce", "meanfield5_kinds"),
 )
 
 

@@ -36,7 +36,7 @@ def lines(results: Results) -> list[str]:
 def tuning_table(trials: Sequence[Trial]) -> list[str]:
     """A line per recipe and setting, its seeds together, with the gain over the same without; nothing without trials."""
     shown = []
-    mine = [trial for trial in trials if "edges" in dict(trial.setting)]
+    mine = [trial for trial in trials if "edges" in dict(trial.setting) and "objective" not in dict(trial.setting)]
     for what, setting in dict.fromkeys((trial.what, trial.setting) for trial in mine):
         same = [trial for trial in mine if (trial.what, trial.setting) == (what, setting)]
         gains = [gain for trial in same if (gain := report_open.gain(trial, trials)) is not None]

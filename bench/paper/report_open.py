@@ -187,8 +187,8 @@ def lines(trials: Sequence[Trial]) -> list[str]:
 def _belongs(trial: Trial, words: Sequence[str]) -> bool:
     """Whether what a trial changes (what follows the last comma in its name) has a word that begins with one of these."""
     changed = trial.what.rpartition(", ")[2]
-    if changed.startswith("edges "):
-        return False  # of no question of the paper's: `report_edges` has them
+    if changed.startswith("edges ") or "objective" in dict(trial.setting):
+        return False  # of no question of the paper's: `report_edges` and `report_objective` have them
     return any(re.search(rf"\b{re.escape(word)}", changed.lower()) for word in words)
 
 
@@ -211,6 +211,7 @@ def gain(trial: Trial, trials: Sequence[Trial]) -> float | None:
     base, comma, changed = trial.what.rpartition(", ")
     named = {name for name, _ in trial.setting if name.replace("_", " ") in changed}
     # "network rate" does not name the network.
+    named |= {"objective"}
     named -= {name for name in named if any(other != name and other.startswith(name) for other in named)}
     mine = {name: value for name, value in trial.setting if name not in named}
     for other in trials:

@@ -1,8 +1,9 @@
 """What was measured? The committed JSON, read and checked: rows of the table, tuning, storage, inference, lag.
 
-Five kinds of file (`results/README.md` has their fields): ``<preset>_<split>_<seed>.json``, and at most one each of
-``tuning.json``, ``storage.json``, ``inference.json`` and ``lag.json``. Accuracies are shares of 1. Whatever does not fit is a
-ValueError that names the file, what was expected and what was got.
+Seven kinds of file (`results/README.md` has their fields): ``<preset>_<split>_<seed>.json``, and at most one each of
+``tuning.json``, ``storage.json``, ``inference.json``, ``lag.json``, and `report_objective`'s ``exchange.json`` and
+``likelihood.json``. Accuracies are shares of 1. Whatever does not fit is a ValueError that names the file, what was expected
+and what was got.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from bench.paper.statistics import Scores
 
 Setting = tuple[tuple[str, str], ...]
 TUNING, STORAGE, INFERENCE, LAG = "tuning.json", "storage.json", "inference.json", "lag.json"
+EXCHANGE, LIKELIHOOD = "exchange.json", "likelihood.json"
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Results:
     storage: tuple[Storage, ...]
     inference: Inference | None
     lags: tuple[Lag, ...] = ()
+    exchange: tuple[Fields, ...] = ()
+    likelihood: tuple[Fields, ...] = ()
 
 
 def read(folder: Path) -> Results:
@@ -120,7 +124,7 @@ def read(folder: Path) -> Results:
         raise FileNotFoundError(f"results: expected a folder of JSON files, got {folder}, which is none")
     rows: dict[tuple[str, str, str, int], Row] = {}
     for path in sorted(folder.glob("*.json")):
-        if path.name in (TUNING, STORAGE, INFERENCE, LAG):
+        if path.name in (TUNING, STORAGE, INFERENCE, LAG, EXCHANGE, LIKELIHOOD):
             continue
         for fields in _list(path):
             row = _row(fields)
@@ -138,6 +142,7 @@ def read(folder: Path) -> Results:
         tuple(map(_storage, _list(storage))) if storage.exists() else (),
         _inference(Fields(chosen, "the file", _load(chosen))) if chosen.exists() else None,
         _lags(_list(lag)) if lag.exists() else (),
+        *(tuple(_list(folder / name)) if (folder / name).exists() else () for name in (EXCHANGE, LIKELIHOOD)),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from tritoncrf.batches import Batch
 from tritoncrf.datasets import NpzDataset
 from tritoncrf.evaluation import edges_of
 from tritoncrf.metrics import Score
+from tritoncrf.objective import PLAIN, Objective
 
 # Every so many-th clip, by name, is held out; of an archive without clips, every so many-th image.
 HELD = 5
@@ -53,6 +54,8 @@ class Setting:
     """Not sampled: the tables of piecewise training (14) beside the fixed network, times this."""
     edges: str | None = None
     """What is told of the edges, a text of `bench.paper.edges`; None: one table a class."""
+    objective: Objective = PLAIN
+    """What is learned by."""
     changes: dict[str, object] = field(default_factory=dict)
     """Fields of the preset."""
 
@@ -64,6 +67,13 @@ STEPS = (
 )  # fmt: skip
 # Distances of colours, for the facades: quantiles 1/2; 1/3, 2/3; 1/2, 4/5; 1/4, 1/2, 3/4 of the training images of fold 0.
 CONTRASTS = ("contrast:0.8", "contrast:0.43,1.33", "contrast:0.8,1.95", "contrast:0.28,0.8,1.69")
+# Objectives: a cross-entropy of averaged conditionals beside the likelihood, alone, and softmax-margin.
+OBJECTIVES = {
+    **{f"cross-entropy of {m} averaged x {w:g}": Objective(cross_entropy=w, contexts=m)
+       for m, w in ((4, 1.0), (4, 0.3), (4, 3.0), (1, 1.0), (10, 1.0))},
+    "cross-entropy of 4 averaged alone": Objective(likelihood=0.0, cross_entropy=1.0),
+    **{f"margin {a:g}": Objective(margin=a) for a in (0.1, 0.3, 1.0)},
+}  # fmt: skip
 _grid, _log = tc.Neighborhood.grid, tc.Neighborhood.log_polar
 SETTINGS: dict[str, Setting] = {
     "control": Setting(learns=False),
@@ -114,19 +124,24 @@ SETTINGS: dict[str, Setting] = {
     "separate, 100 + 200 sweeps": Setting(joint=False, changes={"burn_in": 100, "sweeps": 200}),
     "joint, 100 + 200 sweeps": Setting(changes={"burn_in": 100, "sweeps": 200}),
     **{f"joint, edges {text}": Setting(edges=text) for text in (*STEPS, *CONTRASTS)},
+    **{f"joint, {name}": Setting(objective=objective) for name, objective in OBJECTIVES.items()},
+    **{
+        f"joint, edges {text}, {name}": Setting(edges=text, objective=objective)
+        for text in ("steps:0.1,0.3", "contrast:0.8,1.95") for name, objective in OBJECTIVES.items()
+    },
     "separate, edges steps:0.2": Setting(joint=False, edges="steps:0.2"),
     "separate, edges steps:0.1,0.3": Setting(joint=False, edges="steps:0.1,0.3"),
 }
 
 
-class _Sampled(nn.Module):
+class Sampled(nn.Module):
     """The sampled likelihood with a cross-entropy beside it, an objective for `descend`."""
 
     def __init__(self, problem: Problem, crf: tc.GridCRF, setting: Setting, edge_maker: Maker | None = None) -> None:
         super().__init__()
         self.setting, self.edge_maker = setting, edge_maker
         chains = tc.ChainStore(problem.train.sizes, seed=problem.seed)
-        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=problem.preset.visit_sweeps)
+        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=problem.preset.visit_sweeps, objective=setting.objective)
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
         kinds, gates = edges_of(self.edge_maker, batch.image, None)
@@ -153,7 +168,7 @@ def _learn(problem: Problem, setting: Setting, work: Path) -> Predictor:
         return piecewise.learn(problem, work, joint=False, weight=setting.piecewise)
     edge_maker = None if setting.edges is None else problem.edges(setting.edges)
     network, crf = problem.network(), problem.crf(edge_maker)
-    objective = _Sampled(problem, crf, setting, edge_maker)
+    objective = Sampled(problem, crf, setting, edge_maker)
     descend(problem, network, objective, objective, work, "tuning", joint=setting.joint, rate=_rate(problem, setting))
     return by_sampling(problem, network, crf, edge_maker)
 
@@ -173,6 +188,11 @@ def held_out(data: Path, preset: Preset) -> tuple[tc.Indexed, tc.Indexed]:
     learned = places[~held][: preset.train].tolist()
     asked = places[held][: len(learned) // 2].tolist()
     return tc.Indexed(Chosen(whole, learned)), tc.Indexed(Chosen(whole, asked))
+
+
+def folder_of(preset: Preset, train: int, pretrain: int, seed: int) -> str:
+    """Where a pre-trained network and what learns from it lie."""
+    return f"{preset.name}_{preset.network}_{train}_{pretrain}_{seed}".replace(":", "_")
 
 
 def main() -> None:
@@ -196,7 +216,7 @@ def main() -> None:
     )
     train, held = held_out(options.data, preset)
     for seed in range(options.seed, options.seed + options.seeds):
-        work = options.out / f"{preset.name}_{preset.network}_{options.train}_{options.pretrain}_{seed}".replace(":", "_")
+        work = options.out / folder_of(preset, options.train, options.pretrain, seed)
         problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
         for name in options.settings:
             file = options.out / "tuning.json"
@@ -209,6 +229,9 @@ def main() -> None:
             }  # fmt: skip
             if SETTINGS[name].edges is not None:
                 about["edges"] = SETTINGS[name].edges
+            if SETTINGS[name].objective != PLAIN:
+                parts = asdict(SETTINGS[name].objective).items()
+                about["objective"] = ", ".join(f"{part.replace('_', '-')} {value:g}" for part, value in parts)
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue
             folder = work / f"{name} {changed.epochs} {changed.visit_sweeps}".replace(" ", "_")

@@ -21,6 +21,7 @@ from tritoncrf.datasets import LabeledSamples, NpzDataset
 from tritoncrf.evaluation import Evaluation
 from tritoncrf.index_sampler import DistributedIndexSampler
 from tritoncrf.loss import CRFLoss
+from tritoncrf.objective import Objective
 from tritoncrf.ranks import Ranks
 from tritoncrf.store import ChainStore
 from tritoncrf.training import Trainer
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         if out is None:
             raise ValueError("out: expected --out FOLDER for a new run, or --resume FOLDER, got neither")
         folder, before = Path(out), None
+        _objective(settings)
     else:
         allowed = {"network"}
         given = [name for name in ("config", "out") if getattr(arguments, name, None)] + sorted(set(flags) - allowed)
@@ -78,8 +80,9 @@ def _train(settings: Settings, folder: Path, before: Run | None, ranks: Ranks) -
     if settings.method == "pcd":
         chains = ChainStore(training.sizes, device=device, seed=settings.seed, latent=latent, shared=ranks.size > 1)
     loss = CRFLoss(
-        crf, chains=chains, method=settings.method, sweeps=settings.sweeps, engine=settings.engine, seed=settings.seed
-    )
+        crf, chains=chains, method=settings.method, sweeps=settings.sweeps, engine=settings.engine, seed=settings.seed,
+        objective=_objective(settings),
+    )  # fmt: skip
     groups: list[dict[str, object]] = [{"params": list(loss.parameters()), "lr": settings.table_rate}]
     if settings.mode == "joint":
         groups.append({"params": list(network.parameters()), "lr": settings.network_rate})
@@ -121,6 +124,13 @@ def _train(settings: Settings, folder: Path, before: Run | None, ranks: Ranks) -
             print(f"\nstopped; everything up to {saved.progress} is saved in {path}; go on with:\n  {shlex.join(words)}")
         return 130
     return 0
+
+
+def _objective(settings: Settings) -> Objective:
+    """Raises ValueError for one that a visit's sweeps do not do for."""
+    found = Objective(cross_entropy=settings.cross_entropy, contexts=settings.contexts, margin=settings.margin)
+    found.check(settings.sweeps)
+    return found
 
 
 def _learn(

@@ -235,6 +235,9 @@ class Engine(Protocol):
     def gated_errors(self, plan: Plan, data: Tensor, free: Tensor) -> Tensor:
         """As `pair_errors`, an edge counting its gate in steps of 1 / 128: int64 ``[G, Cg, L, L]``."""
 
+    def soft_counts(self, plan: Plan, labels: Tensor, sites: Tensor, weights: Tensor) -> Tensor:
+        """`engines.soft.soft_counts`."""
+
     def unary_errors(self, data: Tensor, free: Tensor, labels: int) -> Tensor:
         """How many replicas have each label in ``free`` less how many in ``data``, over R: float32 ``[N, L, *shape]``, of
         uint8 ``[N, R, *shape]`` with 255 in both where no pixel exists."""
@@ -270,9 +273,8 @@ def load(name: str) -> Engine | str:
 def find(name: str, device: torch.device, labels: int = FEWEST, arity: int = 0) -> tuple[str, Engine]:
     """The engine called ``name``, or for "auto" the first of `AUTOMATIC` that runs on ``device`` with so many labels.
 
-    arity: of a graph's largest factor; 0 for a lattice.
-
-    Raises ValueError for an unknown name and RuntimeError, saying how to get it, for a named engine that cannot run.
+    arity: of a graph's largest factor; 0 for a lattice. Raises ValueError for an unknown name and RuntimeError, saying how to
+    get it, for a named engine that cannot run.
     """
     if name != "auto" and name not in NAMES:
         raise ValueError(f"engine: expected 'auto', {', '.join(map(repr, NAMES))}, got {name!r}")

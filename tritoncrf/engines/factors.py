@@ -107,19 +107,24 @@ class Factors:
         nodes: int64 ``[A]`` nodes of the batch; base: int64 ``[A]``, where each one's chain begins in ``flat``, uint8: all
         chains' labels. An entry is ``starts[-1]`` where another member holds void.
         """
+        for part in self.ends:
+            for site, entries, factor in self.rows_of(part, nodes, base, flat):
+                yield site, entries, None if part.gate is None else part.gate[factor]
+
+    def rows_of(self, part: Ends, nodes: Tensor, base: Tensor, flat: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """As `rows`, of one arity, with each row's factor, int64 ``[E]``, in the place of its gate."""
         number, starts = self.labels, self._starts(flat.device)
         steps = torch.arange(number, device=flat.device)
-        for part in self.ends:
-            owner, ends = _of(part, nodes)
-            kept = _strides(part.arity, number, flat.device)
-            for site, end in zip(torch.split(owner, TOGETHER), torch.split(ends, TOGETHER), strict=True):
-                others, axis, factor = part.others[end], part.axis[end].long(), part.factor[end].long()
-                there = flat[base[site, None] + others].long()
-                own, strides = kept[0][axis], kept[1][axis]
-                entry = starts[part.table[factor].long()] + (there * strides).sum(1)
-                entries = torch.addcmul(entry[:, None], own[:, None], steps)
-                entries.masked_fill_((there >= number).any(1)[:, None], self.starts[-1])
-                yield site, entries, None if part.gate is None else part.gate[factor]
+        owner, ends = _of(part, nodes)
+        kept = _strides(part.arity, number, flat.device)
+        for site, end in zip(torch.split(owner, TOGETHER), torch.split(ends, TOGETHER), strict=True):
+            others, axis, factor = part.others[end], part.axis[end].long(), part.factor[end].long()
+            there = flat[base[site, None] + others].long()
+            own, strides = kept[0][axis], kept[1][axis]
+            entry = starts[part.table[factor].long()] + (there * strides).sum(1)
+            entries = torch.addcmul(entry[:, None], own[:, None], steps)
+            entries.masked_fill_((there >= number).any(1)[:, None], self.starts[-1])
+            yield site, entries, factor
 
     def neighbours(self, nodes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The other members of all factors of ``nodes``: (which of ``nodes`` int64 ``[E]``, positions ``[E, arity - 1]``)."""

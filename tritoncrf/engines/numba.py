@@ -30,12 +30,13 @@ from tritoncrf.engines.numba_average import average as lazily
 from tritoncrf.engines.numba_counts import gated_errors, pair_counts, pair_errors, unary_errors
 from tritoncrf.engines.numba_rows import Rows, aligned, factors, rows_of
 from tritoncrf.engines.numba_sites import Array, Sites, listed, rounding, rounding_rows
+from tritoncrf.engines.numba_soft import soft_counts
 from tritoncrf.engines.numba_threads import share
 from tritoncrf.engines.numba_vectors import LANES
 
 __all__ = [
     "average", "break_even", "conditionals", "field", "gated_errors", "initial", "missing", "pair_counts", "pair_errors",
-    "prepare", "retable", "sweep", "unary_errors",
+    "prepare", "retable", "soft_counts", "sweep", "unary_errors",
 ]  # fmt: skip
 break_even = 0.15
 _NOWHERE, _NOTHING = np.empty((1, 0), np.int32), np.empty((1, 0), np.float32)

@@ -36,7 +36,7 @@ def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
     counts = torch.zeros((len(rows), plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.int64, device="cpu")
     replicas = len(rows) // max(len(plan.index), 1)
     bounds = np.arange(len(rows) + 1)
-    share(differences.pair_counts, bounds, replicas, rows, *_counting(plan), counts.numpy())
+    share(differences.pair_counts, bounds, replicas, rows, *counting(plan), counts.numpy())
     return counts.view(*labels.shape[:-1], *_shape(plan))
 
 
@@ -50,7 +50,7 @@ def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
         return sum(parts[1:], start=parts[0])
     rows = [_flat(labels.contiguous()) for labels in (data, free)]
     shape = (plan.num_classes, plan.kinds, plan.labels, plan.labels)
-    found = _summed(differences.pair_errors, shape, len(plan.index), plan.replicas, *rows, *_counting(plan), differences.MOST)
+    found = _summed(differences.pair_errors, shape, len(plan.index), plan.replicas, *rows, *counting(plan), differences.MOST)
     return found.view(_shape(plan))
 
 
@@ -106,7 +106,7 @@ def _factors(plan: Plan, replicas: int, *labels: Tensor) -> list[tuple[tuple[Any
     ]  # fmt: skip
 
 
-def _counting(plan: Plan) -> tuple[Array, ...]:
+def counting(plan: Plan) -> tuple[Array, ...]:
     """Displacements, their classes, kinds ``[N, Ck, area]``, where a displacement's stand, and the pixel of each position."""
     steps, classes = (np.array(values, np.int64) for values in (plan.displacements, plan.classes))
     if plan.edges is None or plan.edges.kinds is None:

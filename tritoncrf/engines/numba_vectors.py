@@ -38,7 +38,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 _BYTE, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _floats, _shorts, _wide = _Vector(_FLOAT, LANES), _Vector(ir.IntType(16), LANES), _Vector(ir.IntType(16), 2 * LANES)
-_ints = _Vector(_INT, LANES)
+_ints, _DOUBLES = _Vector(_INT, LANES), ir.VectorType(ir.DoubleType(), 4)
 _i64, _f32, _f64, _nothing = nb.types.int64, nb.types.float32, nb.types.float64, nb.types.void
 
 
@@ -165,6 +165,13 @@ def zero_shorts(builder: Any) -> Any:
 def zero_wide(builder: Any) -> Any:
     """32 times 0."""
     return ir.Constant(_wide.ir, None)
+
+
+@_instruction(nb.types.void, _i64, _i64)
+def add_doubles(builder: Any, target: Any, source: Any) -> Any:
+    """Adds four float64 from an address to those at another."""
+    own = _load(builder, target, _DOUBLES)
+    builder.store(builder.fadd(own, _load(builder, source, _DOUBLES)), builder.inttoptr(target, _DOUBLES.as_pointer()), align=8)
 
 
 @_instruction(nb.types.void, _i64, _floats)

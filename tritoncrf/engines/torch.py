@@ -18,12 +18,13 @@ from torch import Tensor
 from tritoncrf import contract
 from tritoncrf.engines import FEWEST, Plan, Tables, averaging
 from tritoncrf.engines import Work as AnyWork
+from tritoncrf.engines.soft import soft_counts
 from tritoncrf.engines.torch_counts import gated_errors, pair_counts, pair_errors, unary_errors
 from tritoncrf.engines.torch_factors import gather, listing, touched
 
 __all__ = [
     "average", "break_even", "conditionals", "field", "gated_errors", "initial", "missing", "pair_counts", "pair_errors",
-    "prepare", "retable", "sweep", "unary_errors",
+    "prepare", "retable", "soft_counts", "sweep", "unary_errors",
 ]  # fmt: skip
 break_even = 0.2
 # Sites gathered at once: bounds the working memory (64 neighbours x 4 bytes x this).

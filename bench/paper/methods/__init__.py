@@ -32,6 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, int | str | bool]]] = {
     "meanfield10": ("meanfield", {"iterations": 10}),
     "separate_kinds": ("sampling", {"joint": False, "method": "pcd", "edges": "kinds"}),
     "joint_kinds": ("sampling", {"joint": True, "method": "pcd", "edges": "kinds"}),
+    "joint_kinds_ce": ("sampling", {"joint": True, "method": "pcd", "edges": "kinds", "cross_entropy": True}),
     "joint_gates": ("sampling", {"joint": True, "method": "pcd", "edges": "network"}),
     "joint_gaussian": ("sampling", {"joint": True, "method": "pcd", "edges": "gaussian"}),
     "meanfield5_kinds": ("meanfield", {"iterations": 5, "edges": "kinds"}),

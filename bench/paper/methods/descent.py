@@ -30,13 +30,14 @@ EVERY = 200
 
 def descend(
     problem: Problem, network: nn.Module, model: nn.Module | None, objective: Objective, work: Path, name: str, *,
-    joint: bool, rate: float | None = None,
+    joint: bool, rate: float | None = None, after: Callable[[], None] = lambda: None,
 ) -> list[float]:  # fmt: skip
     """Learns ``model`` and, if joint, ``network``, in place; returns each epoch's mean objective.
 
     objective: logits float32 ``[N, L, *shape]`` and their batch -> a scalar to go down; rate: of the model's parameters, None
-    takes the preset's for tables. ``work/model.safetensors`` keeps the state; a run found there goes on and ends as if it had
-    not stopped. Raises CheckpointError if it is of another method or network, ValueError if there is nothing to learn.
+    takes the preset's for tables; after: called after each epoch. ``work/model.safetensors`` keeps the state; a run found there
+    goes on and ends as if it had not stopped. Raises CheckpointError if it is of another method or network, ValueError if there
+    is nothing to learn.
     """
     preset = problem.preset
     path, losses = work / "model.safetensors", list[float]()
@@ -58,11 +59,15 @@ def descend(
             "loop": loop.state(), "losses": losses,
         }, kind=f"paper {name}")  # fmt: skip
 
+    def ended(epoch: int, mean: float) -> None:
+        losses.append(mean)
+        after()
+
     network.train(joint)
     try:
         loop.run(
             name, loader, preset.epochs, optimizer, value=value, invalid=lambda: None, after_step=lambda step: None,
-            after_epoch=lambda epoch, mean: losses.append(mean), save=save, every=EVERY,
+            after_epoch=ended, save=save, every=EVERY,
         )  # fmt: skip
     finally:
         network.eval()

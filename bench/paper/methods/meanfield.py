@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.paper.edges import Maker
 from bench.paper.methods import kinds
@@ -41,6 +41,12 @@ def learn(problem: Problem, work: Path, *, iterations: int, edges: str | None = 
     network, crf = problem.network(), problem.crf(edge_maker)
     name = f"meanfield{iterations}" + ("" if edges is None else f" {edges}")
     descend(problem, network, crf, objective(crf, iterations, edge_maker=edge_maker), work, name, joint=True)
+
+    return answering(network, crf, iterations, edge_maker)
+
+
+def answering(network: nn.Module, crf: GridCRF, iterations: int, edge_maker: Maker | None = None) -> Predictor:
+    """How a network and tables answer by so many iterations, whoever learned them."""
 
     @torch.no_grad()
     def predict(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -50,13 +50,17 @@ def parts(problem: Problem, edges: str | None = None) -> Parts:
 
 
 def learn(
-    problem: Problem, work: Path, *, joint: bool, method: str, sweeps: int | None = None, edges: str | None = None
-) -> Predictor:
-    """joint: the network learns too; sweeps: K per visit, None takes the preset's; edges: a word of `EDGES`."""
+    problem: Problem, work: Path, *, joint: bool, method: str, sweeps: int | None = None, edges: str | None = None,
+    cross_entropy: bool = False,
+) -> Predictor:  # fmt: skip
+    """joint: the network learns too; sweeps: K per visit, None takes the preset's; edges: a word of `EDGES`; cross_entropy: of
+    the conditionals averaged over four sweeps, with weight 1 beside the likelihood."""
     preset = problem.preset
     network, crf, edge_maker = parts(problem, edges)
     chains = tc.ChainStore(problem.train.sizes, seed=problem.seed, device=problem.device)
-    loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=preset.visit_sweeps if sweeps is None else sweeps)
+    objective = tc.Objective(cross_entropy=1.0) if cross_entropy else None
+    sweeps = preset.visit_sweeps if sweeps is None else sweeps
+    loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=sweeps, objective=objective)
     tables = [table for table in loss.parameters() if table.requires_grad]
     groups = [{"params": tables, "lr": preset.table_rate if joint else preset.separate_rate}]
     if joint:

@@ -84,7 +84,7 @@ def _rows(options: argparse.Namespace, split: str, seed: int) -> None:
         part = file.with_suffix(".part")
         part.write_text(json.dumps(rows) + "\n")
         part.replace(file)
-        print(json.dumps({key: value for key, value in row.items() if key != "per_image"}), flush=True)
+        print(json.dumps({key: value for key, value in row.items() if not key.startswith("per_")}), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class Pair:
     found: Difference | None
     """None where the rows hold no per-image figures."""
     value: float
+    iou: float | None = None
+    """The difference of their mean IoUs, where all rows have one: means over the same splits and seeds."""
 
 
 def split_title(split: str) -> str:

@@ -91,7 +91,7 @@ PRESETS: dict[str, Preset] = {
         # Few images, so more visits of each; thresholds and bandwidth by the facades' quantiles, of these training images.
         Preset(
             "faces", "fasseg_frontal02.npz", FOLDS, None, None, VIEW, pretrain=60, epochs=10, neighborhood=far(),
-            edges="contrast:0.61,1.92", bandwidth=0.61, rows=PHOTOGRAPHS,
+            edges="contrast:0.61,1.94", bandwidth=0.61, rows=PHOTOGRAPHS,
         ),
         # A strong network; where it learns on, at a third of the rate it was pre-trained with, as the small one does.
         Preset(

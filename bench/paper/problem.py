@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.
     if data is None:
         raise ValueError(f"data: expected the folder that holds {preset.file}, which preset {preset.name!r} needs, got none")
     if split in FOLDS:
-        whole = NpzDataset(data / preset.file, split=None)
+        whole = distinct(NpzDataset(data / preset.file, split=None))
         tested = fold(len(whole), split)
         parts = [Chosen(whole, np.flatnonzero(part).tolist()) for part in (~tested, tested)]
         return tc.Indexed(parts[0]), tc.Indexed(parts[1])
@@ -100,8 +101,17 @@ def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.
     return tc.Indexed(train), tc.Indexed(test)
 
 
+def distinct(dataset: LabeledSamples) -> Chosen:
+    """A data set without pictures that it holds already, bit for bit: a fold must not test on what it learned."""
+    first: dict[bytes, int] = {}
+    for place in range(len(dataset)):
+        picture: Tensor = dataset[place][0]
+        first.setdefault(hashlib.sha256(repr(tuple(picture.shape)).encode() + picture.numpy().tobytes()).digest(), place)
+    return Chosen(dataset, list(first.values()))
+
+
 def fold(images: int, name: str) -> NDArray[np.bool_]:
-    """Which images of an archive a fold tests on, every fifth of them: bool ``[images]``."""
+    """Which of an archive's distinct images a fold tests on, every fifth of them: bool ``[images]``."""
     tested: NDArray[np.bool_] = np.arange(images) % len(FOLDS) == FOLDS.index(name)
     return tested
 

@@ -90,13 +90,17 @@ PRESETS: dict[str, Preset] = {
         ),
         # Few images, so more visits of each; thresholds and bandwidth by the facades' quantiles, of these training images.
         Preset(
-            "faces", "fasseg_frontal02.npz", FOLDS, None, None, VIEW, pretrain=60, epochs=10, neighborhood=far(),
+            "faces", "fasseg_frontal02.npz", FOLDS, None, None, VIEW, pretrain=40, epochs=20, neighborhood=far(),
             edges="contrast:0.61,1.94", bandwidth=0.61, rows=PHOTOGRAPHS,
         ),
         # A strong network; where it learns on, at a third of the rate it was pre-trained with, as the small one does.
         Preset(
             "facades_unet", "cmp_facade.npz", FOLDS, None, None, UNET, pretrain=10, epochs=4, neighborhood=far(),
             network_rate=3e-4, pretrain_rate=1e-3, visit_sweeps=100, edges="contrast:0.8,1.95", bandwidth=0.8, rows=PHOTOGRAPHS,
+        ),
+        Preset(
+            "faces_unet", "fasseg_frontal02.npz", FOLDS, None, None, UNET, pretrain=40, epochs=10, neighborhood=far(),
+            network_rate=3e-4, pretrain_rate=1e-3, edges="contrast:0.61,1.94", bandwidth=0.61, rows=PHOTOGRAPHS,
         ),
         Preset(
             "half_unet", "bodyparts_depth.npz", (CLIP,), 300, None, UNET, pretrain=10, epochs=4, neighborhood=far(),

@@ -19,7 +19,7 @@ from bench.paper.report_rows import Results, Row, read
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "bench" / "paper" / "results", ROOT / "docs" / "paper.md"
-FOLDERS = ("half", "whole", "full", "facades", "faces", "facades_unet", "half_unet", "toy")
+FOLDERS = ("half", "whole", "full", "facades", "faces", "facades_unet", "faces_unet", "half_unet", "toy")
 
 HEAD = f"""\
 <!-- Written by `python -m bench.paper.report` from bench/paper/results/*.json; changes belong there. -->
@@ -43,6 +43,7 @@ TITLES = {
     "facades": "Facades: colour photographs, 12 classes",
     "faces": "Faces: colour photographs, 6 classes",
     "facades_unet": "A strong network on the facades: U-Net with ResNet-18",
+    "faces_unet": "A strong network on the faces: U-Net with ResNet-18",
     "half_unet": "A strong network at half scale: U-Net with ResNet-18",
     "toy": "Toy: generated figures",
 }

@@ -129,7 +129,10 @@ def test_folds_and_splits_share_no_image() -> None:
         seen += test.pixel_indices  # type: ignore[attr-defined]
     assert sorted(seen) == list(range(378))
     # The archive of faces has six photographs twice, on both sides of its own split.
-    faces = [[{part[i][0].numpy().tobytes() for i in range(len(part))} for part in read(PRESETS["faces"], f, DATA)] for f in FOLDS]
+    faces = [
+        [{part[i][0].numpy().tobytes() for i in range(len(part))} for part in read(PRESETS["faces"], fold, DATA)]
+        for fold in FOLDS
+    ]
     assert not any(train & test for train, test in faces)
     assert [(len(train), len(test)) for train, test in faces] == [(51, 13)] * 4 + [(52, 12)]
     assert [len(part) for part in read(PRESETS["half"], CLIP, DATA)] == [1200, 429]

@@ -71,7 +71,7 @@ def test_the_presets_of_the_strong_network_differ_from_the_small_ones_in_the_net
     for name in ("facades", "half"):
         strong, small = PRESETS[f"{name}_unet"], PRESETS[name]
         assert strong.network == UNET
-        same = ("file", "neighborhood", "table_rate", "separate_rate", "visit_sweeps", "burn_in", "sweeps", "edges", "bandwidth")
+        same = ("file", "neighborhood", "table_rate", "separate_rate", "visit_sweeps", "burn_in", "sweeps", "edges")
         assert all(getattr(strong, field) == getattr(small, field) for field in same)
 
 

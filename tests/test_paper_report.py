@@ -137,7 +137,7 @@ def test_mean_iou_has_an_interval_where_each_label_is_counted(tmp_path: Path) ->
     assert f"| - | +10.00 | +10.00 to +10.00 | above |  | {gain} |\n" in written(tmp_path / "results", tmp_path)
     rows[0]["mean_iou"] = 0.5
     put_rows(tmp_path / "results", rows)
-    with pytest.raises(ValueError, match=r"faces_fold0_0\.json: expected the mean IoU of its labels, 0\.42857, in row 0, got 0\.5"):
+    with pytest.raises(ValueError, match=r"faces_fold0_0\.json: expected the mean IoU of its labels, 0\.42857, in row 0, got"):
         report_rows.read(tmp_path / "results")
     rows[0]["per_label"] = [3]
     put_rows(tmp_path / "results", rows)

@@ -139,7 +139,8 @@ def told(target: torch.Tensor, given: torch.Tensor, count: int) -> Labels:
         [[int((part[i] == label).sum()) for label in range(count)] for i in range(len(target))]
         for part in (torch.where(target == given, target, 255), target, torch.where(target == 255, 255, given))
     )
-    return statistics.labels([[list(t) for t in zip(*image, strict=True)] for image in zip(shared, true, answered, strict=True)])
+    images = zip(shared, true, answered, strict=True)
+    return statistics.labels([[list(label) for label in zip(*image, strict=True)] for image in images])
 
 
 def test_mean_iou_is_that_of_the_pooled_pixels() -> None:
@@ -154,7 +155,7 @@ def test_mean_iou_is_that_of_the_pooled_pixels() -> None:
 
 
 def test_two_images_of_two_labels_by_hand() -> None:
-    # Image 0 is all label 0, image 1 all label 1, ten pixels each; the first method has all right, the second calls image 1 label 0.
+    # Image 0 is all label 0, image 1 all label 1, ten pixels each; the first method has all right, the second says 0 of both.
     first = statistics.labels([[[10, 10, 10], [0, 0, 0]], [[0, 0, 0], [10, 10, 10]]])
     second = statistics.labels([[[10, 10, 10], [0, 0, 0]], [[0, 0, 10], [0, 10, 0]]])
     found = statistics.iou_difference([first], [second])

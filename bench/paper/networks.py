@@ -36,7 +36,7 @@ def unet(in_channels: int, num_labels: int) -> nn.Module:
         import segmentation_models_pytorch as smp
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"network: expected segmentation_models_pytorch (pip install segmentation-models-pytorch), got no module {error.name}"
+            f"network: expected segmentation_models_pytorch (pip install segmentation-models-pytorch), got no {error.name}"
         ) from None
     network = grouped(smp.Unet("resnet18", encoder_weights=None, in_channels=in_channels, classes=num_labels))
     padded = Padded(network, STRIDE)

@@ -124,7 +124,8 @@ def make(name: str, problem: Problem, work: Path) -> Row:
 
 def _labels(score: Score) -> list[list[int]]:
     """Of each label the pixels that have and were given it, that have it, and that were given it."""
-    counts: list[list[int]] = torch.stack([score.confusion.diagonal(), score.confusion.sum(1), score.confusion.sum(0)], 1).tolist()
+    confusion = score.confusion
+    counts: list[list[int]] = torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)], 1).tolist()
     return counts
 
 

@@ -111,7 +111,7 @@ def mean_iou(found: Labels) -> float:
 def iou_difference(
     first: Sequence[Labels], second: Sequence[Labels], *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> Difference:
-    """`difference`, of mean IoUs: first, second are per stratum the counts ``[n, L, 3]`` of the same images in the same order."""
+    """`difference`, of mean IoUs: per stratum the counts ``[n, L, 3]`` of the same images in the same order."""
     return _difference(first, second, mean_iou, _iou_gains, resamples, seed, level)
 
 

@@ -99,7 +99,7 @@ PRESETS: dict[str, Preset] = {
             network_rate=3e-4, pretrain_rate=1e-3, visit_sweeps=100, edges="contrast:0.8,1.95", bandwidth=0.8, rows=PHOTOGRAPHS,
         ),
         Preset(
-            "faces_unet", "fasseg_frontal02.npz", FOLDS, None, None, UNET, pretrain=40, epochs=10, neighborhood=far(),
+            "faces_unet", "fasseg_frontal02.npz", FOLDS, None, None, UNET, pretrain=20, epochs=6, neighborhood=far(),
             network_rate=3e-4, pretrain_rate=1e-3, edges="contrast:0.61,1.94", bandwidth=0.61, rows=PHOTOGRAPHS,
         ),
         Preset(

@@ -101,13 +101,19 @@ def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.
     return tc.Indexed(train), tc.Indexed(test)
 
 
-def distinct(dataset: LabeledSamples) -> Chosen:
-    """A data set without pictures that it holds already, bit for bit: a fold must not test on what it learned."""
-    first: dict[bytes, int] = {}
+def repeated(dataset: LabeledSamples) -> list[list[int]]:
+    """The places of each picture, in the order of the first; more than one where it stands more than once, bit for bit."""
+    places: dict[bytes, list[int]] = {}
     for place in range(len(dataset)):
         picture: Tensor = dataset[place][0]
-        first.setdefault(hashlib.sha256(repr(tuple(picture.shape)).encode() + picture.numpy().tobytes()).digest(), place)
-    return Chosen(dataset, list(first.values()))
+        digest = hashlib.sha256(repr(tuple(picture.shape)).encode() + picture.numpy().tobytes()).digest()
+        places.setdefault(digest, []).append(place)
+    return list(places.values())
+
+
+def distinct(dataset: LabeledSamples) -> Chosen:
+    """A data set with each picture once, the first of its places: a fold must not test on what it learned."""
+    return Chosen(dataset, [places[0] for places in repeated(dataset)])
 
 
 def fold(images: int, name: str) -> NDArray[np.bool_]:

@@ -154,7 +154,8 @@ def test_rows_of_photographs_count_each_label(tmp_path: Path, monkeypatch: pytes
         assert np.array_equal(labels[..., :2].sum(1), images)
         assert np.array_equal(labels[..., 1].sum(1), labels[..., 2].sum(1))
     assert content[1]["edges"] == "contrast:0.61,1.94"
-    assert not np.array_equal(*(statistics.labels(row["per_label"])[..., 2] for row in content))
+    first, second = (statistics.labels(row["per_label"])[..., 2] for row in content)
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize(("name", "few"), [("half", 60), ("facades", 60), ("faces", 22)])

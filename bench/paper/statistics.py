@@ -161,7 +161,8 @@ def _gains(a: Scores, b: Scores, times: NDArray[np.float64]) -> NDArray[np.float
     """The difference of the pooled accuracies in each resample."""
     gain, total = (times @ np.stack([a[:, 0] - b[:, 0], a[:, 1]], 1).astype(np.float64)).T
     # a resample of images without a counted pixel says nothing: no difference
-    return np.divide(gain, total, out=np.zeros(len(times)), where=total > 0)
+    found: NDArray[np.float64] = np.divide(gain, total, out=np.zeros(len(times)), where=total > 0)
+    return found
 
 
 def _iou_gains(a: Labels, b: Labels, times: NDArray[np.float64]) -> NDArray[np.float64]:

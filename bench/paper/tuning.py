@@ -163,8 +163,8 @@ def held_out(data: Path, preset: Preset) -> tuple[tc.Indexed, tc.Indexed]:
     if preset.file is None:
         raise ValueError(f"preset: expected one with an archive, got {preset.name!r}")
     if CLIP in preset.splits:
-        whole = NpzDataset(data / preset.file, split="train", split_key=CLIP)
-        names = np.load(data / preset.file)["clip"][whole.indices]
+        train = NpzDataset(data / preset.file, split="train", split_key=CLIP)
+        names, whole = np.load(data / preset.file)["clip"][train.indices], Chosen(train, list(range(len(train))))
         places, held = np.arange(len(whole)), np.isin(names, np.unique(names)[::HELD])
     else:
         whole = distinct(NpzDataset(data / preset.file, split=None))

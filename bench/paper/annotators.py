@@ -1,4 +1,4 @@
-"""How well do two people agree? ``python -m bench.paper.annotations --data FOLDER`` asks photographs that stand twice in a set.
+"""How well do two people agree? ``python -m bench.paper.annotators --data FOLDER`` asks photographs that stand twice in a set.
 
 Where an archive has a picture twice, bit for bit, each time with labels of its own, one annotation is scored by the other as a
 model would be: the share of pixels with the same label, and mean IoU, pooled over the pairs; both are symmetric. No model that
@@ -45,7 +45,7 @@ def agreement(dataset: LabeledSamples) -> Agreement:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.paper.annotations", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.paper.annotators", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of the archives")
     parser.add_argument("--preset", choices=PHOTOGRAPHS, default="faces")
     options = parser.parse_args(arguments)
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise FileNotFoundError(f"data: expected a folder that holds {file}, got {options.data}")
         found = agreement(NpzDataset(options.data / file, split=None))
     except (ValueError, OSError) as error:
-        print(f"bench.paper.annotations: {error}", file=sys.stderr)
+        print(f"bench.paper.annotators: {error}", file=sys.stderr)
         return 2
     print(json.dumps({"pairs": found.pairs, "accuracy": round(found.accuracy, 5), "mean_iou": round(found.mean_iou, 5)}))
     return 0

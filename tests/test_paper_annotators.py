@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.paper import annotations
+from bench.paper import annotators
 from bench.paper.problem import distinct, repeated
 from tritoncrf.datasets import NpzDataset
 
@@ -36,21 +36,21 @@ def test_a_picture_is_known_by_its_pixels(archive: Path) -> None:
 
 
 def test_annotations_are_scored_by_each_other(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert annotations.main(["--data", str(archive.parent)]) == 0
+    assert annotators.main(["--data", str(archive.parent)]) == 0
     # Pixels (0, 0), (0, 1), (1, 1), (1, 1), then (0, 0), (0, 0), (1, 1): six of seven alike; IoU 3 of 4 and 3 of 4.
     assert json.loads(capsys.readouterr().out) == {"pairs": 2, "accuracy": round(6 / 7, 5), "mean_iou": 0.75}
 
 
 def test_without_the_archive_it_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert annotations.main(["--data", str(tmp_path)]) == 2
+    assert annotators.main(["--data", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("bench.paper.annotations: data: expected a folder that holds fasseg_frontal02.npz, got ")
+    assert said.startswith("bench.paper.annotators: data: expected a folder that holds fasseg_frontal02.npz, got ")
     assert said.count("\n") == 1
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside this checkout")
 def test_faces_have_six_photographs_twice_with_other_labels(capsys: pytest.CaptureFixture[str]) -> None:
-    assert annotations.main(["--data", str(DATA)]) == 0
+    assert annotators.main(["--data", str(DATA)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["pairs"] == 6
     assert 0.9 < found["accuracy"] < 1

@@ -1,4 +1,4 @@
-"""What a step costs is measured on a model that stands still, and bad input is one sentence."""
+"""What a step costs and what a network knows are measured on a model that stands still, and bad input is one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.paper import share
+import tritoncrf as tc
+from bench.paper import known, share
 from bench.paper.__main__ import main as learn_rows
 from bench.paper.figures import Work, open_work
 from bench.paper.lag import Kept
@@ -28,11 +29,15 @@ def work(folder: Path) -> Work:
     return open_work(folder, None, None, 0)
 
 
+def batch_of(images: tc.Indexed, place: int) -> Batch:
+    return Batch.of(collate([images[place]]), torch.device("cpu"))
+
+
 def test_steps_leave_network_and_tables_and_move_chains_by_two_visits(work: Work) -> None:
     kept = Kept.of(work, "joint_pcd")
     before = {name: part.clone() for name, part in kept.model.network.state_dict().items()}
     tables, done = kept.model.crf.pairwise.detach().clone(), kept.chains.sweeps.clone()
-    batches = [Batch.of(collate([work.problem.train[place]]), torch.device("cpu")) for place in (1, 4)]
+    batches = [batch_of(work.problem.train, place) for place in (1, 4)]
     found = share.measure(kept, "joint_pcd", batches, 3, "toy", "figures")
     assert all(torch.equal(part, before[name]) for name, part in kept.model.network.state_dict().items())
     assert torch.equal(kept.model.crf.pairwise, tables)
@@ -43,6 +48,28 @@ def test_steps_leave_network_and_tables_and_move_chains_by_two_visits(work: Work
     assert found.ratio == found.joint_ms / found.control_ms
     assert found.share == found.loss_ms / found.joint_ms
     assert 0 < found.flip_rate < 1
+
+
+def test_what_a_network_knows_is_what_it_says_of_images(
+    work: Work, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert known.main(["--work", str(folder)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["part"], row["images"]) for row in rows] == [("training", 48), ("test", 16)]
+    network, right, nats = work.problem.network().eval(), list[float](), list[float]()
+    for place in range(16):
+        batch = batch_of(work.problem.test, place)
+        counted = (batch.target != 255) & (batch.target != work.problem.test.background)
+        if batch.clamp is not None:
+            counted &= ~batch.clamp
+        logits = network(batch.image).movedim(1, -1)[counted].detach()
+        right += (logits.argmax(1) == batch.target[counted]).tolist()
+        nats += (-logits.log_softmax(1).gather(1, batch.target[counted].long()[:, None])).flatten().tolist()
+    assert rows[1]["accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-4)
+    assert rows[1]["nats"] == pytest.approx(sum(nats) / len(nats), abs=1e-3)
+    assert rows[0]["nats"] != rows[1]["nats"]
+    assert known.main(["--work", str(folder / "none")]) == 2
+    assert capsys.readouterr().err.startswith("bench.paper.known: work: expected a folder that bench.paper wrote")
 
 
 def test_rows_are_printed_and_files_stay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

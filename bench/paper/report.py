@@ -51,17 +51,17 @@ NOTES = {
     "full": "Wants one GPU; on an H200 the main rows should take less than 25 minutes (predicted, not measured).",
     "facades": "Does joint learning help outside body parts? Every fold is test data once. The settings, K = 100 above all, "
                "were chosen on images that are test images of folds 1 to 4; fold 0 is free of that.",
-    "faces": "A second photographic set (Khan et al. 2015). Its archive has 70 photographs, six of them twice, on both sides of its "
-             "own split, with another annotation each time; folds have each of the 64 once. Those two annotations agree at "
-             "96.4 % of the pixels, at a mean IoU of 86.8 (`python -m bench.paper.annotators --data FOLDER`): no model can be "
-             "told to be better than that. Some of the photographs may show one person twice. Tables learned beside the fixed "
-             "network add nothing here, as it knows its training images too well: in fold 0 it has 96.6 % of their pixels right, "
-             "at a cross-entropy of 0.086 nats, and 93.4 % of the test images', at 0.217, so that tables learn to say less than "
-             "they should; joint learning, where the network gives way, does add. A step of joint PCD takes 1.23 times the "
-             "processor time of the control's, of which the sampling is a quarter, with tables by kind of edge 1.51 times, and "
-             "37 % (`python -m bench.paper.share --work runs/faces --data FOLDER --rows joint_pcd joint_kinds`). The settings "
-             "were not tuned but for K: on held-out images K = 10 did as well as 100. The costs below are of a machine that "
-             "ran many other jobs.",
+    "faces": """\
+A second photographic set (Khan et al. 2015). Its archive has 70 photographs, six of them twice, on both sides of its own
+split, with another annotation each time; folds have each of the 64 once. Those two annotations agree at 96.4 % of the pixels,
+at a mean IoU of 86.8 (`python -m bench.paper.annotators --data FOLDER`): no model can be told to be better than that. Some
+photographs may show one person twice. Tables learned beside the fixed network add nothing here. It knows its training images
+too well: in fold 0 it has 96.6 % of their pixels right, at a cross-entropy of 0.086 nats, of the test images' 93.4 %, at
+0.217 (`python -m bench.paper.known --work runs/faces --data FOLDER`), so what tables learn beside it is not what other images
+need. Joint learning, where the network gives way, does add. A step of joint PCD takes 1.23 times the processor time of the
+control's, of which sampling is a quarter; with tables by kind of edge 1.51 times, and 37 % (`python -m bench.paper.share
+--work runs/faces --data FOLDER --rows joint_pcd joint_kinds`). Nothing was tuned but K: on held-out images K = 10 did as well
+as 100. The costs below are of a machine that ran many other jobs.""",
     "facades_unet": "Not finished: at about a second a step on a machine that ran many other jobs the pre-training was stopped "
                     "half way, so nothing is said here of a strong network on the facades.",
     "half_unet": "Planned on 300 training images; no time was left for it.",

@@ -1,9 +1,9 @@
 """What share of a learning step is the sampler's? ``python -m bench.paper.share --work runs/facades --data FOLDER``
 
 Of finished PCD rows, some training images are visited once more, their chains where learning left them: the network forward,
-the loss, which is the sampler's K sweeps and what tells it of the edges, the backward, the optimizer's step at a rate of 0, so that nothing moves. Beside
-each such step stands one of the control, cross-entropy in place of the loss, of the same network and image. Times are the
-processor's, summed over the images; the two kinds of step take turns, so that a busy machine slows both.
+the loss, which is the sampler's K sweeps and what tells it of the edges, the backward, the optimizer's step at a rate of 0, so
+that nothing moves. Beside each such step stands one of the control, cross-entropy in place of the loss, of the same network and
+image. Times are the processor's, summed over the images; the two kinds of step take turns, so that a busy machine slows both.
 """
 
 from __future__ import annotations

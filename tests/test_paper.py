@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bench.paper import run as running
+from bench.paper import statistics
 from bench.paper.__main__ import main
 from bench.paper.methods import METHODS
 from bench.paper.presets import CLIP, FOLDS, PRESETS
@@ -127,22 +128,49 @@ def test_folds_and_splits_share_no_image() -> None:
         assert len(test.sizes) == len(test)  # type: ignore[attr-defined]
         seen += test.pixel_indices  # type: ignore[attr-defined]
     assert sorted(seen) == list(range(378))
+    # The archive of faces has six photographs twice, on both sides of its own split.
+    faces = [
+        [{part[i][0].numpy().tobytes() for i in range(len(part))} for part in read(PRESETS["faces"], fold, DATA)]
+        for fold in FOLDS
+    ]
+    assert not any(train & test for train, test in faces)
+    assert [(len(train), len(test)) for train, test in faces] == [(51, 13)] * 4 + [(52, 12)]
     assert [len(part) for part in read(PRESETS["half"], CLIP, DATA)] == [1200, 429]
 
 
-@pytest.mark.parametrize("name", ["half", "facades"])
-def test_what_settings_are_chosen_on_is_not_learned_from_and_not_test_data(name: str) -> None:
-    preset = replace(PRESETS[name], train=60)
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside this checkout")
+def test_rows_of_photographs_count_each_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(PRESETS["faces"], pretrain=1, epochs=1, visit_sweeps=1, burn_in=1, sweeps=2)
+    monkeypatch.setitem(PRESETS, "faces", small)
+    rows = ["control", "joint_kinds"]
+    assert main(["--preset", "faces", "--data", str(DATA), "--out", str(tmp_path / "out"), "--rows", *rows]) == 0
+    content = json.loads((tmp_path / "out" / "faces_fold0_0.json").read_text())
+    assert [row["name"] for row in content] == rows
+    for row in content:
+        labels, images = statistics.labels(row["per_label"]), statistics.scores(row["per_image"])
+        assert labels.shape == (13, 6, 3)
+        assert statistics.mean_iou(labels) == pytest.approx(row["mean_iou"], abs=1e-6)
+        # Every label counts, so the images' counts are the labels' sums.
+        assert np.array_equal(labels[..., :2].sum(1), images)
+        assert np.array_equal(labels[..., 1].sum(1), labels[..., 2].sum(1))
+    assert content[1]["edges"] == "contrast:0.61,1.94"
+    first, second = (statistics.labels(row["per_label"])[..., 2] for row in content)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(("name", "few"), [("half", 60), ("facades", 60), ("faces", 22)])
+def test_what_settings_are_chosen_on_is_not_learned_from_and_not_test_data(name: str, few: int) -> None:
+    preset = replace(PRESETS[name], train=few)
     if not (DATA / str(preset.file)).exists():
         pytest.skip("no data beside the project")
     learned, asked = held_out(DATA, preset)
     whole, tested = read(replace(preset, train=None), preset.splits[0], DATA)
-    assert (len(learned), len(asked)) == (60, 30)
+    assert (len(learned), len(asked)) == (few, few // 2)
 
     def pictures(data: object, count: int) -> set[bytes]:
         return {np.asarray(data[i][0]).tobytes() for i in range(count)}  # type: ignore[index]
 
-    parts = pictures(learned, 60), pictures(asked, 30), pictures(tested, len(tested))
+    parts = pictures(learned, few), pictures(asked, few // 2), pictures(tested, len(tested))
     assert not parts[0] & parts[1]
     assert not (parts[0] | parts[1]) & parts[2]
     assert parts[0] | parts[1] <= pictures(whole, len(whole))

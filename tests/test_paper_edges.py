@@ -44,7 +44,8 @@ def test_texts_make_recipes_and_crfs() -> None:
     assert (weighed.gated.shape, weighed.form.kinds) == ((1, 48, 4, 4), None)
     assert crf_of(4, around, None).pairwise.shape == (48, 4, 4)
     for preset in PRESETS.values():
-        assert maker(preset.edges, preset.neighborhood).kinds == (3 if preset.name == "facades" else 5)
+        assert maker(preset.edges, preset.neighborhood).kinds == (3 if preset.edges.startswith("contrast") else 5)
+        assert preset.edges.startswith("contrast") == (preset.file in ("cmp_facade.npz", "fasseg_frontal02.npz"))
     words = {name: text_of(word, PRESETS["half"]) for name in METHODS if (word := edges_of(name)) is not None}
     assert words == {
         "separate_kinds": "steps:0.1,0.3", "joint_kinds": "steps:0.1,0.3", "joint_kinds_ce": "steps:0.1,0.3",

@@ -121,6 +121,30 @@ def test_folds_are_all_shown_and_pooled(tmp_path: Path) -> None:
     assert facades.count("--rows cnn separate_pcd`") == 5
 
 
+def test_mean_iou_has_an_interval_where_each_label_is_counted(tmp_path: Path) -> None:
+    rows = []
+    for name, right in (("control", 60), ("joint_pcd", 70)):
+        # two labels of 50 pixels an image, as many of each right; so IoU is right / (200 - right)
+        fields = {**row(name, [right] * 4, preset="faces", split="fold0"), "mean_iou": right / (200 - right)}
+        fields["per_label"] = [[[right // 2, 50, 50]] * 2] * 4
+        rows.append(fields)
+    put_rows(tmp_path / "results", rows)
+    text = written(tmp_path / "results", tmp_path)
+    gain = f"{100 * (70 / 130 - 60 / 140):+.2f}"
+    assert f"| - | +10.00 | +10.00 to +10.00 | above |  | {gain} | {gain} to {gain} |" in text
+    del rows[1]["per_label"]
+    put_rows(tmp_path / "results", rows)
+    assert f"| - | +10.00 | +10.00 to +10.00 | above |  | {gain} |\n" in written(tmp_path / "results", tmp_path)
+    rows[0]["mean_iou"] = 0.5
+    put_rows(tmp_path / "results", rows)
+    with pytest.raises(ValueError, match=r"faces_fold0_0\.json: expected the mean IoU of its labels, 0\.42857, in row 0, got"):
+        report_rows.read(tmp_path / "results")
+    rows[0]["per_label"] = [3]
+    put_rows(tmp_path / "results", rows)
+    with pytest.raises(ValueError, match=r"faces_fold0_0\.json: per_label: expected triples .* in row 0"):
+        report_rows.read(tmp_path / "results")
+
+
 def test_machines_are_not_averaged() -> None:
     rows = []
     for machine, seconds in (("CPU", 100.0), ("GPU", 3.0)):

@@ -6,10 +6,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from bench.paper import statistics
-from bench.paper.statistics import Scores
+from bench.paper.statistics import Labels, Scores
+from tritoncrf.metrics import Score
 
 
 def made(correct: list[int], total: list[int] | int = 1) -> Scores:
@@ -129,3 +131,64 @@ def test_unlike_images_are_refused() -> None:
         statistics.difference([made([1])], [])
     with pytest.raises(ValueError, match="values: expected at least one number, got none"):
         statistics.mean_and_deviation([])
+
+
+def told(target: torch.Tensor, given: torch.Tensor, count: int) -> Labels:
+    """Counts of images ``[n, pixels]`` in a way of their own."""
+    shared, true, answered = (
+        [[int((part[i] == label).sum()) for label in range(count)] for i in range(len(target))]
+        for part in (torch.where(target == given, target, 255), target, torch.where(target == 255, 255, given))
+    )
+    images = zip(shared, true, answered, strict=True)
+    return statistics.labels([[list(label) for label in zip(*image, strict=True)] for image in images])
+
+
+def test_mean_iou_is_that_of_the_pooled_pixels() -> None:
+    generator = torch.Generator().manual_seed(9)
+    target, given = torch.randint(0, 4, (2, 6, 50), generator=generator)
+    target[:, ::7] = 255  # void: counted nowhere
+    target[target == 2] = 1  # no pixel has label 2, though some are given it: its IoU of 0 is not in the mean
+    given[0] = target[0].masked_fill(target[0] == 255, 0)  # one image all right
+    found = told(target, given, 4)
+    assert statistics.mean_iou(found) == pytest.approx(Score.empty(4).plus(target, given).mean_iou, abs=1e-6)
+    assert statistics.mean_iou(found) != pytest.approx(np.mean([statistics.mean_iou(one[None]) for one in found]), abs=1e-2)
+
+
+def test_two_images_of_two_labels_by_hand() -> None:
+    # Image 0 is all label 0, image 1 all label 1, ten pixels each; the first method has all right, the second says 0 of both.
+    first = statistics.labels([[[10, 10, 10], [0, 0, 0]], [[0, 0, 0], [10, 10, 10]]])
+    second = statistics.labels([[[10, 10, 10], [0, 0, 0]], [[0, 0, 10], [0, 10, 0]]])
+    found = statistics.iou_difference([first], [second])
+    # IoUs 1 and 1 against 10 / 20 and 0; of a resample (0, 0) no difference, of (1, 1) label 1 alone occurs: 1 against 0
+    assert found.value == 0.75
+    assert (found.low, found.high) == (0.0, 1.0)
+    inner = statistics.iou_difference([first], [second], level=0.4)
+    assert (inner.low, inner.high) == (0.75, 0.75)
+
+
+def test_intervals_of_mean_iou_repeat_and_share_draws() -> None:
+    generator = torch.Generator().manual_seed(10)
+    target, better, worse = torch.randint(0, 3, (3, 40, 30), generator=generator)
+    better = torch.where(torch.rand(40, 30, generator=generator) < 0.6, target, better)
+    first, second = told(target, better, 3), told(target, worse, 3)
+    one = statistics.iou_difference([first], [second])
+    assert one.verdict == "above"
+    assert statistics.iou_difference([first] * 2, [second] * 2).low == pytest.approx(one.low)
+    assert statistics.iou_difference([first], [first]).high == 0
+    with pytest.raises(ValueError, match="second: expected the test images of first in the same order"):
+        statistics.iou_difference([first], [second[::-1]])
+
+
+@pytest.mark.parametrize(
+    ("per_label", "sentence"),
+    [
+        ([], "per_label: expected triples [shared, true, given] of integers, as many an image, got others or none"),
+        ([[]], "per_label: expected triples [shared, true, given] of integers, as many an image, got others or none"),
+        ([[[1, 2]]], "per_label: expected triples [shared, true, given] of integers, as many an image, got others or none"),
+        ([[[1, 1, 1]], [[1, 1, 1]] * 2], "per_label: expected triples [shared, true, given] of integers, as many an image"),
+        ([[[0, 0, 0], [2, 3, 1]]], "per_label: expected 0 <= shared <= true and given, got [2, 3, 1] for label 1 of image 0"),
+    ],
+)
+def test_labels_say_what_is_wrong(per_label: list[list[list[int]]], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        statistics.labels(per_label)

@@ -14,6 +14,7 @@ from bench.paper.methods import METHODS
 from bench.paper.presets import PRESETS
 from bench.paper.problem import prepare
 from bench.paper.run import claim, make, rows_of, slice_of
+from tritoncrf import networks
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return _run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"bench.paper: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -56,6 +57,8 @@ def _run(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"data: expected a folder that holds {preset.file}, got {options.data}")
     if options.minutes is not None and options.minutes <= 0:
         raise ValueError(f"minutes: expected a positive number, got {options.minutes}")
+    # What a network needs is asked for before anything is written.
+    networks.build(preset.network, 1, 2)
     claim(options.out, preset, options.resume)
     torch.set_num_threads(options.threads)
     with slice_of(options.minutes):
@@ -81,7 +84,7 @@ def _rows(options: argparse.Namespace, split: str, seed: int) -> None:
         part = file.with_suffix(".part")
         part.write_text(json.dumps(rows) + "\n")
         part.replace(file)
-        print(json.dumps({key: value for key, value in row.items() if key != "per_image"}), flush=True)
+        print(json.dumps({key: value for key, value in row.items() if not key.startswith("per_")}), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from tritoncrf.training import NETWORK_RATE, SEPARATE_RATE, TABLE_RATE
 CLIP, RANDOM = "split_by_clip", "split"
 # The small network with the view that the paper's has of its images.
 VIEW = "bench.paper.networks:half"
+# A strong one that sees all of an image.
+UNET = "bench.paper.networks:unet"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def far(reach: int = 24, step: int = 6, unit: int = 1) -> tc.Neighborhood:
 # What the claims of the larger and of the foreign presets rest on.
 MAIN = ("cnn", "control", "separate_pcd", "joint_cd10", "joint_pcd")
 FOLDS = tuple(f"fold{k}" for k in range(5))
+# What photographs and the strong network are asked.
+PHOTOGRAPHS = ("cnn", "control", "separate_pcd", "joint_pcd", "joint_kinds")
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -83,6 +87,24 @@ PRESETS: dict[str, Preset] = {
             "facades", "cmp_facade.npz", FOLDS, None, None, VIEW, pretrain=20, epochs=4, neighborhood=far(), visit_sweeps=100,
             # The quantiles 1/2 and 4/5 of the colours' differences along edges of fold 0's training images, and the median.
             edges="contrast:0.8,1.95", bandwidth=0.8, rows=("cnn", "control", "separate_pcd", "joint_pcd"),
+        ),
+        # Few images, so more visits of each; thresholds and bandwidth by the facades' quantiles, of these training images.
+        Preset(
+            "faces", "fasseg_frontal02.npz", FOLDS, None, None, VIEW, pretrain=40, epochs=20, neighborhood=far(),
+            edges="contrast:0.61,1.94", bandwidth=0.61, rows=PHOTOGRAPHS,
+        ),
+        # A strong network; where it learns on, at a third of the rate it was pre-trained with, as the small one does.
+        Preset(
+            "facades_unet", "cmp_facade.npz", FOLDS, None, None, UNET, pretrain=10, epochs=4, neighborhood=far(),
+            network_rate=3e-4, pretrain_rate=1e-3, visit_sweeps=100, edges="contrast:0.8,1.95", bandwidth=0.8, rows=PHOTOGRAPHS,
+        ),
+        Preset(
+            "faces_unet", "fasseg_frontal02.npz", FOLDS, None, None, UNET, pretrain=20, epochs=6, neighborhood=far(),
+            network_rate=3e-4, pretrain_rate=1e-3, edges="contrast:0.61,1.94", bandwidth=0.61, rows=PHOTOGRAPHS,
+        ),
+        Preset(
+            "half_unet", "bodyparts_depth.npz", (CLIP,), 300, None, UNET, pretrain=10, epochs=4, neighborhood=far(),
+            network_rate=3e-4, pretrain_rate=1e-3, rows=PHOTOGRAPHS,
         ),
     )
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.
     if data is None:
         raise ValueError(f"data: expected the folder that holds {preset.file}, which preset {preset.name!r} needs, got none")
     if split in FOLDS:
-        whole = NpzDataset(data / preset.file, split=None)
+        whole = distinct(NpzDataset(data / preset.file, split=None))
         tested = fold(len(whole), split)
         parts = [Chosen(whole, np.flatnonzero(part).tolist()) for part in (~tested, tested)]
         return tc.Indexed(parts[0]), tc.Indexed(parts[1])
@@ -100,8 +101,23 @@ def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.
     return tc.Indexed(train), tc.Indexed(test)
 
 
+def repeated(dataset: LabeledSamples) -> list[list[int]]:
+    """The places of each picture, in the order of the first; more than one where it stands more than once, bit for bit."""
+    places: dict[bytes, list[int]] = {}
+    for place in range(len(dataset)):
+        picture: Tensor = dataset[place][0]
+        digest = hashlib.sha256(repr(tuple(picture.shape)).encode() + picture.numpy().tobytes()).digest()
+        places.setdefault(digest, []).append(place)
+    return list(places.values())
+
+
+def distinct(dataset: LabeledSamples) -> Chosen:
+    """A data set with each picture once, the first of its places: a fold must not test on what it learned."""
+    return Chosen(dataset, [places[0] for places in repeated(dataset)])
+
+
 def fold(images: int, name: str) -> NDArray[np.bool_]:
-    """Which images of an archive a fold tests on, every fifth of them: bool ``[images]``."""
+    """Which of an archive's distinct images a fold tests on, every fifth of them: bool ``[images]``."""
     tested: NDArray[np.bool_] = np.arange(images) % len(FOLDS) == FOLDS.index(name)
     return tested
 

@@ -56,7 +56,7 @@ def choices() -> list[Choice]:
             "Sweeps per visit (K)",
             "PCD: one step, \"one step of the MCMC method\"; CD-K with K = 1, 2, 5",
             f"both: K = {theirs} as the paper has it, and K = {ours}, the library's default; CD-10 beside CD-1, CD-2, CD-5; "
-            f"K = {PRESETS['facades'].visit_sweeps} on the facades",
+            f"K = {PRESETS['facades'].visit_sweeps} on the facades, {PRESETS['faces'].visit_sweeps} on the faces",
             ("k =", "sweeps per"),
         ),
         Choice(

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench.paper import statistics
-from bench.paper.statistics import Scores
+from bench.paper.statistics import Labels, Scores
 
 Setting = tuple[tuple[str, str], ...]
 TUNING, STORAGE, INFERENCE, LAG = "tuning.json", "storage.json", "inference.json", "lag.json"
@@ -43,6 +47,8 @@ class Row:
     sweeps: int | None
     scores: Scores | None
     """int64 [test images, 2]: (correct, counted) pixels."""
+    labels: Labels | None
+    """int64 [test images, L, 3]: of each label (shared, true, given) pixels."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,6 @@ class Storage:
 @dataclass(frozen=True)
 class Curve:
     """Accuracy on validation images after so many averaged sweeps, from one kind of first sample."""
-
     row: str
     start: str
     sweeps: tuple[int, ...]
@@ -130,12 +135,10 @@ def read(folder: Path) -> Results:
             row = _row(fields)
             if path.name != f"{row.preset}_{row.split}_{row.seed}.json":
                 raise fields.wrong("rows of its own preset, split and seed", f"one of {row.preset}, {row.split}, {row.seed}")
-            key = (row.preset, row.split, row.name, row.seed)
-            if key in rows:
+            if (key := (row.preset, row.split, row.name, row.seed)) in rows:
                 raise fields.wrong("each row once", f"{row.name!r} again")
             rows[key] = row
-    trials, storage = folder / TUNING, folder / STORAGE
-    chosen, lag = folder / INFERENCE, folder / LAG
+    trials, storage, chosen, lag = (folder / name for name in (TUNING, STORAGE, INFERENCE, LAG))
     return Results(
         tuple(rows.values()),
         tuple(map(_trial, _list(trials))) if trials.exists() else (),
@@ -213,22 +216,34 @@ def _list(path: Path) -> list[Fields]:
 
 
 def _row(fields: Fields) -> Row:
-    found = None
-    accuracy = fields.number("accuracy", 0, 1)
-    if fields.content.get("per_image") is not None:
-        pairs = fields.items("per_image")
-        try:
-            found = statistics.scores([pair if isinstance(pair, list) else [] for pair in pairs])
-        except ValueError as error:
-            raise ValueError(f"{fields.path.name}: {error}, in {fields.where}") from None
-        if abs(statistics.pooled(found) - accuracy) > 1e-4:
-            raise fields.wrong(f"the accuracy of its images, {statistics.pooled(found):.5f},", f"{accuracy:.5f}")
+    accuracy, iou = fields.number("accuracy", 0, 1), fields.maybe("mean_iou", 0, 1)
+    found = _counts(fields, "per_image", lambda pairs: statistics.scores(_lists(pairs)))
+    if found is not None and abs(statistics.pooled(found) - accuracy) > 1e-4:
+        raise fields.wrong(f"the accuracy of its images, {statistics.pooled(found):.5f},", f"{accuracy:.5f}")
+    labels = _counts(fields, "per_label", lambda images: statistics.labels([_lists(image) for image in _lists(images)]))
+    if labels is not None and (iou is None or abs(statistics.mean_iou(labels) - iou) > 1e-4):
+        raise fields.wrong(f"the mean IoU of its labels, {statistics.mean_iou(labels):.5f},", _said(iou))
     return Row(
         fields.text("name"), fields.text("preset"), fields.text("split"), fields.whole("seed"), accuracy,
-        fields.maybe("network_accuracy", 0, 1), fields.maybe("mean_iou", 0, 1), fields.whole("images"), fields.whole("visits"),
+        fields.maybe("network_accuracy", 0, 1), iou, fields.whole("images"), fields.whole("visits"),
         fields.number("seconds"), fields.maybe("seconds_test"), fields.maybe("peak_mb"), fields.text("commit"),
-        fields.text("machine", "") or None, fields.maybe_whole("burn_in"), fields.maybe_whole("sweeps"), found,
+        fields.text("machine", "") or None, fields.maybe_whole("burn_in"), fields.maybe_whole("sweeps"), found, labels,
     )  # fmt: skip
+
+
+def _counts(fields: Fields, name: str, check: Callable[[list[object]], NDArray[np.int64]]) -> NDArray[np.int64] | None:
+    """Checked counts of the test images; None where the row has none."""
+    if fields.content.get(name) is None:
+        return None
+    try:
+        return check(fields.items(name))
+    except ValueError as error:
+        raise ValueError(f"{fields.path.name}: {error}, in {fields.where}") from None
+
+
+def _lists(content: Sequence[object]) -> list[list[int]]:
+    """Lists within a list; what is none becomes an empty one, which every check refuses."""
+    return [part if isinstance(part, list) else [] for part in content]
 
 
 def _trial(fields: Fields) -> Trial:
@@ -247,9 +262,7 @@ def _storage(fields: Fields) -> Storage:
 
 
 def _inference(fields: Fields) -> Inference:
-    curves = [
-        _curve(Fields(fields.path, f"curve {place}", part)) for place, part in enumerate(fields.items("curves"))
-    ]  # fmt: skip
+    curves = [_curve(Fields(fields.path, f"curve {place}", part)) for place, part in enumerate(fields.items("curves"))]
     return Inference(
         fields.whole("burn_in"), fields.whole("sweeps"), fields.maybe("rhat"), fields.maybe_whole("images"),
         fields.text("how", ""), tuple(curves),
@@ -258,10 +271,8 @@ def _inference(fields: Fields) -> Inference:
 
 def _lags(rows: list[Fields]) -> tuple[Lag, ...]:
     found: dict[tuple[str, str, str, int], Lag] = {}
-    for fields in rows:
-        lag = _lag(fields)
-        key = (lag.row, lag.preset, lag.split, lag.seed)
-        if key in found:
+    for lag, fields in zip(map(_lag, rows), rows, strict=True):
+        if (key := (lag.row, lag.preset, lag.split, lag.seed)) in found:
             raise fields.wrong("each row once", f"{lag.row!r} again")
         found[key] = lag
     return tuple(found.values())

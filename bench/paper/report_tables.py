@@ -27,6 +27,10 @@ class Pair:
     found: Difference | None
     """None where the rows hold no per-image figures."""
     value: float
+    iou: float | None
+    """The difference of their mean IoUs, where all rows have one."""
+    iou_found: Difference | None
+    """None where the rows hold no counts of each label."""
 
 
 def split_title(split: str) -> str:
@@ -77,19 +81,25 @@ def compare(rows: Sequence[Row], splits: Sequence[str], first: str, second: str)
     if not shared:
         return None
     value = statistics.mean_and_deviation([a.accuracy - b.accuracy for a, b in shared])[0]
+    ious = [a.mean_iou - b.mean_iou for a, b in shared if a.mean_iou is not None and b.mean_iou is not None]
+    iou = statistics.mean_and_deviation(ious)[0] if len(ious) == len(shared) else None
     scores = [(a.scores, b.scores) for a, b in shared if a.scores is not None and b.scores is not None]
+    labels = [(a.labels, b.labels) for a, b in shared if a.labels is not None and b.labels is not None]
     if len(scores) < len(shared):
-        return Pair(first, second, len(shared), None, value)
+        return Pair(first, second, len(shared), None, value, iou, None)
     try:
         found = statistics.difference([a for a, _ in scores], [b for _, b in scores])
+        whole = len(labels) == len(shared)
+        counted = statistics.iou_difference([a for a, _ in labels], [b for _, b in labels]) if whole else None
     except ValueError as error:
         raise ValueError(f"results: {first} and {second} of {rows[0].preset} cannot be paired: {error}") from None
-    return Pair(first, second, len(shared), found, found.value)
+    return Pair(first, second, len(shared), found, found.value, iou, counted)
 
 
 def pairs_table(pairs: Sequence[Pair]) -> list[str]:
-    """A line per comparison: the paper's margin, ours, the interval, each run's difference, what follows."""
+    """A line per comparison: the paper's margin, ours, the interval, what follows, each run's difference, that of mean IoU."""
     words = {"above": "above", "below": "**below**", "open": "open"}
+    counted = any(pair.iou_found is not None for pair in pairs)
     lines = []
     for pair in pairs:
         paper, found = margin(pair.first, pair.second), pair.found
@@ -97,8 +107,12 @@ def pairs_table(pairs: Sequence[Pair]) -> list[str]:
             f"{METHODS[pair.first].title} - {METHODS[pair.second].title}", "-" if paper is None else f"{paper:+.2f}",
             points(pair.value), "-" if found is None else interval(found), NONE if found is None else words[found.verdict],
             "" if found is None or len(found.strata) < 2 else ", ".join(map(points, found.strata)),
+            "-" if pair.iou is None else points(pair.iou), *([] if not counted else [
+                NONE if pair.iou_found is None else interval(pair.iou_found),
+            ]),
         ])  # fmt: skip
-    return table(["first - second", "paper", "here", "95 % interval", "first is", "each run"], lines)
+    head = ["first - second", "paper", "here", "95 % interval", "first is", "each run", "mean IoU"]
+    return table([*head, "95 % interval"] if counted else head, lines)
 
 
 def points(value: float) -> str:

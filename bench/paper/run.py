@@ -97,6 +97,7 @@ def make(name: str, problem: Problem, work: Path) -> Row:
     began = time.perf_counter()
     alone = whole = Score.empty(problem.test.num_labels, problem.test.background)
     per_image: list[list[int]] = []
+    per_label: list[list[list[int]]] = []
     with torch.no_grad():
         for item in problem.tests():
             batch = Batch.of(item, problem.device)
@@ -105,6 +106,7 @@ def make(name: str, problem: Problem, work: Path) -> Row:
             alone, whole = alone.plus(target, first.argmax(1)), whole.plus(target, last.argmax(1))
             counted = (target != 255) & (target != (-1 if problem.test.background is None else problem.test.background))
             per_image.append([int(((last.argmax(1) == target) & counted).sum()), int(counted.sum())])
+            per_label.append(_labels(Score.empty(problem.test.num_labels).plus(target, last.argmax(1))))
     preset, word = problem.preset, edges_of(name)
     return {
         "name": name, "preset": preset.name, "split": problem.split, "seed": problem.seed, "accuracy": whole.accuracy,
@@ -115,7 +117,16 @@ def make(name: str, problem: Problem, work: Path) -> Row:
         "sweeps": preset.sweeps, "K": _visit_sweeps(name, preset),
         "commit": _commit(), "machine": _machine(problem.device), "tritoncrf": tc.__version__,
         **({} if word is None else {"edges": text_of(word, preset)}), "per_image": per_image,
+        # Where no label is background, every label counts and mean IoU is what is asked.
+        **({"per_label": per_label} if problem.test.background is None else {}),
     }  # fmt: skip
+
+
+def _labels(score: Score) -> list[list[int]]:
+    """Of each label the pixels that have and were given it, that have it, and that were given it."""
+    confusion = score.confusion
+    counts: list[list[int]] = torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)], 1).tolist()
+    return counts
 
 
 def _visit_sweeps(name: str, preset: Preset) -> int | None:

@@ -25,7 +25,7 @@ from bench.paper.edges import Maker
 from bench.paper.methods import cnn, piecewise
 from bench.paper.methods.descent import by_sampling, cross_entropy, descend
 from bench.paper.presets import CLIP, PRESETS, Preset, far
-from bench.paper.problem import Chosen, Predictor, Problem, fold, pretrained
+from bench.paper.problem import Chosen, Predictor, Problem, distinct, fold, pretrained
 from bench.paper.run import rows_of
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import NpzDataset
@@ -178,11 +178,11 @@ def held_out(data: Path, preset: Preset) -> tuple[tc.Indexed, tc.Indexed]:
     if preset.file is None:
         raise ValueError(f"preset: expected one with an archive, got {preset.name!r}")
     if CLIP in preset.splits:
-        whole = NpzDataset(data / preset.file, split="train", split_key=CLIP)
-        names = np.load(data / preset.file)["clip"][whole.indices]
+        train = NpzDataset(data / preset.file, split="train", split_key=CLIP)
+        names, whole = np.load(data / preset.file)["clip"][train.indices], Chosen(train, list(range(len(train))))
         places, held = np.arange(len(whole)), np.isin(names, np.unique(names)[::HELD])
     else:
-        whole = NpzDataset(data / preset.file, split=None)
+        whole = distinct(NpzDataset(data / preset.file, split=None))
         places = np.flatnonzero(~fold(len(whole), preset.splits[0]))
         held = np.arange(len(places)) % HELD == 0
     learned = places[~held][: preset.train].tolist()

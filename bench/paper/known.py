@@ -1,0 +1,73 @@
+"""How well does a network know its own training images? ``python -m bench.paper.known --work runs/faces --data FOLDER``
+
+A network that is nearly right, and sure, on the images it learned from leaves tables beside it little to learn there, and not
+what other images need. The pre-trained network of a run answers for its training and its test images: accuracy, mean IoU, and
+the cross-entropy in nats a labelled pixel whose label is not known anyway. Far apart, it has learned its images by heart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import tritoncrf as tc
+from bench.paper.figures import open_work
+from bench.paper.methods.descent import cross_entropy, free_pixels
+from tritoncrf import contract
+from tritoncrf.batches import Batch
+from tritoncrf.datasets import collate
+from tritoncrf.metrics import Score
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of some images, pooled over their pixels."""
+
+    part: str
+    images: int
+    accuracy: float
+    mean_iou: float
+    nats: float
+    """Cross-entropy a pixel."""
+
+
+@torch.no_grad()
+def known(network: torch.nn.Module, images: tc.Indexed, part: str, device: torch.device) -> Known:
+    """What the network alone says of the images."""
+    score, nats, pixels = Score.empty(images.num_labels, images.background), 0.0, 0
+    network.eval()
+    for place in range(len(images)):
+        batch = Batch.of(collate([images[place]]), device)
+        logits = network(batch.image).float()
+        counted = free_pixels(batch) & (batch.target != contract.VOID)
+        score = score.plus(batch.target.masked_fill(~counted, contract.VOID), logits.argmax(1))
+        nats += float(cross_entropy(logits, batch)) * int(counted.sum())
+        pixels += int(counted.sum())
+    return Known(part, len(images), score.accuracy, score.mean_iou, nats / max(1, pixels))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.paper.known", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
+    parser.add_argument("--data", type=Path, help="the folder of the archives")
+    parser.add_argument("--split", help="the preset's first by default")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        problem = open_work(options.work, options.data, options.split, options.seed).problem
+    except (ValueError, ImportError, OSError) as error:
+        print(f"bench.paper.known: {error}", file=sys.stderr)
+        return 2
+    for part, images in (("training", problem.train), ("test", problem.test)):
+        found = asdict(known(problem.network(), images, part, problem.device))
+        print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -117,7 +117,7 @@ def _run(
     score = found.network if alone else found.crf
     network.eval()
     batch = Batch.of(next(iter(_loader(test, shuffle=False))), trainer.device)
-    answers = trainer.answer(batch)
+    answers = trainer.marginals(batch)
     return {
         "name": method, "data": options.data.name, "split": options.split, "seed": options.seed,
         "network": options.network, "images": len(train), "test_images": len(test),

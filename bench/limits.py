@@ -90,7 +90,7 @@ def _calls(kind: str) -> tuple[dict[str, Callable[[], int]], dict[str, int]]:
     problem = standard(kind)
     sampler = tc.Sampler(problem.crf, "numba", seed=1, update="gather")
     chains = sampler.run(sampler.init(problem.logits), 20)
-    work = engine._own(chains.work)
+    work = engine._check_work(chains.work)
     s, t, number = work.sites, work.tables, work.plan.labels
     assert isinstance(t, Rows)
     width = work.unary.shape[1]

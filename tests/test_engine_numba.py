@@ -84,7 +84,7 @@ HOOD = Neighborhood.from_offsets([(0, 1), (1, 0), (1, -1), (-2, 3), (0, 6)])
 
 def rows_of(chains: ChainState) -> Rows:
     """The tables as the engine laid them out."""
-    tables = engine._own(chains.work).tables
+    tables = engine._check_work(chains.work).tables
     assert isinstance(tables, Rows)
     return tables
 
@@ -230,7 +230,7 @@ def test_bounds_are_above_the_odds_and_most_sites_are_passed_over() -> None:
     sampler = Sampler(problem.crf, "numba", 5, update="incremental")
     chains = sampler.run(sampler.init(problem.logits), 15)
     assert chains.field is not None
-    work, labels = engine._own(chains.work), chains.plan.labels
+    work, labels = engine._check_work(chains.work), chains.plan.labels
     bounds = chains.field.numpy()[: len(work.sites.position)].astype(np.float64)
     tables = contract.round_pairwise(problem.crf.pairwise).double().numpy()
     row, where = chains.rows[0, 0].numpy(), work.sites.position.astype(np.int64)

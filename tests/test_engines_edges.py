@@ -139,7 +139,7 @@ SEES: dict[str, dict[str, Any]] = {
 
 def rows_of(chains: ChainState) -> Rows:
     """The tables as the engine laid them out."""
-    tables = engine._own(chains.work).tables
+    tables = engine._check_work(chains.work).tables
     assert isinstance(tables, Rows)
     return tables
 
@@ -304,7 +304,7 @@ def test_bounds_are_above_the_odds(sees: str) -> None:
     plain = Sampler(crf, "torch", 5)
     twin = plain.init(labels=chains.labels, **given)
     energies = plain.engine.field(twin.work, twin.rows)[:-1].double().numpy()
-    where = engine._own(chains.work).sites.position.astype(np.int64)
+    where = engine._check_work(chains.work).sites.position.astype(np.int64)
     assert np.array_equal(where, twin.work.where.numpy())  # type: ignore[attr-defined]
     own = np.take_along_axis(energies, chains.rows[0, 0].numpy()[where, None].astype(np.int64), 1)
     odds = np.exp(own - energies).sum(1) - 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.graph_cases import one_sentence
 from tests.test_factor_crf import ENGINE, pairs, ragged
 from tritoncrf import ChainStore, CRFLoss, FactorCRF, FactorGraph
-from tritoncrf.visit import OPERATOR
+from tritoncrf.visit_operator import OPERATOR
 
 CARRIES = pytest.mark.skipif(not OPERATOR, reason="this torch cannot carry a visit through a compiler")
 

@@ -101,16 +101,16 @@ def test_ctrl_c_in_a_visit_keeps_chains_and_counts_together(monkeypatch: pytest.
     def visited(press: bool) -> tc.ChainStore:
         store = tc.ChainStore([(12, 9)] * 2, seed=1)
         loss = tc.CRFLoss(crf, chains=store, sweeps=2)
-        renew = chain_lookup.renew
+        write_chains = chain_lookup.write_chains
 
         def pressed(*given: Any, **more: Any) -> None:
-            renew(*given, **more)
+            write_chains(*given, **more)
             os.kill(os.getpid(), signal.SIGINT)
 
         given = noise(2, 5, 12, 9), torch.zeros(2, 12, 9, dtype=torch.long), torch.arange(2)
         with monkeypatch.context() as patch:
             if press:
-                patch.setattr(visit, "renew", pressed)
+                patch.setattr(visit, "write_chains", pressed)
                 with pytest.raises(KeyboardInterrupt):
                     loss(*given)
             else:

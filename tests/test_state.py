@@ -221,7 +221,7 @@ def test_a_validation_call_moves_no_chain(how: str) -> None:
 
 
 def test_the_value_in_eval_mode_is_compiled_whole() -> None:
-    from tritoncrf.visit import OPERATOR
+    from tritoncrf.visit_operator import OPERATOR
 
     if not OPERATOR:
         pytest.skip("this torch cannot carry a visit through a compiler")

@@ -253,7 +253,7 @@ def test_the_first_sample_is_the_pretrained_networks(tmp_path: Path) -> None:
     from tritoncrf.batches import Batch
 
     batch = Batch(torch.randn(1, 1, 12, 10), torch.zeros(1, 12, 10).long(), torch.zeros(1).long())
-    assert bool((trainer.answer(batch, 2, 1)[1].argmax(1) == 7).all())
+    assert bool((trainer.marginals(batch, 2, 1)[1].argmax(1) == 7).all())
 
 
 def test_rates_frozen_parts_and_modes_are_the_users(tmp_path: Path) -> None:

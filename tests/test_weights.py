@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from tritoncrf.visit import OPERATOR
+from tritoncrf.visit_operator import OPERATOR
 
 SHAPE = (5, 6)
 WEIGHT = torch.tensor([0.0, 0.5, 2.0])

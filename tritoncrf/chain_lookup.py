@@ -28,7 +28,7 @@ def continued(store: ChainStore, device: torch.device, index: Tensor | None) -> 
     return index
 
 
-def find(
+def check_index_and_view(
     guard: Guard, store: ChainStore, device: torch.device, index: Tensor | None, limits: Tensor, shape: tuple[int, ...],
     sizes: Tensor | None, view: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
@@ -80,7 +80,7 @@ def check_labels(guard: Guard, labels: Tensor, most: int) -> None:
     guard.require(own, f"chains: expected a store of chains of {most} labels", got)
 
 
-def renew(
+def write_chains(
     store: ChainStore, indices: Tensor, samples: tuple[Tensor, Tensor], chains: list[Tensor | None], index: Tensor,
     good: Tensor, moved: bool,
 ) -> None:  # fmt: skip

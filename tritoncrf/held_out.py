@@ -14,9 +14,10 @@ from tritoncrf import contract, validation
 from tritoncrf.compiling import uncompiled
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.graphs import Carried, FactorGraph
-from tritoncrf.inputs import targets
+from tritoncrf.inputs import check_target
 from tritoncrf.layout import pack, with_clamps
-from tritoncrf.visit import OPERATOR, Visit
+from tritoncrf.visit import Visit
+from tritoncrf.visit_operator import OPERATOR
 
 LEAST = 2.0**-126
 
@@ -40,7 +41,7 @@ def held_out(
         present = batch.present
         if clamp is not None:
             clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
-        labelled, known = targets(sampler.guard, batch, target, clamp, loss.ignore_index)
+        labelled, known = check_target(sampler.guard, batch, target, clamp, loss.ignore_index)
         counted = labelled if clamp is None else labelled & ~clamp
         plan = with_clamps(batch.plan, ~counted)
         rows = pack(plan, batch.layout, known[:, None], labelled)

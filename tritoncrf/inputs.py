@@ -61,8 +61,8 @@ def check_batch(
     layout = crf.layout(shape, edges)
     frame, (order, none) = layout.frame(shape), layout.numbers(images).unbind()
     sizes, mask = validation.extents(guard, images, shape, sizes, mask, device, frame.limits)
-    index = counter(guard, "index", index, 1 << contract.INDEX_BITS, order)
-    count = counter(guard, "count", count, 1 << contract.SWEEP_BITS, none)
+    index = check_numbers(guard, "index", index, 1 << contract.INDEX_BITS, order)
+    count = check_numbers(guard, "count", count, 1 << contract.SWEEP_BITS, none)
     present = frame.exists(images, sizes, mask)
     if values:
         held = None if sizes is None and mask is None else present
@@ -105,7 +105,7 @@ def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp:
     return torch.where(valid, labels, contract.VOID).to(torch.uint8)
 
 
-def targets(
+def check_target(
     guard: Guard, batch: Batch, target: Tensor, clamp: Tensor | None, ignore_index: int, later: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Which pixels are labelled (bool), and their labels (uint8, 255 elsewhere), both ``[N, *shape]``.
@@ -139,7 +139,7 @@ def targets(
     return labelled, known
 
 
-def counter(guard: Guard, name: str, value: Tensor | None, limit: int, default: Tensor) -> Tensor:
+def check_numbers(guard: Guard, name: str, value: Tensor | None, limit: int, default: Tensor) -> Tensor:
     """Integers from 0 to limit - 1 given as an argument, int64 of ``default``'s shape; ``default`` where there are none."""
     if value is None:
         return default

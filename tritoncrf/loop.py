@@ -61,8 +61,8 @@ class Loop:
         self._summed = torch.zeros((), dtype=torch.float32, device=device)
         self._saved: dict[str, Tree] | None = None
         self._replayed = 0
-        self._taken = False
-        """Whether no step has been taken since `load`."""
+        self._first_step = False
+        """Whether the next step is the first since `load`."""
 
     def run(
         self, stage: str, loader: DataLoader[object], epochs: int, optimizer: Optimizer, *,
@@ -158,7 +158,7 @@ class Loop:
             # On as many ranks each draws on from its own generators, else all from the first one's.
             state = {**state, **group({"own": drawn[self.ranks.rank]}, "own")}
         self._replayed, self._saved = 0, state
-        self._taken = True
+        self._first_step = True
         self.optimizers.load(state)
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(group(state, "scaler"))
@@ -238,9 +238,9 @@ class Loop:
             # A fused optimizer leaves parameters and moments alone on this flag, without the host looking at it.
             optimizer.found_inf, optimizer.grad_scale = flag.float(), None  # type: ignore[attr-defined]
         # What a foreign file calls an optimizer's state its first step tells.
-        with believed("optimizer", "training") if self._taken else contextlib.nullcontext():
+        with believed("optimizer", "training") if self._first_step else contextlib.nullcontext():
             self.scaler.step(optimizer)
             self.scaler.update()
             self._schedule.step()
-        self._taken = False
+        self._first_step = False
         return loss.detach()

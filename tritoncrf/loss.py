@@ -26,7 +26,8 @@ from tritoncrf.objective import PLAIN, Objective
 from tritoncrf.sampler import Sampler
 from tritoncrf.statistics import Statistics, Tally
 from tritoncrf.store import ChainStore
-from tritoncrf.visit import METHODS, OPERATOR, REDUCTIONS, Visit
+from tritoncrf.visit import METHODS, REDUCTIONS, Visit
+from tritoncrf.visit_operator import OPERATOR
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -99,7 +99,7 @@ def log_partition(
         counts = sampler.engine.pair_counts(plan, rows)
         weights += _pairs(plan, rows, counts, before) - _pairs(plan, rows, counts, after)
         chains.work, chains.field = sampler.engine.retable(chains.work, after), None
-        sampler.room(chains, sweeps)
+        sampler.check_sweep_limit(chains, sweeps)
         sampler.advance(chains, sweeps)
         before = after
     here = rows[:, :, plan.positions].long()

@@ -31,15 +31,15 @@ class Sample(NamedTuple):
     """Of the free phase, rows as in the chains, after those of the sweeps that were asked for."""
 
 
-def both(
+def sample_phases(
     sampler: Sampler[CRF], batch: Batch, chains: list[Tensor | None], labelled: Tensor, known: Tensor, clamp: Tensor | None,
     sweeps: int, rates: dict[str, Rate], objective: Objective = PLAIN, counted: bool = False,
 ) -> tuple[Sample, Sample]:  # fmt: skip
     """Samples of the data phase and of the free one.
 
     chains: where the free phase and the data phase begin, uint8 ``[N, R, *shape]``, None for at the data; labelled, known: as
-    `inputs.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits; objective: says what
-    the free phase samples by, and which contexts it keeps; counted: whether it is known that so many sweeps are left.
+    `inputs.check_target` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits; objective:
+    says what the free phase samples by, and which contexts it keeps; counted: whether it is known that so many sweeps are left.
     """
     favoured, contexts = objective.favoured(batch.logits, known, labelled), list[Tensor]()
     own = batch if favoured is None else replace(batch, logits=favoured)
@@ -49,7 +49,7 @@ def both(
         # As many labels change as at the last visit, most likely: the update need not be found out anew.
         found.rate = rates.setdefault(name, found.rate)
         if not counted:
-            sampler.room(found, sweeps)
+            sampler.check_sweep_limit(found, sweeps)
         stops = objective.stops(sweeps) if name == "free" else []
         if not stops:
             sampler.advance(found, sweeps)

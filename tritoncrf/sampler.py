@@ -68,7 +68,7 @@ class Sampler(Generic[Model]):
         vars(self).update(state)
         self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels, self.crf.arity)
 
-    def settle_down(self) -> torch.device:
+    def follow_device(self) -> torch.device:
         """The CRF's device, on which an engine is found anew where the CRF has moved."""
         if self.crf.device != self.device:
             self.engine_name, self.engine = engines.find(self.requested, self.crf.device, self.crf.num_labels, self.crf.arity)
@@ -130,7 +130,7 @@ class Sampler(Generic[Model]):
 
         tables: where they are not to be read from the CRF.
         """
-        self.settle_down()
+        self.follow_device()
         version = self.crf.version if tables is None else None
         plan, layout, present, count = check_batch(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges)
         rounded = self.crf.rounded(self.guard, self.crf.tables if tables is None else tables, plan)
@@ -162,32 +162,32 @@ class Sampler(Generic[Model]):
         labels changed. Raises ValueError or TypeError before any chain moves.
         """
         with self.guard.call(self.crf.device):
-            scale = self._ready(chains, sweeps, beta)
+            scale = self._check_run(chains, sweeps, beta)
             with chains.alone():
-                self._refresh(chains, logits)
-                self._sweep(chains, int(sweeps), scale, bad=self._bad())
+                self._update_tables(chains, logits)
+                self._sweep(chains, int(sweeps), scale, bad=self._deferred_fault())
             return chains
 
     def advance(self, chains: ChainState, sweeps: int) -> None:
         """As `run`, for chains begun in this very call: nothing is checked, and a deferred fault is the caller's."""
         self._sweep(chains, sweeps, contract.scale_of(1.0))
 
-    def room(self, chains: ChainState, sweeps: int) -> None:
+    def check_sweep_limit(self, chains: ChainState, sweeps: int) -> None:
         """Requires that so many sweeps are left."""
         expected = f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life"
         left = chains.count <= (1 << contract.SWEEP_BITS) - sweeps
         self.guard.require(left, expected, lambda: f"{sweeps} more after {int(chains.count.max())}")
 
-    def _ready(self, chains: ChainState, sweeps: int, beta: float) -> float:
+    def _check_run(self, chains: ChainState, sweeps: int, beta: float) -> float:
         """Rule 3's factor, once chains, sweeps and beta are checked."""
-        self._own(chains)
+        self._check_chains(chains)
         validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
         scale = contract.scale_of(validation.beta(beta))
         # Last: it may leave a check that is heard of later, which what raises at once must not.
-        self.room(chains, sweeps)
+        self.check_sweep_limit(chains, sweeps)
         return scale
 
-    def _bad(self) -> Tensor | None:
+    def _deferred_fault(self) -> Tensor | None:
         """Whether a check that is still on the device has failed: chains must not move then; None if all is checked."""
         return None if self.guard.waits(self.device) else self.guard.flag(self.device)
 
@@ -202,7 +202,7 @@ class Sampler(Generic[Model]):
         while done < sweeps:
             step = min(sweeps - done, stride) if cpu else sweeps - done
             started = time.monotonic()
-            self._choose(chains)
+            self._choose_update(chains)
             where, key = (chains.work, chains.rows, chains.field), contract.key_of(self.seed)
             with unbroken():
                 if out is None:
@@ -227,11 +227,11 @@ class Sampler(Generic[Model]):
 
         S is ``chains.plan.positions``' length; returns the sum of the sites' own conditional energies, float64 ``[N, R]``.
         """
-        self._own(chains)
+        self._check_chains(chains)
         validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
         scale = contract.scale_of(validation.beta(beta))
         with self.guard.call(self.crf.device), chains.alone():
-            self._refresh(chains, None)
+            self._update_tables(chains, None)
             return self.engine.conditionals(chains.work, chains.rows, chains.field, scale, out)
 
     @uncompiled
@@ -240,21 +240,21 @@ class Sampler(Generic[Model]):
 
         The same numbers to rounding, in less time where few labels change. Raises as both do, before any chain moves.
         """
-        self._own(chains)
+        self._check_chains(chains)
         validation.totals(out, (*chains.plan.free.shape, self.crf.num_labels), self.crf.device)
         with self.guard.call(self.crf.device):
-            scale = self._ready(chains, sweeps, beta)
+            scale = self._check_run(chains, sweeps, beta)
             with chains.alone():
-                self._refresh(chains, None)
-                energies = self._sweep(chains, int(sweeps), scale, out, self._bad())
+                self._update_tables(chains, None)
+                energies = self._sweep(chains, int(sweeps), scale, out, self._deferred_fault())
             return torch.cat(energies, -1) if energies else out.new_zeros((*chains.flips.shape, 0))
 
     def pair_counts(self, chains: ChainState) -> Tensor:
         """How often each pair of labels stands on an edge of each class: int64 ``[N, R, C, L, L]``."""
-        self._own(chains)
+        self._check_chains(chains)
         return self.engine.pair_counts(chains.plan, chains.rows)
 
-    def _own(self, chains: ChainState) -> None:
+    def _check_chains(self, chains: ChainState) -> None:
         if not isinstance(chains, ChainState):
             raise TypeError(f"chains: expected what Sampler.init returned, got {type(chains).__name__}")
         got = self.crf.foreign(chains.plan, chains.layout)
@@ -262,7 +262,7 @@ class Sampler(Generic[Model]):
             raise ValueError(f"chains: expected chains of {self.crf.extra_repr()}, got {got}")
         validation.writable("chains", chains.count)
 
-    def _choose(self, chains: ChainState) -> None:
+    def _choose_update(self, chains: ChainState) -> None:
         """Builds or drops the field: the update of the next sweeps."""
         low = chains.rate.value is not None and chains.rate.value < self.engine.break_even
         if self.update == "incremental" or (self.update == "auto" and low):
@@ -271,7 +271,7 @@ class Sampler(Generic[Model]):
         else:
             chains.field = None
 
-    def _refresh(self, chains: ChainState, logits: Tensor | None) -> None:
+    def _update_tables(self, chains: ChainState, logits: Tensor | None) -> None:
         version = self.crf.version
         # On a CPU a look at the values costs little and sees every change.
         same = self.device.type != "cpu" and version is not None and version == chains.version

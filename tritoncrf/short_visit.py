@@ -20,7 +20,7 @@ from tritoncrf.inputs import ALLOWED, Batch, check_batch
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
 from tritoncrf.objective import PLAIN
-from tritoncrf.phases import both
+from tritoncrf.phases import sample_phases
 from tritoncrf.reduction import Outputs, Terms
 from tritoncrf.sampler import Sampler
 from tritoncrf.statistics import Tally
@@ -30,7 +30,7 @@ from tritoncrf.store import ChainStore
 def applies(terms: Terms, logits: Tensor, store: ChainStore | None) -> bool:
     """Whether kernels can take over of a batch whose pixels all exist and are free, on one rank."""
     sampler = terms.sampler
-    sampler.settle_down()
+    sampler.follow_device()
     # What raises at once is looked at by the host.
     if sampler.engine_name != "triton" or sampler.guard.waits(sampler.device):
         return False
@@ -64,7 +64,7 @@ def short_visit(
     sampler.guard.take(sentences(sampler, store, ignore_index), looked.holds)
     # The engine rounds the tables.
     batch = Batch(logits, present, layout, plan, none, tables, None, whole=True).at(looked.index, looked.count)
-    data, free = both(
+    data, free = sample_phases(
         sampler, batch, [looked.kept, None], looked.labelled, looked.known, None, sweeps, rates, counted=True
     )
     pairs = sampler.engine.pair_errors(free.chains.plan, data.chains.rows, free.chains.rows)

@@ -177,10 +177,10 @@ class Trainer:
         align(self.ranks, self.network)
         items = self.loop.bar(loader, "evaluate", len(loader))
         batches = (Batch.of(item, self.device) for item in part_of(self.ranks, items))
-        found = evaluate(self.answer, batches, self.crf.num_labels, background, sweeps, burn_in, replicas, seed)
+        found = evaluate(self.marginals, batches, self.crf.num_labels, background, sweeps, burn_in, replicas, seed)
         return pooled(self.ranks, found, self.device)
 
-    def answer(
+    def marginals(
         self, batch: Batch, sweeps: int = 40, burn_in: int = 20, replicas: int = 1, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Marginals of a batch, float32 ``[N, L, *shape]``: of the network alone, and of the whole model."""

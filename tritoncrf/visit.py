@@ -1,8 +1,7 @@
-"""What happens at a visit? A batch's two phases and the error they leave, as one operator that a compiler does not open.
+"""What happens at a visit? A batch's two phases and the error they leave.
 
 The data phase gives the labelled pixels' completion y, the free phase the sample y' (Kirillov et al. 2016, Algorithm 1). What a
-visit changes, chains and counts, it changes in place, in tensors that the operator names, so that neither a compiled nor a
-captured step loses or repeats it.
+visit changes, chains and counts, it changes in place (`visit_operator` says how compiled and captured steps keep that).
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
-from tritoncrf.chain_lookup import check_labels, find, positions, renew
-from tritoncrf.compiling import Unopened, uncompiled, unopened
+from tritoncrf.chain_lookup import check_index_and_view, check_labels, positions, write_chains
+from tritoncrf.compiling import Unopened, uncompiled
 from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
 from tritoncrf.flip_rate import Rate
-from tritoncrf.graphs import CARRIED, Carried, FactorGraph
-from tritoncrf.inputs import targets
+from tritoncrf.graphs import FactorGraph
+from tritoncrf.inputs import check_target
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
 from tritoncrf.monitor import TableWatch
 from tritoncrf.objective import Objective
-from tritoncrf.phases import both
+from tritoncrf.phases import sample_phases
 from tritoncrf.ranks import Ranks, fingerprint
 from tritoncrf.reduction import Outputs, Terms, reduced
 from tritoncrf.sampler import Sampler
@@ -62,7 +61,7 @@ class Visit(metaclass=Unopened):
         self._watches: dict[str, TableWatch] = {}
         self._targets = TargetWatch()
         # Of the labels that this visit wrote last.
-        self._own: tuple[int, int] | None = None
+        self._written: tuple[int, int] | None = None
         self._rates: dict[str, Rate] = {}
         # What was seen alike on all ranks: how many they were, which store, and how often it was loaded.
         self._met: tuple[int, int, int] | None = None
@@ -104,10 +103,10 @@ class Visit(metaclass=Unopened):
         store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
         if self.follows and store is not None:
             self.sampler.seed = store.seed
-        own, self._own = self._own, None
+        own, self._written = self._written, None
         with self.sampler.guard.call(crf.device):
             # Kept from here on: had the guard raised, kept labels would be checked again.
-            self._own = own
+            self._written = own
             tables, edges = Tables(pairwise, gated), (Edges(kinds, gates) if graph is None else graph)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None, self.objective)
             given = logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks
@@ -124,7 +123,7 @@ class Visit(metaclass=Unopened):
         if plain and ranks.size == 1 and applies(terms, logits, store):
             goes_on = self.method == "pcd"
             short = short_visit(terms, logits, tables, target, index, self.ignore_index, goes_on, visits, store, self._rates)
-            self._own = _version(store.labels) if goes_on and store is not None else self._own
+            self._written = _version(store.labels) if goes_on and store is not None else self._written
             return self._watched(short)
         batch = sampler.lay_out(
             logits, None, sizes=sizes, mask=mask, replicas=replicas, count=None, edges=edges, tables=tables
@@ -135,11 +134,11 @@ class Visit(metaclass=Unopened):
             clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
         # What is not looked at at once is seen from the energies then, where each labelled pixel's is asked.
         later = clamp is None and not guard.waits(present.device)
-        labelled, known = targets(guard, batch, target, clamp, self.ignore_index, later)
+        labelled, known = check_target(guard, batch, target, clamp, self.ignore_index, later)
         index, count, indices = positions(index, len(batch.count), present.device), None, None
         if store is not None:
             limits = batch.layout.frame(shape).limits
-            index, view = find(guard, store, sampler.crf.device, index, limits, shape, sizes, view)
+            index, view = check_index_and_view(guard, store, sampler.crf.device, index, limits, shape, sizes, view)
             meeting = ranks.meet(index, self._met != self._state(ranks))
             kept, store = store, store.stage(meeting)
             count = store.sweeps[index]
@@ -163,7 +162,7 @@ class Visit(metaclass=Unopened):
             # In a mask's holes, and where sizes are not the chains' own, which is heard of later, labels may be kept.
             beyond = ~present[:, None]
             begun = [None if part is None else part.masked_fill(beyond, contract.VOID) for part in chains]
-        data, free = both(sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates, self.objective)
+        data, free = sample_phases(sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates, self.objective)
         if ranks.size > 1 and meeting.changed:
             # Heard of only now, but before anything is written.
             self._meet(ranks, *tables, terms.weight, visits)
@@ -190,8 +189,8 @@ class Visit(metaclass=Unopened):
                 kept.advance(meeting.index, self.sweeps, good & ~meeting.again)
             else:
                 if indices is not None:
-                    renew(store, indices, samples, chains, index, good, moved=view is not None)
-                    self._own = _version(kept.labels)
+                    write_chains(store, indices, samples, chains, index, good, moved=view is not None)
+                    self._written = _version(kept.labels)
                 # Of an image that stands twice both write the same.
                 store.sweeps.index_copy_(0, index, batch.count.add(good, alpha=self.sweeps))
             # On a GPU neither is looked at: that would stall its stream.
@@ -209,7 +208,7 @@ class Visit(metaclass=Unopened):
     def _check_kept(self, labels: Tensor | None, chains: list[Tensor], ranks: Ranks) -> None:
         """Looks at kept labels, on a GPU where somebody else may have written them since the last visit."""
         guard = self.sampler.guard
-        own = labels is not None and ranks.size == 1 and self._own is not None and self._own == _version(labels)
+        own = labels is not None and ranks.size == 1 and self._written is not None and self._written == _version(labels)
         for part in chains:
             if guard.waits(part.device) or not own:
                 check_labels(guard, part, self.sampler.crf.num_labels)
@@ -264,43 +263,3 @@ class Visit(metaclass=Unopened):
 def _version(labels: Tensor | None) -> tuple[int, int] | None:
     """What changes when a torch operation writes into a tensor."""
     return None if labels is None or labels.is_inference() else (labels.data_ptr(), labels._version)
-
-
-OPERATOR = unopened(Visit) and CARRIED
-"""Whether this torch's compilers can carry a visit: else a compiled step breaks its graph at the loss."""
-
-if OPERATOR:
-
-    @torch.library.custom_op("tritoncrf::visit", mutates_args=("visits", "labels", "sweeps"))
-    def visit(
-        loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
-        sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        weight: Tensor | None, view: Tensor | None, flow: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None, images: int, graph: Carried,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """A visit of a compiled step; images: how many of them, or graphs, have a value each; 0: there is one."""
-        given = (target, index, sizes, mask, clamp, kinds, gates, weight, view, flow, images > 0, visits, labels, sweeps)
-        # An operator may not return what shares memory with another of its results.
-        (value, unary, tables, weighed, flowing, factor, bad), tally = loss(
-            logits, pairwise, gated, *given, graph.graph()
-        )
-        read = tally.statistics()
-        flips, gap, accuracy, labelled = read.flip_rate, read.energy_gap, read.chain_accuracy, read.labelled.clone()
-        return value, unary.contiguous(), tables, weighed, flowing.clone(), factor, bad, flips, gap, accuracy, labelled
-
-    @visit.register_fake
-    def _(
-        loss: Visit, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
-        sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
-        weight: Tensor | None, view: Tensor | None, flow: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None, images: int, graph: Carried,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        dtypes = (torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
-        factor, bad, *read = (logits.new_empty((), dtype=dtype) for dtype in dtypes)
-        each = [images] if images else []
-        value = logits.new_empty(each, dtype=torch.float32)
-        shapes = [logits.shape, (*each, *pairwise.shape), (*each, *((0,) if gated is None else gated.shape))]
-        shapes.append((0,) if gates is None or not flow else gates.shape)
-        unary, tables, weighed, flowing = (logits.new_empty(shape, dtype=torch.float32) for shape in shapes)
-        flips, gap, accuracy, labelled = read
-        return value, unary, tables, weighed, flowing, factor, bad, flips, gap, accuracy, labelled

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for place, (own, item) in enumerate(zip(files, data.loader(images), strict=True)):
         batch = Batch.of(item, trainer.device)
-        _, marginals = trainer.answer(
+        _, marginals = trainer.marginals(
             batch, sweeps=arguments.sweeps, burn_in=arguments.burn_in, replicas=arguments.replicas, seed=arguments.seed
         )
         own["labels"].parent.mkdir(parents=True, exist_ok=True)

@@ -84,8 +84,8 @@ def _pictures(path: Path, trainer: Trainer, control: Trainer, held_out: Kept) ->
         network = truth if first is None else first[0].argmax(0)
         answers = {
             "network": network if batch.clamp is None else torch.where(batch.clamp[0], truth, network),
-            "control": control.answer(batch, sweeps=1, burn_in=0)[0][0].argmax(0),
-            "network + CRF": trainer.answer(batch)[1][0].argmax(0),
+            "control": control.marginals(batch, sweeps=1, burn_in=0)[0][0].argmax(0),
+            "network + CRF": trainer.marginals(batch)[1][0].argmax(0),
         }
         body = truth.ne(held_out.num_labels if held_out.background is None else held_out.background)
         pictures = [_colours(labels, held_out) for labels in (truth, *answers.values())]

@@ -87,14 +87,14 @@ def _rows(plan: Plan, tables: Tables, width: int) -> Rows | nets.GraphRows:
 
 
 def retable(work: AnyWork, tables: Tables) -> Work:
-    work = _own(work)
+    work = _check_work(work)
     rows = _rows(work.plan, tables, work.unary.shape[1])
     kept = {name: value for name, value in work.kept.items() if name == "lookup"}
     return replace(work, tables=rows, kept=kept)
 
 
 def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
-    work = _own(work)
+    work = _check_work(work)
     plan, s = work.plan, work.sites
     share(
         compiled.initial, s.work, plan.replicas, plan.void, _flat(labels), s.first, s.position, s.site, s.index,
@@ -108,14 +108,14 @@ def field(work: AnyWork, labels: Tensor) -> Tensor | None:
     factors = work.plan.factors if isinstance(work, Work) else None
     if factors is not None and factors.arity > 2:
         return None
-    return torch.from_numpy(np.full(int(_own(work).sites.base[-1]) + 1, np.inf, np.float32))
+    return torch.from_numpy(np.full(int(_check_work(work).sites.base[-1]) + 1, np.inf, np.float32))
 
 
 def sweep(
     work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
     key: tuple[int, int], count: Tensor, purpose: int, bad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    work = _own(work)
+    work = _check_work(work)
     flips = torch.zeros(work.plan.chains, dtype=torch.int64, device="cpu")
     if bad is None or not bool(bad):
         share(compiled.sweep, work.sites.work, *_sweeping(work, labels, field, sweeps, scale, key, count, purpose, flips))
@@ -126,7 +126,7 @@ def average(
     work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
     key: tuple[int, int], count: Tensor, purpose: int, out: Tensor, bad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    work = _own(work)
+    work = _check_work(work)
     if work.net is not None:
         return averaging(sweep, conditionals)(work, labels, field, sweeps, scale, key, count, purpose, out, bad)
     flips = torch.zeros(work.plan.chains, dtype=torch.int64, device="cpu")
@@ -170,7 +170,7 @@ def _sweeping(
 def conditionals(
     work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor, bad: Tensor | None = None
 ) -> Tensor:  # fmt: skip
-    work = _own(work)
+    work = _check_work(work)
     plan, s, t = work.plan, work.sites, work.tables
     energy, (short, parts) = np.zeros(plan.chains), _short(t)
     if bad is not None and bool(bad):
@@ -182,7 +182,7 @@ def conditionals(
     return torch.from_numpy(energy).view(-1, plan.replicas)
 
 
-def _own(work: AnyWork) -> Work:
+def _check_work(work: AnyWork) -> Work:
     if not isinstance(work, Work):
         raise TypeError(f"work: expected what the numba engine prepared, got {type(work).__name__}")
     return work

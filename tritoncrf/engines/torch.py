@@ -112,12 +112,12 @@ def _listing(plan: Plan) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def retable(work: AnyWork, tables: Tables) -> Work:
-    work = _own(work)
+    work = _check_work(work)
     return replace(work, rows=_rows(work.plan, tables), gated=_gated_rows(work.plan, tables))
 
 
 def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
-    work = _own(work)
+    work = _check_work(work)
     flat = labels.view(-1)
     u = _uniform(work, slice(None), count, key, purpose + contract.INITIAL)
     for a, b in _chunks(work.bounds):
@@ -128,7 +128,7 @@ def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, 
 
 
 def field(work: AnyWork, labels: Tensor) -> Tensor:
-    work = _own(work)
+    work = _check_work(work)
     flat = labels.view(-1)
     # One row more than there are sites: flips push the differences of clamped or missing neighbours into it.
     energies = torch.zeros((len(work.where) + 1, work.plan.labels), dtype=torch.float32, device=labels.device)
@@ -141,7 +141,7 @@ def sweep(
     work: AnyWork, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,
     key: tuple[int, int], count: Tensor, purpose: int, bad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    work = _own(work)
+    work = _check_work(work)
     plan, flat = work.plan, labels.view(-1)
     flips = torch.zeros(plan.chains, dtype=torch.int64, device=labels.device)
     if not len(work.where) or (bad is not None and bool(bad)):
@@ -168,7 +168,7 @@ def sweep(
 def conditionals(
     work: AnyWork, labels: Tensor, field: Tensor | None, scale: float, out: Tensor, bad: Tensor | None = None
 ) -> Tensor:  # fmt: skip
-    work = _own(work)
+    work = _check_work(work)
     plan, flat = work.plan, labels.view(-1)
     energy = torch.zeros(plan.chains, dtype=torch.float64, device=labels.device)
     for a, b in _chunks((0,) if bad is not None and bool(bad) else work.bounds):
@@ -184,7 +184,7 @@ def conditionals(
 average = averaging(sweep, conditionals)
 
 
-def _own(work: AnyWork) -> Work:
+def _check_work(work: AnyWork) -> Work:
     if not isinstance(work, Work):
         raise TypeError(f"work: expected what the torch engine prepared, got {type(work).__name__}")
     return work

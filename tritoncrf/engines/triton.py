@@ -74,7 +74,7 @@ def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = N
         free.view(torch.uint8), sites, plan.positions, grid.phases, plan.volume, min(len(free), 1) if alike else len(free)
     )
     if like is not None:
-        before = _own(like)
+        before = _check_work(like)
         return replace(before, plan=plan, listing=lists, edges=_edges(plan, grid, lists.position, before.edges))
     unary = initial.build_unary(logits.detach(), plan.pixels, *shapes.plain(plan.labels, _wide()))
     edges = _edges(plan, grid, lists.position, _weighed(plan, grid, tables))
@@ -84,7 +84,7 @@ def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = N
 def retable(work: AnyWork, tables: Tables) -> Work | GraphWork:
     if isinstance(work, GraphWork):
         return triton_graphs.retable(work, tables)
-    work = _own(work)
+    work = _check_work(work)
     new = _weighed(work.plan, work.grid, tables)
     edges = work.edges._replace(gated=new.gated, steep=new.steep)
     return replace(work, rows=_rows(work.plan, work.grid, tables), edges=edges)
@@ -96,7 +96,7 @@ def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, 
     if isinstance(work, GraphWork):
         shape = shapes.plain(work.plan.labels, _wide())
         return triton_graphs.initial(work, labels, _signed(key), count, purpose, shape)
-    work = _own(work)
+    work = _check_work(work)
     plan = work.plan
     initial.initial(
         labels, work.unary, work.listing, plan.index, count.contiguous(), contract.scale_of(1.0), _signed(key), purpose,
@@ -108,7 +108,7 @@ def field(work: AnyWork, labels: Tensor) -> Tensor:
     """Nothing is known of any site yet: odds, int32 ``[N, R, S]``, and behind them a tag for each chain, all 0."""
     if isinstance(work, GraphWork):
         return labels.new_empty(0, dtype=torch.int32)
-    plan = _own(work).plan
+    plan = _check_work(work).plan
     return torch.zeros(plan.chains * (len(plan.positions) + 1), dtype=torch.int32, device=labels.device)
 
 
@@ -123,7 +123,7 @@ def sweep(
     if isinstance(work, GraphWork):
         shape = _shape(work.plan, False, work.nodes.starts.shape[1] - 1, labels.device)
         return triton_graphs.sweep(work, labels, flips, sweeps, scale, _signed(key), count, purpose, bad, shape)
-    work = _own(work)
+    work = _check_work(work)
     plan, grid = work.plan, work.grid
     lazy = field is not None and not far(scale)
     if field is not None and not lazy:
@@ -144,7 +144,7 @@ def conditionals(
 
     if isinstance(work, GraphWork):
         return triton_graphs.conditionals(work, labels, scale, out, bad, shapes.plain(work.plan.labels, _wide()))
-    work = _own(work)
+    work = _check_work(work)
     energy: Tensor = conditionals.conditionals(
         labels, work.unary, work.rows, work.grid.steps, work.listing, bad, out, scale, work.plan.labels,
         *shapes.plain(work.plan.labels, _wide()), work.edges,
@@ -201,7 +201,7 @@ def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
     return errors.unary_errors(free, data, labels)  # type: ignore[no-any-return]
 
 
-def _own(work: AnyWork) -> Work:
+def _check_work(work: AnyWork) -> Work:
     if not isinstance(work, Work):
         raise TypeError(f"work: expected what the triton engine prepared, got {type(work).__name__}")
     return work
@@ -275,7 +275,7 @@ def average(
         return _everywhere(work, labels, field, sweeps, scale, key, count, purpose, out, bad)
     from tritoncrf.kernels import shapes, standing
 
-    own, shape = _own(work), shapes.plain(_own(work).plan.labels, _wide())
+    own, shape = _check_work(work), shapes.plain(_check_work(work).plan.labels, _wide())
     found: tuple[Tensor, Tensor] = standing.average(
         lambda done: sweep(work, labels, field, 1, scale, key, count + done, purpose, bad), sweeps, labels, own.unary,
         own.rows, own.grid.steps, own.listing, bad, out, scale, own.plan.labels, *shape, own.edges,

@@ -76,4 +76,4 @@ def learn(
     if saved.exists():
         trainer.load(saved)
     trainer.fit(problem.loader(), "joint" if joint else "separate", epochs=preset.epochs, checkpoint=saved)
-    return lambda batch: trainer.answer(batch, preset.sweeps, preset.burn_in)
+    return lambda batch: trainer.marginals(batch, preset.sweeps, preset.burn_in)

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "together", "head", "evaluation", "loop", "optimizers", "generators",
     "saved", "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome", "gradient",
-    "phases", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order",
-    "partition", "sampler", "intake", "chains", "rates", "store", "places", "shares", "sizes", "ranks", "finite", "checkpoint",
-    "models", "factors", "model", "crf", "incidence", "node_bound", "edge_inputs", "layout", "nodes", "frame", "coloring",
-    "sublattices", "rings", "graph_recipes", "graph_builders", "graphs", "graph_coloring", "lattice", "targets", "tally",
-    "tiles", "validation", "guard", "engines", "eager", "interrupts", "contract", "kernels", "_version",
+    "phases", "course", "pace", "fast", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order",
+    "partition", "sampler", "intake", "tally", "energies", "chains", "rates", "store", "places", "shares", "sizes", "ranks",
+    "finite", "checkpoint", "models", "factors", "model", "crf", "incidence", "node_bound", "edge_inputs", "layout", "nodes",
+    "frame", "coloring", "sublattices", "rings", "graph_recipes", "graph_builders", "graphs", "graph_coloring", "lattice",
+    "targets", "tiles", "validation", "guard", "engines", "eager", "interrupts", "contract", "kernels", "_version",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

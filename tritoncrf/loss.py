@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
+from tritoncrf.course import Course
 from tritoncrf.crf import CRF
+from tritoncrf.fast import FastWeights
 from tritoncrf.gradient import Sampled
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.held_out import held_out
 from tritoncrf.models import Model
+from tritoncrf.pace import AutoSweeps, Pace
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 from tritoncrf.tally import Statistics, Tally
@@ -69,20 +72,28 @@ class CRFLoss(nn.Module, Generic[Model]):
     visits: Tensor
     """int64 []: the running number that CD without chains names its images' random numbers by."""
     weight: Tensor | None
+    pace: Tensor | None
+    """int64 [8]: where sweeps that follow the chains stand (`pace`)."""
+    fast: Tensor | None
+    """float32, as the tables: fast ones (`fast`)."""
     chains: ChainStore | None
     """The training set's, or None; may be set."""
 
     def __init__(
-        self, crf: Model, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
+        self, crf: Model, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int | str | AutoSweeps = 10,
         ignore_index: int = 255, reduction: str = "mean", engine: str = "auto", seed: int | None = None,
         validate: bool | None = None, weight: Tensor | None = None, process_group: ProcessGroup | None = None,
+        fast: FastWeights | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(crf, CRF):
             raise TypeError(f"crf: expected a GridCRF or a FactorCRF, got {type(crf).__name__}")
         validation.choice("method", method, METHODS)
         validation.choice("reduction", reduction, REDUCTIONS)
-        sweeps, ignore_index = validation.whole("sweeps", sweeps, 1), validation.whole("ignore_index", ignore_index, -(1 << 63))
+        ignore_index = validation.whole("ignore_index", ignore_index, -(1 << 63))
+        pace, first = _pace_of(sweeps)
+        if fast is not None and (not isinstance(fast, FastWeights) or method != "pcd"):
+            raise ValueError(f"fast: expected FastWeights with method='pcd', or None, got {fast!r} with {method!r}")
         if 0 <= ignore_index < crf.num_labels:
             raise ValueError(f"ignore_index: expected none of the {crf.num_labels} labels, got {ignore_index}")
         # Without a seed of its own the loss draws as its chains say, also after they were loaded from a file.
@@ -107,7 +118,12 @@ class CRFLoss(nn.Module, Generic[Model]):
         self.invalid: Tensor | None = None
         self._told: Statistics | Tally | None = None
         self.register_buffer("weight", None if weight is None else weight.clone())
-        self._visit = Visit(self.sampler, None, method, sweeps, ignore_index, reduction, follows, drawn, process_group)
+        self._visit = Visit(self.sampler, None, method, first, ignore_index, reduction, follows, drawn, process_group)
+        # Neither is in the state of a loss without it.
+        self.register_buffer("pace", None if pace is None else Pace.fresh(pace.bounds, crf.device))
+        tables = crf.tables.pairwise
+        self.register_buffer("fast", None if fast is None else torch.zeros(tables.shape, device=crf.device))
+        self._pace, self._fast = pace, fast
         # Last, so that it stands last in the loss's state, and in a model's whose last part the loss is.
         self.chains = chains
 
@@ -155,12 +171,17 @@ class CRFLoss(nn.Module, Generic[Model]):
 
     @property
     def sweeps(self) -> int:
-        """K per visit; may be set between calls."""
-        return self._visit.sweeps
+        """K of the next visit; may be set between calls, also to what follows the chains."""
+        return self._course().sweeps(self._visit.sweeps)
 
     @sweeps.setter
-    def sweeps(self, sweeps: int) -> None:
-        self._visit.sweeps = validation.whole("sweeps", sweeps, 1)
+    def sweeps(self, sweeps: int | str | AutoSweeps) -> None:
+        self._pace, self._visit.sweeps = _pace_of(sweeps)
+        self.pace = None if self._pace is None else Pace.fresh(self._pace.bounds, self.crf.device)
+
+    def _course(self) -> Course:
+        pace = None if self._pace is None or self.pace is None else (self._pace, self.pace)
+        return Course(pace, None if self._fast is None or self.fast is None else (self._fast, self.fast))
 
     @property
     def seed(self) -> int:
@@ -237,17 +258,31 @@ class CRFLoss(nn.Module, Generic[Model]):
             raise ValueError("reduction: expected 'mean' or 'sum' where a graph's gates want a gradient, got 'none'")
         told_gates = None if gates is None else gates.detach()
         given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, view, flow, self._each, *state)
-        if OPERATOR and torch.compiler.is_compiling() and graph is None:
+        plain = graph is None and self.pace is None and self.fast is None
+        if OPERATOR and torch.compiler.is_compiling() and plain:
             tables = pairwise.detach(), None if gated is None else gated.detach()
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)
             self._told = Statistics(*found[7:])
         else:
-            found, self._told = self._visit(logits, pairwise, gated, *given, graph=graph)  # type: ignore[misc]
+            found, self._told = self._visit(  # type: ignore[misc]
+                logits, pairwise, gated, *given, graph=graph, course=self._course()
+            )
         value, *errors, factor, self.invalid = found[:7]
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
             logits, pairwise, gated, gates, value, factor, *errors
         )
         return result
+
+
+def _pace_of(sweeps: int | str | AutoSweeps) -> tuple[Pace | None, int]:
+    """What follows the chains, if anything, and the first K."""
+    if isinstance(sweeps, str):
+        if sweeps != "auto":
+            raise ValueError(f"sweeps: expected a number, 'auto' or AutoSweeps, got {sweeps!r}")
+        sweeps = AutoSweeps()
+    if isinstance(sweeps, AutoSweeps):
+        return Pace(sweeps), sweeps.floor
+    return None, validation.whole("sweeps", sweeps, 1)
 
 
 def _check_chains(chains: object, crf: CRF, method: str) -> None:

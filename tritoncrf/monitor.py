@@ -24,8 +24,8 @@ LOG_STEPS = 50
 
 
 def numbers(told: Statistics) -> dict[str, Tree]:
-    """What a call told, by name, read from its device."""
-    return {name: float(value) for name, value in vars(told).items()}
+    """What a call told of all its images, by name, read from its device."""
+    return {name: float(value) for name, value in vars(told).items() if not value.dim()}
 
 
 class TableWatch:

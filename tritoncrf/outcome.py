@@ -69,11 +69,15 @@ def outcome(
     # What figures to watch are made from.
     right: tuple[Tensor, ...] = (samples[1], known, counted)
     updates, flips, whole = free.chains.plan.free, free.chains.flips, gap
+    if free.path is None:
+        raise RuntimeError("outcome: expected a free phase that was swept")
+    path, fallen = free.path, None
     parcels: list[Tensor] = []
 
     def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal labelled, right, updates, flips, bad, whole, parcels
-        told = torch.stack([labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum())])
+        nonlocal labelled, right, updates, flips, bad, whole, parcels, fallen
+        own = [*path.drops().sum(1), path.sites.sum()]
+        told = torch.stack([labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum()), *own])
         # Of one type whatever a rank's batch: messages of unlike lengths would end every process.
         parts = (counts.long(), weighed.long(), told)
         flat, parcels = ranks.sum_with(torch.cat([part.flatten() for part in parts]), parcel())
@@ -81,7 +85,8 @@ def outcome(
             part.view(own.shape)
             for part, own in zip(torch.split(flat, [p.numel() for p in parts]), parts, strict=True)
         )
-        labelled, correct, updates, flips, faults, fixed = told.unbind()
+        labelled, correct, updates, flips, faults, fixed = told[:6].unbind()
+        fallen = told[6:]
         right, bad, whole = (correct,), faults > 0, fixed.double() / float(STEPS)
         return counts, weighed
 
@@ -105,7 +110,7 @@ def outcome(
         share = share.clamp_(max=1.0)
     # 1 over 0 labelled pixels is 0 here, over a bad call's NaN.
     share = share.masked_fill_(bad, torch.nan).reciprocal_().nan_to_num_(nan=torch.nan, posinf=0.0)
-    tally = Tally(labelled, whole, right, updates, flips, free.chains.replicas, terms.sweeps)
+    tally = Tally(labelled, whole, right, updates, flips, free.chains.replicas, terms.sweeps, path, fallen)
     return ((whole * share).float(), *found, share.nan_to_num(nan=0.0), bad), tally, parcels
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
+from tritoncrf.course import Course
 from tritoncrf.crf import CRF
 from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges, Given
@@ -61,6 +62,7 @@ class Visit(metaclass=Unopened):
         # Of the labels that this visit wrote last.
         self._own: tuple[int, int] | None = None
         self._rates: dict[str, Rate] = {}
+        self.course = Course()
         # What was seen alike on all ranks: how many they were, which store, and how often it was loaded.
         self._met: tuple[int, int, int] | None = None
 
@@ -69,17 +71,19 @@ class Visit(metaclass=Unopened):
         self, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None, graph: FactorGraph | None = None,
+        sweeps: Tensor | None, graph: FactorGraph | None = None, course: Course | None = None,
     ) -> tuple[Found, Tally]:  # fmt: skip
         """Value, the fields of `Errors`, their factor and whether the call was bad; beside that the tally.
 
         pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
         gates want an error; each: a value for each image; visits, labels, sweeps: the loss's running number and the store's
-        tensors, written in place. The rest as in `CRFLoss.forward`, graphs as rows of pixels.
+        tensors, written in place, as are those of the course. The rest as in `CRFLoss.forward`, graphs as rows of pixels.
         """
         if self.chains is None and self.method == "pcd":
             raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
         self._look_fresh()
+        self.course = course or Course()
+        self.sweeps = self.course.sweeps(self.sweeps)
         ranks = Ranks.of(self.group)
         if self.chains is not None and self.chains.share is not None:
             theirs = self.chains.share.ranks
@@ -146,7 +150,8 @@ class Visit(metaclass=Unopened):
             # In a mask's holes, and where sizes are not the chains' own, which is heard of later, labels may be kept.
             beyond = ~present[:, None]
             begun = [None if part is None else part.masked_fill(beyond, contract.VOID) for part in chains]
-        data, free = both(sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates)
+        more = self.course.pace is not None, self.course.tables(sampler, tables, batch.plan)
+        data, free = both(sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates, *more)
         if ranks.size > 1 and meeting.changed:
             # Heard of only now, but before anything is written.
             self._meet(ranks, *tables, terms.weight, visits)
@@ -165,6 +170,7 @@ class Visit(metaclass=Unopened):
         found, tally, parcels = outcome(terms, batch, tables, known, counted, data, free, ranks, parcel)
         good = ~found[6]
         with unbroken():
+            self.course.move(found[2], tally, good)
             if store is None:
                 visits.add_(good, alpha=len(meeting.index))
             elif kept is not store:
@@ -217,6 +223,7 @@ class Visit(metaclass=Unopened):
             "chains' sweeps": 0 if chains is None else fingerprint(chains.sweeps),
             "chains": 0 if chains is None or chains.share is not None else fingerprint(chains.labels),
             "visits": int(visits), "ignore_index": self.ignore_index,
+            "fast": 0 if self.course.fast is None else fingerprint(self.course.fast[1]),
             "weight": 0 if weight is None else fingerprint(weight), "tables": fingerprint(tables.detach().float()),
             "seed": 0 if self.drawn else seed - (seed >> 63 << 64),
         }  # fmt: skip
@@ -262,14 +269,19 @@ if OPERATOR:
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
         sweeps: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[
+        Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+    ]:  # fmt: skip
         """A visit of a compiled step."""
         given = (target, index, sizes, mask, clamp, kinds, gates, weight, view, flow, each, visits, labels, sweeps)
         # An operator may not return what shares memory with another of its results.
         (value, unary, tables, weighed, flowing, factor, bad), tally = loss(logits, pairwise, gated, *given)
         told = tally.statistics()
         flips, gap, accuracy, labelled = told.flip_rate, told.energy_gap, told.chain_accuracy, told.labelled.clone()
-        return value, unary, tables, weighed, flowing.clone(), factor, bad, flips, gap, accuracy, labelled
+        return (
+            value, unary, tables, weighed, flowing.clone(), factor, bad, flips, gap, accuracy, labelled, told.energy_drop,
+            told.drops,
+        )  # fmt: skip
 
     @visit.register_fake
     def _(
@@ -278,12 +290,11 @@ if OPERATOR:
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
         sweeps: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        dtypes = (torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.int64)
+        dtypes = (torch.float32, torch.bool, torch.float32, torch.float32, torch.float32, torch.int64, torch.float32)
         factor, bad, *told = (logits.new_empty((), dtype=dtype) for dtype in dtypes)
         images = [len(logits)] if each else []
         value = logits.new_empty(images, dtype=torch.float32)
         shapes = [logits.shape, (*images, *pairwise.shape), (*images, *((0,) if gated is None else gated.shape))]
         shapes.append((0,) if gated is None or gates is None or not flow else gates.shape)
         unary, tables, weighed, flowing = (logits.new_empty(shape, dtype=torch.float32) for shape in shapes)
-        flips, gap, accuracy, labelled = told
-        return value, unary, tables, weighed, flowing, factor, bad, flips, gap, accuracy, labelled
+        return value, unary, tables, weighed, flowing, factor, bad, *told, logits.new_empty(len(logits), dtype=torch.float32)

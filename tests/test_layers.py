@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "together", "head", "evaluation", "loop", "optimizers", "generators",
     "saved", "batches", "networks", "loss", "held_out", "visit", "agreement", "lookup", "monitor", "outcome", "gradient",
-    "phases", "course", "pace", "fast", "tempering", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "order",
+    "phases", "course", "pace", "fast", "tempering", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges",
+    "edge_ends", "datasets", "order",
     "partition", "sampler", "intake", "tally", "energies", "chains", "rates", "store", "places", "shares", "sizes", "ranks",
     "finite", "checkpoint", "models", "factors", "model", "crf", "incidence", "node_bound", "edge_inputs", "layout", "nodes",
     "frame", "coloring", "sublattices", "rings", "graph_recipes", "graph_builders", "graphs", "graph_coloring", "lattice",

@@ -224,7 +224,8 @@ def test_sweeps_may_be_set_and_what_is_none_is_refused() -> None:
     assert loss.sweeps == 30
     assert loss.pace is None
     say = graph_cases.one_sentence
-    say(lambda: tc.CRFLoss(model(), chains=store(), sweeps="often"), "sweeps: expected a number, 'auto' or AutoSweeps, got 'often'")
+    often = lambda: tc.CRFLoss(model(), chains=store(), sweeps="often")  # noqa: E731
+    say(often, "sweeps: expected a number, 'auto' or AutoSweeps, got 'often'")
     say(lambda: AutoSweeps(1), "floor: expected")
     say(lambda: AutoSweeps(10, 9), "ceiling: expected")
     say(lambda: AutoSweeps(tolerance=-1.0), "tolerance: expected")

@@ -1,4 +1,4 @@
-"""Replicas at temperatures of their own: the bits of separate runs, the law of the model where plain chains stay in one mode."""
+"""Replicas at temperatures of their own: the bits of separate runs, the model's law where plain chains keep to a mode."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """What is the energy of chains, as samplers add it up? Rule 1's whole multiples of 2^-12 nat, exact in any order.
 
-A labelling's energy is its unaries' and its edges' or factors': each class's counts of label pairs times its table. Of a visit's
-sweeps the difference of energies before and after tells whether the chain stood where the model wants it: in equilibrium it is
-zero in the mean, for sweeps leave the distribution as it is; a chain that lags behind the learning drops (Tieleman 2008).
+A labelling's energy is its unaries' and its edges' or factors': each class's counts of label pairs times its table. Of a
+visit's sweeps the difference of energies before and after tells whether the chain stood where the model wants it: in
+equilibrium it is zero in the mean, for sweeps leave the distribution as it is; a chain that lags behind the learning drops
+(Tieleman 2008).
 """
 
 from __future__ import annotations

@@ -1,20 +1,19 @@
 """How do chains get from mode to mode? Parallel tempering: replicas at several inverse temperatures that change places.
 
-Replica r is swept at ``beta_r``, the first at the one asked for, the others hotter. After every round of sweeps neighbours r and
-r + 1 change their labels with probability ``min(1, exp((beta_r - beta_(r+1)) (E_r - E_(r+1))))``, which leaves the product of
-all their distributions as it is (Geyer 1991). Pairs with r even and with r odd take turns, whatever became of them: this scheme
-is not reversible, and a labelling travels through the temperatures rather than diffuses (Syed, Bouchard-Cote, Deligiannidis,
-Doucet 2021). A round trip is a labelling's way from the first temperature to the last and back.
+Replica r is swept at ``beta_r``, the first at the one asked for, the others hotter. After every round of sweeps neighbours r
+and r + 1 change their labels with probability ``min(1, exp((beta_r - beta_(r+1)) (E_r - E_(r+1))))``, which leaves the product
+of all their distributions as it is (Geyer 1991). Pairs with r even and with r odd take turns, whatever became of them: this
+scheme is not reversible, and a labelling travels through the temperatures rather than diffuses (Syed, Bouchard-Cote,
+Deligiannidis, Doucet 2021). A round trip is a labelling's way from the first temperature to the last and back.
 
-Bits: energies are rule 1's whole multiples of 2^-12, exact on every engine. The swap of r and r + 1 after s sweeps reads rule 2
-at site r, sweep s, replica 0 and purpose 3, and is made if ``t >= 0``, or if ``t >= -100`` and ``u < 2^t`` by rule 3's
-polynomial, with ``t = float32((scale_r - scale_(r+1)) (E_r - E_(r+1)))``, difference and product in float64. Each temperature is
-a launch of its own: a chain whose index has the replica's number above its 40 bits, which is where rule 2 has it, so every
-engine gives replica r the labels that it has in a run at ``beta_r`` alone.
+Bits: energies are rule 1's whole multiples of 2^-12, exact on every engine, and `contract` says how a swap is decided. Each
+temperature is a launch of its own: a chain whose index has the replica's number above its 40 bits, which is where rule 2 has
+it, so every engine gives replica r the labels that it has in a run at ``beta_r`` alone.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -125,7 +124,7 @@ def temper(
     """
     sweeps, burn_in = validation.whole("sweeps", sweeps, 1), validation.whole("burn_in", burn_in, 0)
     every = validation.whole("every", every, 1)
-    if not isinstance(betas, Sequence) or len(betas) < 2 or any(a < b for a, b in zip(betas, betas[1:], strict=False)):
+    if not isinstance(betas, Sequence) or len(betas) < 2 or any(a < b for a, b in itertools.pairwise(betas)):
         raise ValueError(f"betas: expected at least two inverse temperatures that do not rise, got {betas!r}")
     edges = Edges(kinds, gates) if graph is None else graph
     with torch.no_grad():

@@ -1,9 +1,9 @@
 """How many sweeps does learning need, and what tells? Sweeps that follow the chains and fast weights beside fixed K.
 
-``python -m bench.paper.mixing --data FOLDER --out DIR [--settings ...] [--seeds N]``: as `bench.paper.tuning`, on training images held out for it. While a setting learns it is noted how far a visit's sweeps lower the energy of the image's
-chain, nats a pixel, in their first half and in their second, and every so many visits by how much 300 sweeps more would lower
-it: the lag that the visit leaves. Rows are appended to ``mixing.json`` in the folder; a row that stands there is not made
-again.
+``python -m bench.paper.mixing --data FOLDER --out DIR [--settings ...] [--seeds N]``: as `bench.paper.tuning`, on training
+images held out for it. While a setting learns it is noted how far a visit's sweeps lower the energy of the image's chain, nats
+a pixel, in their first half and in their second, and every so many visits by how much 300 sweeps more would lower it: the lag
+that the visit leaves. Rows are appended to ``mixing.json`` in the folder; a row that stands there is not made again.
 """
 
 from __future__ import annotations

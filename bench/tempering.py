@@ -83,10 +83,9 @@ def main() -> None:
 
 def facades(data: Path, work: Path, rounds: int) -> None:
     """The first held-out image under a learned model."""
-    from bench.paper import networks
     from bench.paper.presets import PRESETS
     from bench.paper.tuning import held_out
-    from tritoncrf import checkpoint
+    from tritoncrf import checkpoint, networks
     from tritoncrf.batches import Batch
     from tritoncrf.datasets import collate
 

@@ -39,7 +39,8 @@ class CRFLoss(nn.Module, Generic[Model]):
 
     crf: a submodule, so ``loss.parameters()`` are its tables. chains: the training set's `ChainStore`, which PCD needs; its
     replicas are used and its seed, unless ``seed`` is given. method: "pcd" continues each image's chain, "cd" starts at the
-    data. sweeps: K per visit. ignore_index: the target of latent pixels. reduction: "mean" divides by the labelled, unclamped
+    data. sweeps: K per visit; "auto" or `AutoSweeps`: as many as the chains need (`pace`). fast: tables beside the model's that
+    push persistent chains on (`fast`). ignore_index: the target of latent pixels. reduction: "mean" divides by the labelled, unclamped
     pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``, by which
     the errors of labels on the logits count, the data's and the sample's alike (`outcome` says what that learns). engine as in
     `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its gradient 0

@@ -51,7 +51,8 @@ def visits(loss: tc.CRFLoss, number: int, first: int = 0, rate: float = 0.3) -> 
         loss(logits[one].requires_grad_(), target[one], index[one], sizes=sizes[one]).backward()
         with torch.no_grad():
             for parameter in loss.crf.parameters():
-                parameter -= rate * parameter.grad  # type: ignore[operator]
+                assert parameter.grad is not None
+                parameter.sub_(rate * parameter.grad)
 
 
 def store(seed: int = 1, **more: bool | int) -> tc.ChainStore:
@@ -103,7 +104,7 @@ def test_the_drop_is_the_difference_of_the_models_energies(engine: str, replicas
     before = kept()
     # In the middle of learning, not at its end: tables that have just moved.
     with torch.no_grad():
-        crf.pairwise += contract.round_pairwise(torch.randn_like(crf.pairwise) / 4)
+        crf.pairwise.add_(contract.round_pairwise(torch.randn_like(crf.pairwise) / 4))
     before = kept()
     loss(*given, sizes=sizes).backward()
     pixels = sizes.prod(1) * replicas
@@ -300,8 +301,9 @@ def test_without_rate_or_decay_it_is_plain_pcd(fast: FastWeights, kinds: int | N
         for _ in range(5):
             crf.zero_grad()
             loss(logits.clone().requires_grad_(), target, index, sizes=sizes, **more).backward()
+            assert crf.pairwise.grad is not None
             with torch.no_grad():
-                crf.pairwise -= 0.3 * crf.pairwise.grad
+                crf.pairwise.sub_(0.3 * crf.pairwise.grad)
         found.append((crf.pairwise.detach().clone(), loss.chains.labels.clone()))  # type: ignore[union-attr]
     plain, off, on = found
     assert all(torch.equal(a, b) for a, b in zip(plain, off, strict=True))

@@ -128,11 +128,13 @@ def test_marginals_are_the_models(engine: str) -> None:
 
 
 def test_bad_input_is_one_sentence() -> None:
-    given = {"sweeps": 2, "burn_in": 0}
-    one_sentence(lambda: temper(crf(), logits(1), betas=(1.0,), **given), "betas: expected at least two")
-    one_sentence(lambda: temper(crf(), logits(1), betas=(0.5, 1.0), **given), "betas: expected at least two .* not rise")
-    one_sentence(lambda: temper(crf(), logits(1), betas=(1.0, -1.0), **given), "beta: expected")
-    one_sentence(lambda: temper(crf(), logits(1), betas=(1.0, 0.5), every=0, **given), "every: expected")
+    def asked(betas: tuple[float, ...], every: int = 1) -> None:
+        temper(crf(), logits(1), betas=betas, sweeps=2, burn_in=0, every=every)
+
+    one_sentence(lambda: asked((1.0,)), "betas: expected at least two")
+    one_sentence(lambda: asked((0.5, 1.0)), "betas: expected at least two .* not rise")
+    one_sentence(lambda: asked((1.0, -1.0)), "beta: expected")
+    one_sentence(lambda: asked((1.0, 0.5), every=0), "every: expected")
     sampler = tc.Sampler(crf(), "torch", seed=3)
     one_sentence(lambda: Ladder(sampler, sampler.init(logits(1), replicas=3), BETAS), "betas: expected one for each of 3")
     assert contract.SWAP not in contract.PURPOSES.values()

@@ -46,9 +46,9 @@ class CRFLoss(nn.Module, Generic[Model]):
     `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its gradient 0
     and ``loss.invalid`` true, moves no chain, and raises at the next call. Raises ValueError or TypeError naming the argument.
 
-    ``torch.compile`` of a step keeps one graph through the loss, unless its sweeps follow the chains or it has fast tables. To capture a step as a CUDA graph: make
-    ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a side stream and
-    ``loss.sampler.guard.settle()`` first; after a replay ``loss.invalid`` of the captured call tells of faults.
+    ``torch.compile`` of a step keeps one graph through the loss, unless it has fast tables or sweeps that follow the chains. To
+    capture a step as a CUDA graph: make ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a
+    side stream and ``loss.sampler.guard.settle()`` first; after a replay ``loss.invalid`` of the captured call tells of faults.
 
     Under `torch.distributed` (process_group, None: the initialised one) all ranks learn one model: errors of tables are summed,
     a mean is over the labelled pixels of all, and an image's chain is the same on any number of ranks. A network's gradients

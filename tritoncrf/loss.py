@@ -41,10 +41,11 @@ class CRFLoss(nn.Module, Generic[Model]):
     replicas are used and its seed, unless ``seed`` is given. method: "pcd" continues each image's chain, "cd" starts at the
     data. sweeps: K per visit; "auto" or `AutoSweeps`: as many as the chains need (`pace`). fast: tables beside the model's that
     push persistent chains on (`fast`). ignore_index: the target of latent pixels. reduction: "mean" divides by the labelled,
-    unclamped pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``, by which
-    the errors of labels on the logits count, the data's and the sample's alike (`outcome` says what that learns). engine as in
-    `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its gradient 0
-    and ``loss.invalid`` true, moves no chain, and raises at the next call. Raises ValueError or TypeError naming the argument.
+    unclamped pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``,
+    by which the errors of labels on the logits count, the data's and the sample's alike (`outcome` says what that learns).
+    engine as in `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its
+    gradient 0 and ``loss.invalid`` true, moves no chain, and raises at the next call. Raises ValueError or TypeError naming the
+    argument.
 
     ``torch.compile`` of a step keeps one graph through the loss, unless it has fast tables or sweeps that follow the chains. To
     capture a step as a CUDA graph: make ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a

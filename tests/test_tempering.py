@@ -138,3 +138,22 @@ def test_bad_input_is_one_sentence() -> None:
     sampler = tc.Sampler(crf(), "torch", seed=3)
     one_sentence(lambda: Ladder(sampler, sampler.init(logits(1), replicas=3), BETAS), "betas: expected one for each of 3")
     assert contract.SWAP not in contract.PURPOSES.values()
+
+
+def test_swaps_read_numbers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, asked = contract.draw_uniform, list[tuple[int, int, int, int, int]]()
+
+    def noted(
+        site: Tensor, sweep: Tensor, index: Tensor, replica: Tensor | int, purpose: int, key: tuple[int, int]
+    ) -> Tensor:  # fmt: skip
+        if purpose == contract.SWAP:
+            asked.append((int(site[0]), int(sweep[0]), int(index[0]), int(replica), purpose))
+        return right(site, sweep, index, replica, purpose, key)
+
+    monkeypatch.setattr(contract, "draw_uniform", noted)
+    sampler = tc.Sampler(crf(), "torch", seed=3)
+    ladder = Ladder(sampler, sampler.init(logits(1), index=torch.tensor([9]), replicas=4), BETAS)
+    for _ in range(2):
+        ladder.run(5)
+        ladder.swap()
+    assert asked == [(0, 5, 9, 0, 3), (2, 5, 9, 0, 3), (1, 10, 9, 0, 3)]

@@ -1,6 +1,6 @@
 """How fast is the numba engine? For pytest-benchmark: ``pytest bench/bench_numba.py --benchmark-only``.
 
-Every part of a chain's life on the standard problem: preparing logits, the first draw, sweeps by each way, conditionals, pair
+Every part of a chain's life on the standard problem: preparing logits, the first draw, sweeps by each update, conditionals, pair
 counts. Sweeps are grouped by kind and threads, the ways side by side (``--benchmark-group-by=param:way`` and the like group
 them otherwise). The flip rate stands in the sweeps' extra info: a throughput means nothing without it.
 """
@@ -32,20 +32,20 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def started(kind: str, way: str = "incremental") -> tuple[tc.Sampler, ChainState, torch.Tensor]:
+def started(kind: str, update: str = "incremental") -> tuple[tc.Sampler, ChainState, torch.Tensor]:
     """A sampler, a chain that has settled, one for each thread, and the logits."""
     problem = standard(kind)
     logits = problem.logits.expand(torch.get_num_threads(), -1, -1, -1).contiguous()
-    sampler = tc.Sampler(problem.crf, "numba", seed=1, way=way)
+    sampler = tc.Sampler(problem.crf, "numba", seed=1, update=update)
     return sampler, sampler.run(sampler.init(logits), 30), logits
 
 
 @pytest.mark.parametrize("kind", ["calm", "busy", "hot"])
-@pytest.mark.parametrize("way", ["gather", "incremental", "auto"])
-def test_sweeps(benchmark: BenchmarkFixture, way: str, kind: str, threads: int) -> None:
+@pytest.mark.parametrize("update", ["gather", "incremental", "auto"])
+def test_sweeps(benchmark: BenchmarkFixture, update: str, kind: str, threads: int) -> None:
     benchmark.group = f"numba sweeps, {kind}, {threads} threads"
-    sampler, chains, logits = started(kind, way)
-    sweeps = SWEEPS["hot" if way == "gather" else kind]
+    sampler, chains, logits = started(kind, update)
+    sweeps = SWEEPS["hot" if update == "gather" else kind]
     flips = 0
 
     def run() -> None:
@@ -56,21 +56,21 @@ def test_sweeps(benchmark: BenchmarkFixture, way: str, kind: str, threads: int) 
     calls: list[int] = []
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
     updates = sweeps * HEIGHT * WIDTH * len(logits)
-    benchmark.extra_info |= {"way": way, "kind": kind, "threads": threads, "flip_rate": flips / (updates * len(calls))}
+    benchmark.extra_info |= {"update": update, "kind": kind, "threads": threads, "flip_rate": flips / (updates * len(calls))}
     if benchmark.stats is not None:
         benchmark.extra_info["updates_per_second"] = updates / benchmark.stats.stats.median
 
 
 @pytest.mark.parametrize("model", ["without", "3 kinds on all", "1 gate on all", "1 gate on 4"])
-@pytest.mark.parametrize("way", ["gather", "incremental"])
-def test_tables_that_see_the_image(benchmark: BenchmarkFixture, way: str, model: str) -> None:
-    benchmark.group = f"numba, what tables see, busy, {way}"
+@pytest.mark.parametrize("update", ["gather", "incremental"])
+def test_tables_that_see_the_image(benchmark: BenchmarkFixture, update: str, model: str) -> None:
+    benchmark.group = f"numba, what tables see, busy, {update}"
     problem = standard("busy")
     crf, given = models(problem.crf, len(problem.logits))[model]
-    sampler = tc.Sampler(crf, "numba", seed=1, way=way)
+    sampler = tc.Sampler(crf, "numba", seed=1, update=update)
     chains = sampler.run(sampler.init(problem.logits, **given), 30)  # type: ignore[arg-type]
     benchmark.pedantic(lambda: sampler.run(chains, SWEEPS["hot"]), rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
-    benchmark.extra_info |= {"way": way, "model": model}
+    benchmark.extra_info |= {"update": update, "model": model}
 
 
 @pytest.mark.parametrize("part", ["init", "first sweep", "conditionals", "pair counts"])

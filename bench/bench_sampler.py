@@ -17,11 +17,11 @@ SWEEPS = 4
 
 
 @pytest.mark.parametrize("kind", ["calm", "busy", "hot"])
-@pytest.mark.parametrize("way", ["gather", "incremental"])
-def test_sweeps(benchmark: BenchmarkFixture, way: str, kind: str) -> None:
+@pytest.mark.parametrize("update", ["gather", "incremental"])
+def test_sweeps(benchmark: BenchmarkFixture, update: str, kind: str) -> None:
     benchmark.group = f"sweeps, {kind}"
     problem = standard(kind)
-    sampler = tc.Sampler(problem.crf, "torch", seed=1, way=way)
+    sampler = tc.Sampler(problem.crf, "torch", seed=1, update=update)
     chains = sampler.run(sampler.init(problem.logits), 10)
     benchmark.pedantic(sampler.run, (chains, SWEEPS), rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
     updates = SWEEPS * HEIGHT * WIDTH

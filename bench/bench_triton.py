@@ -1,6 +1,6 @@
 """How fast is the Triton engine? For pytest-benchmark, on a GPU: ``pytest bench/bench_triton.py --benchmark-only``.
 
-Sweeps of the standard problem by way, batch and kind, parts of a visit, and torch's engine beside it. Times are those of CUDA
+Sweeps of the standard problem by update, batch and kind, parts of a visit, and torch's engine beside it. Times are those of CUDA
 events around each round, warm, with L2 flushed before it; batch and flip rate stand in the extra info: a throughput means
 nothing without them. ``--benchmark-save=before``, later ``--benchmark-compare``, shows what a change did. The bodies take a
 device and a size, so that a test runs them in Triton's interpreter.
@@ -53,28 +53,28 @@ class Clock:
 
 
 def started(
-    device: torch.device, way: str, images: int, kind: str, engine: str, toy: bool
+    device: torch.device, update: str, images: int, kind: str, engine: str, toy: bool
 ) -> tuple[tc.Sampler, ChainState, Tensor]:
     """A sampler, chains that have settled, and their logits."""
     problem = standard(kind)
     logits = problem.logits[:, :, 60:63, 160:163] if toy else problem.logits
     logits = logits.to(device).expand(images, -1, -1, -1)
-    sampler = tc.Sampler(problem.crf.to(device), engine, seed=1, way=way)
+    sampler = tc.Sampler(problem.crf.to(device), engine, seed=1, update=update)
     return sampler, sampler.run(sampler.init(logits), 0 if toy else 30 if engine == "triton" else 3), logits
 
 
 def sweeps(
-    device: torch.device, way: str, images: int, kind: str, engine: str = "triton", toy: bool = False
+    device: torch.device, update: str, images: int, kind: str, engine: str = "triton", toy: bool = False
 ) -> tuple[Callable[[], object], Callable[[], dict[str, float]]]:
     """What a round runs, and what to tell of the last one."""
-    sampler, chains, logits = started(device, way, images, kind, engine, toy)
+    sampler, chains, logits = started(device, update, images, kind, engine, toy)
     count = 1 if toy or engine == "torch" else SWEEPS[kind]
     updates = images * count * logits[0, 0].numel()
 
-    def told() -> dict[str, float]:
+    def figures() -> dict[str, float]:
         return {"updates": updates, "images": images, "flip_rate": int(chains.flips.sum()) / updates}
 
-    return lambda: sampler.run(chains, count), told
+    return lambda: sampler.run(chains, count), figures
 
 
 def parts(device: torch.device, images: int, toy: bool = False) -> dict[str, Callable[[], object]]:
@@ -120,25 +120,25 @@ Timed = Callable[[Callable[[], object]], None]
 
 @pytest.mark.parametrize("kind", list(SWEEPS))
 @pytest.mark.parametrize("images", [1, 16, 128])
-@pytest.mark.parametrize("way", ["gather", "incremental"])
-def test_sweeps(benchmark: BenchmarkFixture, timed: Timed, way: str, images: int, kind: str) -> None:
-    benchmark.group = f"triton sweeps, {way}, batch {images}, {kind}"
-    work, told = sweeps(DEVICE, way, images, kind)
+@pytest.mark.parametrize("update", ["gather", "incremental"])
+def test_sweeps(benchmark: BenchmarkFixture, timed: Timed, update: str, images: int, kind: str) -> None:
+    benchmark.group = f"triton sweeps, {update}, batch {images}, {kind}"
+    work, figures = sweeps(DEVICE, update, images, kind)
     timed(work)
-    note(benchmark, told())
+    note(benchmark, figures())
 
 
 def test_torch_beside(benchmark: BenchmarkFixture, timed: Timed) -> None:
     benchmark.group = "triton sweeps, gather, batch 16, calm"
-    work, told = sweeps(DEVICE, "gather", 16, "calm", "torch")
+    work, figures = sweeps(DEVICE, "gather", 16, "calm", "torch")
     timed(work)
-    note(benchmark, told())
+    note(benchmark, figures())
 
 
-def note(benchmark: BenchmarkFixture, told: dict[str, float]) -> None:
-    benchmark.extra_info |= told
+def note(benchmark: BenchmarkFixture, figures: dict[str, float]) -> None:
+    benchmark.extra_info |= figures
     if benchmark.stats is not None:
-        benchmark.extra_info["updates_per_ns"] = told["updates"] / benchmark.stats.stats.median / 1e9
+        benchmark.extra_info["updates_per_ns"] = figures["updates"] / benchmark.stats.stats.median / 1e9
 
 
 @pytest.mark.parametrize("images", [1, 16])

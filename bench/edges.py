@@ -55,10 +55,10 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for kind in KINDS:
         problem = standard(kind)
-        for way in ("gather", "incremental"):
-            rows += _rows(kind, way, problem.logits.expand(options.threads, -1, -1, -1), problem.crf, options.engine)
+        for update in ("gather", "incremental"):
+            rows += _rows(kind, update, problem.logits.expand(options.threads, -1, -1, -1), problem.crf, options.engine)
     columns = {
-        "problem": "problem", "way": "way", "model": "model", "rate": "M updates/s", "flips": "flips/update", "time": "time",
+        "problem": "problem", "update": "update", "model": "model", "rate": "M updates/s", "flips": "flips/update", "time": "time",
         "least": "least", "most": "most",
     }  # fmt: skip
     lines = [
@@ -69,13 +69,13 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def _rows(kind: str, way: str, logits: Tensor, crf: tc.GridCRF, engine: str) -> list[dict[str, object]]:
+def _rows(kind: str, update: str, logits: Tensor, crf: tc.GridCRF, engine: str) -> list[dict[str, object]]:
     calls: dict[str, Callable[[], int]] = {}
     made = models(crf, len(logits))
     sweeps = 1
     ends = []
     for name, (model, given) in made.items():
-        sampler = tc.Sampler(model, engine, seed=1, way=way)
+        sampler = tc.Sampler(model, engine, seed=1, update=update)
         chains = sampler.init(logits, **given)  # type: ignore[arg-type]
         sampler.run(chains, BURN_IN)
         if name == "without":
@@ -92,7 +92,7 @@ def _rows(kind: str, way: str, logits: Tensor, crf: tc.GridCRF, engine: str) -> 
     for name, timed in turns.items():
         ratios = [mine / base for (mine, _), (base, _) in zip(timed, turns["without"], strict=True)]
         rows.append({
-            "problem": kind, "way": way, "model": name,
+            "problem": kind, "update": update, "model": name,
             "rate": updates / statistics.median(seconds for seconds, _ in timed) / 1e6,
             "flips": sum(flips for _, flips in timed) / (updates * len(timed)),
             "time": statistics.median(ratios), "least": min(ratios), "most": max(ratios),

@@ -27,15 +27,15 @@ import numpy as np
 import torch
 
 from bench import bare, gpu_equal, gpu_jobs, gpu_speed, gpu_tools, gpu_training
-from bench.gpu_jobs import FAILED, TRACE, Found, Here, Job, Setting, Workers
+from bench.gpu_jobs import FAILED, TRACE, Here, Job, Row, Setting, Workers
 
 # Together they interpret nothing; compiled code does not care.
 OLD_TRITON, NEW_NUMPY = (3, 6), (2, 4)
 
 
-def machine(setting: Setting) -> Found:
+def machine(setting: Setting) -> Row:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "triton", "numpy")}
-    found: Found = {"python": platform.python_version(), **versions, "cpus": os.cpu_count(), "device": str(setting.device)}
+    found: Row = {"python": platform.python_version(), **versions, "cpus": os.cpu_count(), "device": str(setting.device)}
     triton, numpy = (tuple(map(int, re.findall(r"\d+", versions[name])[:2])) for name in ("triton", "numpy"))
     found["code"] = "interpreted" if setting.toy else "compiled"
     if triton <= OLD_TRITON and numpy >= NEW_NUMPY:
@@ -46,7 +46,7 @@ def machine(setting: Setting) -> Found:
         found["capability"] = list(torch.cuda.get_device_capability(setting.device))
     if tool := shutil.which("nvidia-smi"):
         asked = ("driver_version", "clocks.max.sm", "power.limit")
-        code, text = gpu_tools.told([tool, f"--query-gpu={','.join(asked)}", "--format=csv,noheader"], 20)
+        code, text = gpu_tools.output_of([tool, f"--query-gpu={','.join(asked)}", "--format=csv,noheader"], 20)
         found |= dict(zip(asked, map(str.strip, text.splitlines()[0].split(",")), strict=False)) if code == 0 and text else {}
     return found
 
@@ -93,7 +93,7 @@ class Check:
     seconds: float
     candidates: list[gpu_speed.Candidate]
     began: float = field(default_factory=time.monotonic)
-    results: Found = field(default_factory=dict)
+    results: Row = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.results["dry_run"] = self.setting.toy
@@ -166,7 +166,7 @@ class Check:
             own = stage.jobs(self.setting, *extra)
             missing[name] = [job for job, _ in own]
             jobs += [(f"{name}/{job}", work) for job, work in own]
-        found: dict[str, dict[str, Found]] = {name: {} for name in stages}
+        found: dict[str, dict[str, Row]] = {name: {} for name in stages}
         for key, answer in workers.answers(jobs, bound):
             name, _, job = key.partition("/")
             trace = answer.pop(TRACE, None)
@@ -177,7 +177,7 @@ class Check:
                 self.write(name, summary(name, found[name]) | {"seconds": round(time.monotonic() - began, 2)})
         return not any(FAILED in self.results[name] for name in stages)
 
-    def write(self, name: str, found: Found) -> None:
+    def write(self, name: str, found: Row) -> None:
         self.results[name] = found
         text = json.dumps(self.results | {"seconds": round(time.monotonic() - self.began, 1)}, indent=1)
         written = self.out / "gpu_check.json.new"
@@ -186,9 +186,9 @@ class Check:
         self.log(f"{name}: {found.get(FAILED, 'done')}")
 
 
-def summary(name: str, jobs: dict[str, Found]) -> Found:
+def summary(name: str, jobs: dict[str, Row]) -> Row:
     """A stage's entry: its jobs', sums of what they counted, and how many of them failed."""
-    found: Found = dict(jobs[name]) if list(jobs) == [name] else {"jobs": jobs}
+    found: Row = dict(jobs[name]) if list(jobs) == [name] else {"jobs": jobs}
     for count in ("cases", "sites", "updates"):
         if values := [job[count] for job in jobs.values() if count in job]:
             found[count] = sum(values)
@@ -217,7 +217,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument(
         "--shapes", type=candidates, default=[], metavar="JSON",
-        help='launch shapes to try: [{"way": "incremental", "images": 128, "kind": "calm", "lanes": 512, "warps": 16}, ...]',
+        help='launch shapes to try: [{"update": "incremental", "images": 128, "kind": "calm", "lanes": 512, "warps": 16}, ...]',
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=600, help="for the whole run; what is left then is reported as failed")
     parser.add_argument("--dry-run", action="store_true", help="toy size, in Triton's interpreter, without a GPU")

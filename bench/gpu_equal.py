@@ -1,6 +1,6 @@
 """Does the Triton engine give the torch engine's bits on this card? Jobs over the bodies of `tests/on_device.py`.
 
-Labels, flips, conditionals, energies and counts against the torch engine on the CPU, by ways and launch shapes; 10^9 updates by
+Labels, flips, conditionals, energies and counts against the torch engine on the CPU, by updates and launch shapes; 10^9 updates by
 both shapes; steps that never wait, that are captured, and that bad values void; drawn labellings against listed probabilities.
 """
 
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.gpu_jobs import Found, Job, Setting
+from bench.gpu_jobs import Job, Row, Setting
 
 if TYPE_CHECKING:
     from tests.on_device import Place
     from tests.test_kernels_interpret import Case
 
-WAYS = ("gather", "incremental")
+UPDATES = ("gather", "incremental")
 EIGHT = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
@@ -69,20 +69,20 @@ def cases(labels: int, group: str, toy: bool) -> list[Case]:
     return chosen[:1] if toy else chosen
 
 
-def equal(setting: Setting, labels: int, way: str, team: int, groups: tuple[str, ...]) -> Found:
-    """Every case of the groups by one way and launch shape; raises at the first bit that differs."""
+def equal(setting: Setting, labels: int, update: str, team: int, groups: tuple[str, ...]) -> Row:
+    """Every case of the groups by one update and launch shape; raises at the first bit that differs."""
     from tests import on_device
 
     asked = [case for group in groups for case in cases(labels, group, setting.toy)]
     if not asked:
         raise RuntimeError(f"labels: expected some that a case has, got {labels} in {groups}")
     with forced(team):
-        sites = [on_device.equal_to_torch(placed(setting), case, way) for case in asked]
+        sites = [on_device.equal_to_torch(placed(setting), case, update) for case in asked]
     return {"cases": len(sites), "sites": sum(sites)}
 
 
-def named(labels: int, way: str, team: int, groups: tuple[str, ...]) -> str:
-    return f"{labels} labels, {way}, {f'teams of {team}' if team > 1 else 'alone'}, {' and '.join(groups)}"
+def named(labels: int, update: str, team: int, groups: tuple[str, ...]) -> str:
+    return f"{labels} labels, {update}, {f'teams of {team}' if team > 1 else 'alone'}, {' and '.join(groups)}"
 
 
 def equality(setting: Setting) -> list[Job]:
@@ -91,12 +91,12 @@ def equality(setting: Setting) -> list[Job]:
     if setting.toy:
         rows = [(2, "gather", 1, ("single",)), (2, "incremental", 1, ("seeing",))]
     else:
-        every = [(way, team) for team in TEAMS for way in WAYS]
+        every = [(update, team) for team in TEAMS for update in UPDATES]
         groups: list[tuple[int, tuple[str, ...]]] = [
             (20, ("single",)), (20, ("several",)), (20, ("seeing",)), (5, ("single", "several")), (5, ("seeing",)),
             (2, ("single", "several")), (2, ("seeing",)),
         ]  # fmt: skip
-        rows = [(labels, way, team, group) for labels, group in groups for way, team in every]
+        rows = [(labels, update, team, group) for labels, group in groups for update, team in every]
     return [(named(*row), partial(equal, setting, *row)) for row in rows]
 
 
@@ -106,26 +106,26 @@ def rare(setting: Setting) -> list[Job]:
     if setting.toy:
         rows = [(33, "gather", 1, ("single",))]
     else:
-        every = [(way, team) for team in TEAMS for way in WAYS]
+        every = [(update, team) for team in TEAMS for update in UPDATES]
         groups: list[tuple[int, tuple[str, ...]]] = [(64, ("single",)), (33, ("several",))]
-        rows = [(labels, way, team, group) for labels, group in groups for way, team in every]
-        rows += [(labels, way, 3, ("seeing",)) for labels in (64, 33) for way in WAYS]
+        rows = [(labels, update, team, group) for labels, group in groups for update, team in every]
+        rows += [(labels, update, 3, ("seeing",)) for labels in (64, 33) for update in UPDATES]
     return [(named(*row), partial(equal, setting, *row)) for row in rows]
 
 
-def agree(setting: Setting, way: str) -> Found:
+def agree(setting: Setting, update: str) -> Row:
     from tests import on_device
 
     with contextlib.ExitStack() as stack:
-        done = on_device.launches_agree(placed(setting), way, lambda team: stack.enter_context(forced(team)))
+        done = on_device.launches_agree(placed(setting), update, lambda team: stack.enter_context(forced(team)))
     return {"updates": done, "launch_shapes": 2}
 
 
 def updates(setting: Setting) -> list[Job]:
-    return [(way, partial(agree, setting, way)) for way in WAYS]
+    return [(update, partial(agree, setting, update)) for update in UPDATES]
 
 
-def body(setting: Setting, name: str, arguments: tuple[str, ...]) -> Found:
+def body(setting: Setting, name: str, arguments: tuple[str, ...]) -> Row:
     """One of the bodies after another, with each of the arguments."""
     from tests import on_device
 
@@ -143,12 +143,12 @@ def steps(setting: Setting) -> list[Job]:
     rows: list[tuple[str, tuple[str, ...]]] = [
         (name, (method,)) for name in ("steps_never_wait", "captured_steps_agree") for method in methods
     ]  # fmt: skip
-    rows += [("loss_is_voided", FAULTS), ("chains_are_voided", WAYS)]
+    rows += [("loss_is_voided", FAULTS), ("chains_are_voided", UPDATES)]
     jobs: list[Job] = [(f"{name}, {', '.join(given)}", partial(body, setting, name, given)) for name, given in rows]
     return [("the paper's network never waits", partial(never_waits, setting)), *jobs]
 
 
-def listed(setting: Setting) -> Found:
+def listed(setting: Setting) -> Row:
     """Chains of a 2 x 2 lattice with 3 labels against the probabilities of its 81 labellings."""
     import tritoncrf as tc
 

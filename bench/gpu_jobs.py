@@ -20,8 +20,8 @@ import torch
 
 from bench import bare
 
-Found = dict[str, Any]
-Job = tuple[str, Callable[[], Found]]
+Row = dict[str, Any]
+Job = tuple[str, Callable[[], Row]]
 FAILED, SKIPPED, TRACE = "failed", "skipped", "trace"
 MOST_WORKERS = 14
 
@@ -83,7 +83,7 @@ def ready() -> None:
     bare.provide()
 
 
-def answer(job: Job) -> tuple[str, Found]:
+def answer(job: Job) -> tuple[str, Row]:
     """What a job found and the seconds it took; its error where it failed."""
     name, work = job
     began = time.perf_counter()
@@ -113,7 +113,7 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.pool: multiprocessing.pool.Pool = multiprocessing.get_context("spawn").Pool(count, initializer=ready)
 
-    def answers(self, jobs: list[Job], seconds: float) -> Iterator[tuple[str, Found]]:
+    def answers(self, jobs: list[Job], seconds: float) -> Iterator[tuple[str, Row]]:
         """As they come; after ``seconds`` those that are left are called late, and the processes are ended."""
         until, left = time.monotonic() + seconds, [name for name, _ in jobs]
         coming = self.pool.imap_unordered(answer, jobs)
@@ -135,7 +135,7 @@ class Workers:
 class Here:
     """Jobs in this process, in turn and without a bound: for a dry run, whose kernels Triton interprets."""
 
-    def answers(self, jobs: list[Job], seconds: float) -> Iterator[tuple[str, Found]]:
+    def answers(self, jobs: list[Job], seconds: float) -> Iterator[tuple[str, Row]]:
         yield from map(answer, jobs)
 
     def close(self) -> None:

@@ -11,13 +11,13 @@ import json
 from pathlib import Path
 
 from bench import marked
-from bench.gpu_jobs import FAILED, Found
+from bench.gpu_jobs import FAILED, Row
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "measured"
 # Head of a column -> field, how it is written.
 SPEED = {
-    "way": ("way", "s"), "images": ("images", "d"), "logits": ("kind", "s"), "rows": ("rows", "s"),
+    "update": ("update", "s"), "images": ("images", "d"), "logits": ("kind", "s"), "rows": ("rows", "s"),
     "flip rate": ("flip_rate", ".3g"), "updates a ns": ("settled_updates_per_ns", ".3g"), "a sweep, us": ("sweep_us", ".4g"),
     "in calls of 10 sweeps": ("updates_per_ns", ".3g"), "first 10 sweeps, ms": ("first_ms", ".3g"),
     "the host's us a call": ("host_us_a_call", ".3g"),
@@ -31,7 +31,7 @@ TRAINING = {
 BESIDE = "torch beside"
 
 
-def read(path: Path) -> Found:
+def read(path: Path) -> Row:
     """A run; ValueError where the file holds none of a card."""
     try:
         found = json.loads(path.read_text())
@@ -44,7 +44,7 @@ def read(path: Path) -> Found:
     return found
 
 
-def row(found: Found, columns: dict[str, tuple[str, str]], path: Path, job: str) -> str:
+def row(found: Row, columns: dict[str, tuple[str, str]], path: Path, job: str) -> str:
     cells = []
     for key, form in columns.values():
         try:
@@ -54,7 +54,7 @@ def row(found: Found, columns: dict[str, tuple[str, str]], path: Path, job: str)
     return " | ".join(cells)
 
 
-def jobs(found: Found, stage: str) -> tuple[dict[str, Found], list[str]]:
+def jobs(found: Row, stage: str) -> tuple[dict[str, Row], list[str]]:
     """A stage's jobs that went well, and lines about the others."""
     entry = found.get(stage)
     if entry is None:
@@ -66,7 +66,7 @@ def jobs(found: Found, stage: str) -> tuple[dict[str, Found], list[str]]:
     return {job: answer for job, answer in every.items() if FAILED not in answer}, failed
 
 
-def table(found: Found, path: Path) -> list[str]:
+def table(found: Row, path: Path) -> list[str]:
     """What the page has of one run."""
     machine = found["environment"]
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "triton") if name in machine)
@@ -85,7 +85,7 @@ def table(found: Found, path: Path) -> list[str]:
         rate, incremental, gather, images = row(beside, times, path, BESIDE).split(" | ")
         lines += [
             f"At batch {images}, calm, the torch engine makes {rate} updates a nanosecond on this card: this one is "
-            f"{incremental} times as fast by the incremental way, {gather} times by the gather way.", "",
+            f"{incremental} times as fast by the incremental update, {gather} times by the gather update.", "",
         ]  # fmt: skip
     training, late = jobs(found, "training")
     if training:

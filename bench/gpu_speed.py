@@ -1,6 +1,6 @@
 """How many site updates a nanosecond on this card, and by which launch shape? Sweeps of the standard problem, by events.
 
-A row is one way, batch and kind. Chains that have settled are timed in calls of 10 sweeps and of 30: a call's first sweep may
+A row is one update, batch and kind. Chains that have settled are timed in calls of 10 sweeps and of 30: a call's first sweep may
 build the field, so the slope between the two is what a sweep itself takes (``sweep_us``), and ``updates_per_ns`` is of calls
 of 10. ``first`` is the first ten sweeps after `Sampler.init`. A throughput means nothing without its flip rate beside it.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from bench.gpu_jobs import Found, Job, Setting
+from bench.gpu_jobs import Job, Row, Setting
 
 if TYPE_CHECKING:
     from tritoncrf import GridCRF
@@ -43,7 +43,7 @@ def problem(kind: str, toy: bool) -> tuple[GridCRF, Tensor]:
     return tc.GridCRF(asked.crf.num_labels, hood, asked.crf.pairwise.detach()[:2]), asked.logits[:, :, 60:63, 160:163]
 
 
-def row(setting: Setting, way: str, images: int, kind: str, engine: str = "triton", wide: bool = False) -> Found:
+def row(setting: Setting, update: str, images: int, kind: str, engine: str = "triton", wide: bool = False) -> Row:
     """One row of the table; wide: one row of the tables is too steep for words, so that float32 rows are read."""
     import tritoncrf as tc
 
@@ -53,7 +53,7 @@ def row(setting: Setting, way: str, images: int, kind: str, engine: str = "trito
         # Of one pair of labels at one offset: chains move as they did, near enough.
         tables[0, 1, 2] = 8.0
     crf = tc.GridCRF(asked.num_labels, asked.neighborhood, tables).to(setting.device)
-    sampler = tc.Sampler(crf, engine, seed=1, way=way)
+    sampler = tc.Sampler(crf, engine, seed=1, update=update)
     logits = logits.to(setting.device).expand(images, -1, -1, -1)
     slow = setting.toy or engine == "torch"
     few, many, settled = (1, 2, 1) if slow else (FEW, MANY, SETTLED)
@@ -70,7 +70,7 @@ def row(setting: Setting, way: str, images: int, kind: str, engine: str = "trito
     thirties = setting.seconds(partial(sampler.run, state, many), times(spent * many))
     sweep = (thirties - tens) / (many - few)
     return {
-        "engine": engine, "way": way, "images": images, "kind": kind, "rows": "float32" if wide else "packed",
+        "engine": engine, "update": update, "images": images, "kind": kind, "rows": "float32" if wide else "packed",
         "flip_rate": flips, "updates_per_ns": sites * few / tens / 1e9, "call_of_10_ms": tens * 1e3,
         "call_of_30_ms": thirties * 1e3, "sweep_us": sweep * 1e6, "settled_updates_per_ns": sites / sweep / 1e9,
         "host_us_a_call": setting.host_seconds(partial(sampler.run, state, few), 3) * 1e6,
@@ -83,17 +83,17 @@ def times(seconds: float) -> int:
     return max(1, min(5, int(ROW_SECONDS / max(seconds, 1e-9))))
 
 
-def against_torch(setting: Setting) -> Found:
+def against_torch(setting: Setting) -> Row:
     """The plain torch engine at batch 16, and how many times faster this one is."""
     images = 2 if setting.toy else 16
     theirs = row(setting, "gather", images, "calm", engine="torch")
-    ours = {way: row(setting, way, images, "calm")["updates_per_ns"] for way in ("incremental", "gather")}
-    return theirs | {f"{way}_times_faster": rate / theirs["updates_per_ns"] for way, rate in ours.items()}
+    ours = {update: row(setting, update, images, "calm")["updates_per_ns"] for update in ("incremental", "gather")}
+    return theirs | {f"{update}_times_faster": rate / theirs["updates_per_ns"] for update, rate in ours.items()}
 
 
 def speed(setting: Setting) -> list[Job]:
-    rows = [(way, images, kind)
-            for images in BATCHES for kind in KINDS for way in ("incremental", "gather")
+    rows = [(update, images, kind)
+            for images in BATCHES for kind in KINDS for update in ("incremental", "gather")
             if kind != "hot" or images == 128]  # fmt: skip
     wide = [("gather", 128, "calm"), ("gather", 128, "hot")]
     if setting.toy:
@@ -103,8 +103,8 @@ def speed(setting: Setting) -> list[Job]:
     return [*jobs, ("torch beside", partial(against_torch, setting))]
 
 
-def named(way: str, images: int, kind: str) -> str:
-    return f"{way}, batch {images}, {kind}"
+def named(update: str, images: int, kind: str) -> str:
+    return f"{update}, batch {images}, {kind}"
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ def shaped(candidate: Candidate) -> Iterator[None]:
     """Sweeps inside are launched with the candidate's values in place of the table's, of a launch shape's fields. The one place
     that knows how to ask for it."""
     shapes: Any = importlib.import_module("tritoncrf.kernels.shapes")
-    wanted = {name: value for name, value in candidate.items() if name not in ("way", "images", "kind")}
+    wanted = {name: value for name, value in candidate.items() if name not in ("update", "images", "kind")}
     fields = {field.name for field in dataclasses.fields(shapes.Launch)}
     if unknown := sorted(wanted.keys() - fields):
         raise ValueError(f"shapes: expected values of {sorted(fields)}, got {unknown}")
@@ -128,18 +128,18 @@ def shaped(candidate: Candidate) -> Iterator[None]:
         shapes.choose = choose
 
 
-def labels(setting: Setting, way: str, images: int, kind: str) -> Tensor:
+def labels(setting: Setting, update: str, images: int, kind: str) -> Tensor:
     """Of three sweeps, ``[N, 1, S]`` as chains hold them."""
     import tritoncrf as tc
 
     crf, logits = problem(kind, setting.toy)
-    sampler = tc.Sampler(crf.to(setting.device), "triton", seed=1, way=way)
+    sampler = tc.Sampler(crf.to(setting.device), "triton", seed=1, update=update)
     return sampler.run(sampler.init(logits.to(setting.device).expand(images, -1, -1, -1)), 3).rows
 
 
-def compiled(setting: Setting, candidate: Candidate) -> Found:
+def compiled(setting: Setting, candidate: Candidate) -> Row:
     """Compiles what `tried` will time, in another process, and compares its labels with those of the table's shape."""
-    given = str(candidate["way"]), int(candidate["images"]), str(candidate["kind"])
+    given = str(candidate["update"]), int(candidate["images"]), str(candidate["kind"])
     with shaped(candidate):
         found = labels(setting, *given)
     differ = int((found != labels(setting, *given)).sum())
@@ -148,9 +148,9 @@ def compiled(setting: Setting, candidate: Candidate) -> Found:
     return {"sites": found.numel()}
 
 
-def tried(setting: Setting, candidate: Candidate) -> Found:
+def tried(setting: Setting, candidate: Candidate) -> Row:
     with shaped(candidate):
-        found = row(setting, str(candidate["way"]), int(candidate["images"]), str(candidate["kind"]))
+        found = row(setting, str(candidate["update"]), int(candidate["images"]), str(candidate["kind"]))
     return dict(candidate) | found
 
 
@@ -159,8 +159,8 @@ def faulty(candidates: object) -> str | None:
     if not isinstance(candidates, list) or not candidates:
         return "a list of objects"
     for one in candidates:
-        if not isinstance(one, dict) or one.get("way") not in ("gather", "incremental") or one.get("kind") not in KINDS:
-            return f"objects with a way, images and a kind of {KINDS}"
+        if not isinstance(one, dict) or one.get("update") not in ("gather", "incremental") or one.get("kind") not in KINDS:
+            return f"objects with an update, images and a kind of {KINDS}"
         if not isinstance(one.get("images"), int) or one["images"] < 1:
             return "images of 1 or more"
     return None

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import bare
-from bench.gpu_jobs import FAILED, SKIPPED, Found, Job, Setting
+from bench.gpu_jobs import FAILED, SKIPPED, Job, Row, Setting
 
 ROOT = Path(__file__).parent.parent
 TOOL_SECONDS = 60.0
@@ -41,9 +41,9 @@ STALL = re.compile(r"stalled_(?P<reason>\w+?)_per_issue_active\.ratio")
 TOP_STALL = re.compile(r"spends ([\d.]+) cycles being stalled (.+?)\. ")
 
 
-def figures(text: str) -> Found:
+def figures(text: str) -> Row:
     """The main figures of one profiled launch, as Nsight Compute prints them, and stall reasons in cycles an instruction."""
-    found, stalls = Found(), dict[str, float]()
+    found, stalls = Row(), dict[str, float]()
     for match in filter(None, map(LINE.match, text.splitlines())):
         value = float(match["value"].replace(",", ""))
         if stall := STALL.search(match["name"]):
@@ -56,7 +56,7 @@ def figures(text: str) -> Found:
     return found | {"stalls": dict(sorted(stalls.items(), key=lambda pair: -pair[1]))}
 
 
-def told(command: list[str], seconds: float, extra: dict[str, str] | None = None) -> tuple[int, str]:
+def output_of(command: list[str], seconds: float, extra: dict[str, str] | None = None) -> tuple[int, str]:
     """Exit code and output of a program, which is ended with all that it started when it is late: then the code is -9."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | (extra or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -71,19 +71,19 @@ def told(command: list[str], seconds: float, extra: dict[str, str] | None = None
         return -signal.SIGKILL, text
 
 
-def profiled_by(ncu: str, way: str, out: Path, seconds: float) -> Found:
+def profiled_by(ncu: str, update: str, out: Path, seconds: float) -> Row:
     sections = [word for section in SECTIONS for word in ("--section", section)]
     stalls = ["--metrics", "regex:^" + STALLS.format(".*").replace(".ratio", r"\.ratio") + "$"]
     until, code, text = time.monotonic() + min(seconds, TOOL_SECONDS), 1, ""
     # Sections alone where this ncu knows no such metrics, which it says at once.
     for asked in (sections + stalls, sections):
-        code, text = told(
-            [ncu, "--clock-control", "none", "-k", f"regex:{KERNELS[way]}", "--launch-skip", "2", "--launch-count", "1",
-             *asked, sys.executable, "-m", "bench.gpu_tools", "profiled", way], until - time.monotonic(),
+        code, text = output_of(
+            [ncu, "--clock-control", "none", "-k", f"regex:{KERNELS[update]}", "--launch-skip", "2", "--launch-count", "1",
+             *asked, sys.executable, "-m", "bench.gpu_tools", "profiled", update], until - time.monotonic(),
         )  # fmt: skip
         if code == 0 or code == -signal.SIGKILL:
             break
-    (out / f"ncu_{way}.txt").write_text(text)
+    (out / f"ncu_{update}.txt").write_text(text)
     found = figures(text)
     if code or "instructions" not in found:
         return found | {FAILED: f"ncu ended with {code}, {len(found) - 1} figures in its text: {tail(text)}"}
@@ -98,13 +98,13 @@ def profile(setting: Setting, out: Path, seconds: float) -> list[Job]:
     ncu = shutil.which("ncu")
     if setting.toy or ncu is None:
         return [("profile", partial(skipped, "no GPU" if setting.toy else "ncu is not on the path"))]
-    return [(way, partial(profiled_by, ncu, way, out, seconds / len(KERNELS))) for way in KERNELS]
+    return [(update, partial(profiled_by, ncu, update, out, seconds / len(KERNELS))) for update in KERNELS]
 
 
-def sanitized_by(sanitizer: str, tool: str, out: Path, seconds: float) -> Found:
+def sanitized_by(sanitizer: str, tool: str, out: Path, seconds: float) -> Row:
     command = [sanitizer, "--tool", tool, "--error-exitcode", "86", sys.executable, "-m", "bench.gpu_tools", "sanitized"]
     # Blocks of torch's own allocator would hide what lies past a tensor's end.
-    code, text = told(command, min(seconds, TOOL_SECONDS), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    code, text = output_of(command, min(seconds, TOOL_SECONDS), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     (out / f"sanitizer_{tool}.txt").write_text(text)
     last = tail(text.strip().rpartition("\n")[2])
     return {"last_line": last} | ({FAILED: f"{tool} ended with {code}: {last}"} if code else {})
@@ -117,11 +117,11 @@ def sanitizer(setting: Setting, out: Path, seconds: float) -> list[Job]:
     return [(tool, partial(sanitized_by, found, tool, out, seconds)) for tool in ("memcheck", "racecheck")]
 
 
-def skipped(why: str) -> Found:
+def skipped(why: str) -> Row:
     return {SKIPPED: why}
 
 
-def profiled(way: str) -> None:
+def profiled(update: str) -> None:
     """128 images of the standard problem, settled, in launches of 4 sweeps: the third launch is looked at."""
     import torch
 
@@ -129,7 +129,7 @@ def profiled(way: str) -> None:
     from bench.problem import standard
 
     asked = standard("calm")
-    sampler = tc.Sampler(asked.crf.to("cuda"), "triton", seed=1, way=way)
+    sampler = tc.Sampler(asked.crf.to("cuda"), "triton", seed=1, update=update)
     state = sampler.init(asked.logits.to("cuda").expand(128, -1, -1, -1))
     for sweeps in (40, 4, 4, 4):
         sampler.run(state, sweeps)
@@ -137,21 +137,21 @@ def profiled(way: str) -> None:
 
 
 def sanitized() -> None:
-    """Small problems by both ways and launch shapes, of one chain an image and of several."""
+    """Small problems by both updates and launch shapes, of one chain an image and of several."""
     import torch
 
     import tritoncrf as tc
-    from bench.gpu_equal import TEAMS, WAYS, forced
+    from bench.gpu_equal import TEAMS, UPDATES, forced
 
     generator = torch.Generator().manual_seed(0)
     hood = tc.Neighborhood.nearest(8)
     crf = tc.GridCRF(20, hood, 0.3 * torch.randn(len(hood), 20, 20, generator=generator)).to("cuda")
     logits = torch.randn(2, 20, 23, 19, generator=generator).to("cuda")
-    for way in WAYS:
+    for update in UPDATES:
         for team in TEAMS:
             for replicas in (1, 3):
                 with forced(team):
-                    sampler = tc.Sampler(crf, "triton", seed=1, way=way)
+                    sampler = tc.Sampler(crf, "triton", seed=1, update=update)
                     state = sampler.run(sampler.init(logits, replicas=replicas), 2)
                     sampler.pair_counts(state)
     torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bench.gpu_jobs import Found, Job, Setting
+from bench.gpu_jobs import Job, Row, Setting
 
 if TYPE_CHECKING:
     from tritoncrf import ChainStore, CRFLoss
@@ -61,7 +61,7 @@ def learner(setting: Setting, images: int) -> Learner:
     return Learner(network, loss, store, x, target, torch.arange(images, device=setting.device))
 
 
-def never_waits(setting: Setting) -> Found:
+def never_waits(setting: Setting) -> Row:
     """Some steps of the paper's network, one image, with whatever waits for the device an error."""
     from bench.gpu_equal import placed
 
@@ -97,7 +97,7 @@ def kept(made: Learner, replay: Callable[[], object]) -> object:
     return replay()
 
 
-def timed(setting: Setting, images: int) -> Found:
+def timed(setting: Setting, images: int) -> Row:
     made = learner(setting, images)
     with torch.no_grad():
         logits = made.network(made.x).detach()
@@ -105,7 +105,7 @@ def timed(setting: Setting, images: int) -> Found:
     works: dict[str, Callable[[], object]] = {
         "step": made.step, "cross_entropy": made.plain_step, "loss_forward": partial(made.forward, logits),
     }  # fmt: skip
-    found: Found = {}
+    found: Row = {}
     for name, work in works.items():
         for _ in range(1 if setting.toy else 2):
             work()

@@ -41,9 +41,9 @@ class Ours:
     """Chains of an engine, one a thread."""
 
     def __init__(
-        self, crf: tc.FactorCRF, graph: tc.FactorGraph, logits: Tensor, way: str, labels: Tensor | None = None
+        self, crf: tc.FactorCRF, graph: tc.FactorGraph, logits: Tensor, update: str, labels: Tensor | None = None
     ) -> None:
-        self.sampler: tc.Sampler[tc.FactorCRF] = tc.Sampler(crf, "numba", seed=1, way=way)
+        self.sampler: tc.Sampler[tc.FactorCRF] = tc.Sampler(crf, "numba", seed=1, update=update)
         self.state: ChainState = self.sampler.init(logits, labels, graph=graph, replicas=torch.get_num_threads())
 
     def run(self, sweeps: int) -> int:
@@ -55,7 +55,7 @@ class Ours:
 
 
 def lattice() -> list[Row]:
-    """The standard problem both ways: images and nodes."""
+    """The standard problem both updates: images and nodes."""
     rows = []
     for kind in KINDS:
         problem = standard(kind)
@@ -63,10 +63,10 @@ def lattice() -> list[Row]:
         graph = grid((HEIGHT, WIDTH), [((0, 0), offset) for offset in hood.offsets])
         crf = tc.FactorCRF(LABELS, [2] * len(hood), factors=[part[None] for part in problem.crf.pairwise.detach()])
         logits = problem.logits[0].flatten(1).T.contiguous()
-        for way in ("gather", "incremental"):
-            sampler = tc.Sampler(problem.crf, "numba", seed=1, way=way)
+        for update in ("gather", "incremental"):
+            sampler = tc.Sampler(problem.crf, "numba", seed=1, update=update)
             images = sampler.run(sampler.init(problem.logits, replicas=threads), BURN_IN)
-            ours = Ours(crf, graph, logits, way)
+            ours = Ours(crf, graph, logits, update)
             ours.run(BURN_IN)
             sweeps = sweeps_for(ours.run, SECONDS)
             found = take_turns(
@@ -76,7 +76,7 @@ def lattice() -> list[Row]:
             y = torch.stack([images.labels[0].flatten(1), ours.state.labels]).long()
             energy = [float(crf.energy(logits, part, graph).mean().detach()) / len(logits) for part in y]
             updates = {name: sweeps * threads * len(logits) for name in found}
-            rows += _rows(f"standard, {kind}", way, found, updates, dict(zip(found, energy, strict=True)), "lattice")
+            rows += _rows(f"standard, {kind}", update, found, updates, dict(zip(found, energy, strict=True)), "lattice")
     return rows
 
 
@@ -109,7 +109,7 @@ def compare(
     settled.run(BURN_IN)
     begun = settled.state.labels
     task = Task(logits.numpy(), graph.members[0].numpy(), energies.numpy(), graph.coloring().numpy(), begun.numpy())
-    chains: dict[str, Chains] = {f"tritoncrf {way}": Ours(crf, graph, logits, way, begun) for way in _ways(arity)}
+    chains: dict[str, Chains] = {f"tritoncrf {update}": Ours(crf, graph, logits, update, begun) for update in _ways(arity)}
     for peer in peers:
         made = start(peer, task)
         if isinstance(made, str):
@@ -131,7 +131,7 @@ def _ways(arity: int) -> tuple[str, ...]:
 
 
 def _rows(
-    problem: str, way: str, found: Mapping[str, list[Turn]], updates: Mapping[str, int], energy: Mapping[str, float], base: str
+    problem: str, update: str, found: Mapping[str, list[Turn]], updates: Mapping[str, int], energy: Mapping[str, float], base: str
 ) -> list[Row]:
     """A row a program: its rate, and the ratio of its rate to the base's within a turn."""
     rows: list[Row] = []
@@ -141,9 +141,9 @@ def _rows(
         ]
         flips = sum(count for _, count in turns)
         rows.append({
-            "problem": problem, "program": f"{name} {way}".strip(),
+            "problem": problem, "program": f"{name} {update}".strip(),
             "rate": updates[name] / statistics.median(seconds for seconds, _ in turns) / 1e6,
-            "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios), "to": f"{base} {way}".strip(),
+            "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios), "to": f"{base} {update}".strip(),
             "flip_rate": flips / (updates[name] * len(turns)) if flips >= 0 else None, "energy": energy[name],
         })  # fmt: skip
     return rows

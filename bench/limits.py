@@ -1,6 +1,6 @@
 """What bounds the numba engine? Its pieces one by one, on the standard problem: ``python -m bench.limits [--write]``
 
-The incremental way passes over a site, or looks at it (gathers its energies, draws), and pushes to the neighbours of a flip;
+The incremental update passes over a site, or looks at it (gathers its energies, draws), and pushes to the neighbours of a flip;
 every fourth sweep draws a block of random numbers. Each piece runs in a loop of its own over a settled chain, one thread, in
 turns, medians in nanoseconds, beside the sweep itself; what passing over, numbers and pushes leave of that is looks. What the
 code of the sweep is made of (vector registers, contracted arithmetic) is read from its machine code.
@@ -88,7 +88,7 @@ def _numbered(sites: Words, uniforms: Singles) -> int:
 def _calls(kind: str) -> tuple[dict[str, Callable[[], int]], dict[str, int]]:
     """Each piece as a call, and how many items it goes over."""
     problem = standard(kind)
-    sampler = tc.Sampler(problem.crf, "numba", seed=1, way="gather")
+    sampler = tc.Sampler(problem.crf, "numba", seed=1, update="gather")
     chains = sampler.run(sampler.init(problem.logits), 20)
     work = engine._own(chains.work)
     s, t, number = work.sites, work.tables, work.plan.labels
@@ -124,10 +124,10 @@ def _calls(kind: str) -> tuple[dict[str, Callable[[], int]], dict[str, int]]:
 
 
 def measure(kind: str, turns: int) -> dict[str, object]:
-    """Nanoseconds of each piece, and of a site in a sweep of the incremental way."""
+    """Nanoseconds of each piece, and of a site in a sweep of the incremental update."""
     calls, items = _calls(kind)
     problem = standard(kind)
-    sampler = tc.Sampler(problem.crf, "numba", seed=1, way="incremental")
+    sampler = tc.Sampler(problem.crf, "numba", seed=1, update="incremental")
     chains = sampler.run(sampler.init(problem.logits), 20)
     area = items["passed over"]
     calls["sweep"], items["sweep"] = lambda: int(sampler.run(chains, 4).flips.sum()), 4 * area

@@ -2,7 +2,7 @@
 
 Sites, labels, neighbours, sets of them, chains as images and as replicas. A point's problem is like the calm standard one at
 any size: patches of a side of 24 with noise, tables whose couplings fall with distance and add up to the same over every
-neighbourhood. Each point runs in a process of its own, so that its peak of memory is its own. There both ways take turns with
+neighbourhood. Each point runs in a process of its own, so that its peak of memory is its own. There both updates take turns with
 the standard problem, one chain of it: ns per update are medians over the turns, and so are the ratios to the standard
 problem's, which a busy machine moves less. ``--write`` puts the table into ``bench/results/scaling.md`` and ``scaling.json``.
 """
@@ -30,7 +30,7 @@ from bench.turns import RESULTS, save, sweeps_for, table, take_turns
 from tritoncrf.chains import ChainState
 from tritoncrf.coloring import sublattice_coloring
 
-WAYS = ("gather", "incremental")
+UPDATES = ("gather", "incremental")
 PATCH = 24
 SETS = {
     "near": tc.Neighborhood.nearest(64),
@@ -48,7 +48,7 @@ AXES: dict[str, tuple[int | str, ...]] = {
     "replicas": (1, 2, 4, 16, 64),
 }
 COLUMNS = {
-    "axis": "axis", "value": "value", "colors": "colours", "way": "way", "ns": "ns an update", "least": "least", "most": "most",
+    "axis": "axis", "value": "value", "colors": "colours", "update": "update", "ns": "ns an update", "least": "least", "most": "most",
     "millions": "M updates/s", "to_standard": "ns / standard problem's", "flip_rate": "flip rate", "megabytes": "MB held",
     "peak_megabytes": "MB at peak",
 }  # fmt: skip
@@ -79,7 +79,7 @@ def measure(
     axis: str, value: int | str, *, engine: str = "numba", turns: int = 5, seconds: float = 0.1, settle: float = 8.0,
     sites: int = 0, paired: bool = True,
 ) -> list[Row]:  # fmt: skip
-    """Rows of one point by either way.
+    """Rows of one point by either update.
 
     settle: seconds that the burn-in of 30 sweeps may take; sites: of the other axes' points, 0 for the standard problem's;
     paired: take turns with the standard problem.
@@ -99,32 +99,32 @@ def measure(
     while burned < 30 and (burned == 0 or time.perf_counter() < until):
         auto.run(chains, 1)
         burned += 1
-    # The ways share the chains: what a way keeps is built anew before its turn.
-    runs = {way: _runner(tc.Sampler(crf, engine, seed=1, way=way), chains) for way in WAYS}
-    sweeps = {way: sweeps_for(run, seconds) for way, run in runs.items()}
-    calls = {way: partial(run, sweeps[way]) for way, run in runs.items()}
-    before: dict[str, Callable[[], object]] = {way: partial(run, 1) for way, run in runs.items()}
+    # The updates share the chains: what an update keeps is built anew before its turn.
+    runs = {update: _runner(tc.Sampler(crf, engine, seed=1, update=update), chains) for update in UPDATES}
+    sweeps = {update: sweeps_for(run, seconds) for update, run in runs.items()}
+    calls = {update: partial(run, sweeps[update]) for update, run in runs.items()}
+    before: dict[str, Callable[[], object]] = {update: partial(run, 1) for update, run in runs.items()}
     before["incremental"]()
     bytes_held, bytes_peak = held([chains.plan, chains.work, chains.rows, chains.field, chains.tables]), peak()
     base = standard("calm")
-    for way in WAYS if paired else ():
-        sampler = tc.Sampler(base.crf, engine, seed=1, way=way)
+    for update in UPDATES if paired else ():
+        sampler = tc.Sampler(base.crf, engine, seed=1, update=update)
         run = _runner(sampler, sampler.run(sampler.init(base.logits), 30 if engine == "numba" else 4))
-        sweeps[f"standard {way}"] = sweeps_for(run, seconds)
-        calls[f"standard {way}"] = partial(run, sweeps[f"standard {way}"])
+        sweeps[f"standard {update}"] = sweeps_for(run, seconds)
+        calls[f"standard {update}"] = partial(run, sweeps[f"standard {update}"])
     found = take_turns(calls, turns, before)
     rows: list[Row] = []
-    for way in WAYS:
-        updates, other = sweeps[way] * area, f"standard {way}"
-        times = [elapsed / updates * 1e9 for elapsed, _ in found[way]]
+    for update in UPDATES:
+        updates, other = sweeps[update] * area, f"standard {update}"
+        times = [elapsed / updates * 1e9 for elapsed, _ in found[update]]
         theirs = [elapsed / (sweeps[other] * HEIGHT * WIDTH) * 1e9 for elapsed, _ in found.get(other, [])]
         rows.append({
             "axis": axis, "value": value, "sites": logits[0, 0].numel(), "labels": labels, "classes": len(neighborhood),
             "colors": sublattice_coloring(neighborhood).colors, "images": images, "replicas": replicas, "engine": engine,
-            "threads": torch.get_num_threads(), "way": way, "ns": statistics.median(times), "least": min(times),
+            "threads": torch.get_num_threads(), "update": update, "ns": statistics.median(times), "least": min(times),
             "most": max(times), "millions": 1e3 / statistics.median(times),
             "to_standard": statistics.median(a / b for a, b in zip(times, theirs, strict=True)) if theirs else None,
-            "flip_rate": sum(flips for _, flips in found[way]) / (turns * updates), "burn_in": burned, "sweeps": sweeps[way],
+            "flip_rate": sum(flips for _, flips in found[update]) / (turns * updates), "burn_in": burned, "sweeps": sweeps[update],
             "megabytes": bytes_held / 1e6, "peak_megabytes": bytes_peak / 1e6,
         })  # fmt: skip
     return rows
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10_000_000, help="leave out points of more sites")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.1, help="about how long a way's turn takes")
+    parser.add_argument("--seconds", type=float, default=0.1, help="about how long an update's turn takes")
     parser.add_argument("--point", nargs=2, metavar=("AXIS", "VALUE"), help="one point, in this process; its rows as JSON")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
@@ -177,7 +177,7 @@ def main() -> None:
     if options.write:
         note = (
             f"Engine {options.engine}, {options.threads} threads: one chain runs on one of them. Held: rounded energies, "
-            "tables, labels and what the incremental way keeps, without the logits; the peak is the process's, imports within."
+            "tables, labels and what the incremental update keeps, without the logits; the peak is the process's, imports within."
         )
         save(RESULTS / "scaling", "python -m bench.scaling --write", {"rows": rows}, [note, "", *lines])
 

@@ -1,4 +1,4 @@
-"""How many site updates a second on the standard problem? ``python -m bench.standard --engine torch --way gather --kind calm``
+"""How many site updates a second on the standard problem? ``python -m bench.standard --engine torch --update gather --kind calm``
 
 The last line on stdout is JSON: median, least and most updates per second over the repetitions, and the flip rate beside them;
 everything else goes to stderr. With several threads each runs a chain of its own, as the images of a batch would.
@@ -19,13 +19,13 @@ import torch
 import tritoncrf as tc
 from bench.problem import HEIGHT, KINDS, WIDTH, standard
 
-WAYS = ("gather", "incremental", "auto")
+UPDATES = ("gather", "incremental", "auto")
 
 
-def measure(engine: str, way: str, kind: str, *, chains: int, burn_in: int, sweeps: int, repeats: int) -> dict[str, object]:
+def measure(engine: str, update: str, kind: str, *, chains: int, burn_in: int, sweeps: int, repeats: int) -> dict[str, object]:
     """Runs ``repeats`` times ``sweeps`` sweeps of ``chains`` images after ``burn_in``, and tells the rates."""
     problem = standard(kind)
-    sampler = tc.Sampler(problem.crf, engine, seed=1, way=way)
+    sampler = tc.Sampler(problem.crf, engine, seed=1, update=update)
     state = sampler.init(problem.logits.expand(chains, -1, -1, -1))
     sampler.run(state, burn_in)
     rates, flips = [], 0
@@ -39,7 +39,7 @@ def measure(engine: str, way: str, kind: str, *, chains: int, burn_in: int, swee
     return {
         "updates_per_second_median": statistics.median(rates), "updates_per_second_min": min(rates),
         "updates_per_second_max": max(rates), "flip_rate": flips / (updates * repeats), "engine": sampler.engine_name,
-        "way": way, "kind": kind, "threads": torch.get_num_threads(), "chains": chains, "sweeps": sweeps, "repeats": repeats,
+        "update": update, "kind": kind, "threads": torch.get_num_threads(), "chains": chains, "sweeps": sweeps, "repeats": repeats,
         "tritoncrf": tc.__version__, "torch": torch.__version__, "numpy": np.__version__,
         "python": platform.python_version(), "machine": platform.machine(),
     }  # fmt: skip
@@ -48,7 +48,7 @@ def measure(engine: str, way: str, kind: str, *, chains: int, burn_in: int, swee
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", default="auto", choices=("auto", "torch", "numba", "triton"))
-    parser.add_argument("--way", default="auto", choices=WAYS)
+    parser.add_argument("--update", default="auto", choices=UPDATES)
     parser.add_argument("--kind", default="calm", choices=KINDS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--chains", type=int, default=None, help="images side by side; as many as threads by default")
@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = measure(
-        options.engine, options.way, options.kind, chains=options.chains or options.threads, burn_in=options.burn_in,
+        options.engine, options.update, options.kind, chains=options.chains or options.threads, burn_in=options.burn_in,
         sweeps=options.sweeps, repeats=options.repeats,
     )  # fmt: skip
     print(json.dumps(found))

@@ -56,19 +56,19 @@ print(json.dumps({"flip_rate": flips / 4096, **found}))
 """
 
 
-def measure(*, turns: int = 5, cold: int = 1, engine: str = "numba", way: str = "incremental") -> list[Row]:
+def measure(*, turns: int = 5, cold: int = 1, engine: str = "numba", update: str = "incremental") -> list[Row]:
     """Rows of seconds: imports, then the first sweep with a warm cache ``turns`` times and with a cold one ``cold`` times."""
     found: dict[str, list[dict[str, float]]] = {"import": [], "warm": [], "cold": []}
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "kept"
         # A cache of our own: that of the package may be warm or not.
-        _fresh(FIRST, engine, way, cache=kept)
+        _fresh(FIRST, engine, update, cache=kept)
         for turn in range(max(turns, cold)):
             if turn < turns:
                 found["import"].append(_fresh(IMPORTS))
-                found["warm"].append(_fresh(FIRST, engine, way, cache=kept))
+                found["warm"].append(_fresh(FIRST, engine, update, cache=kept))
             if turn < cold:
-                found["cold"].append(_fresh(FIRST, engine, way, cache=Path(folder) / f"empty{turn}"))
+                found["cold"].append(_fresh(FIRST, engine, update, cache=Path(folder) / f"empty{turn}"))
     rows = []
     for kind, runs in found.items():
         for figure in (name for name in runs[0] if name != "flip_rate") if runs else ():
@@ -110,15 +110,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--cold", type=int, default=2, help="starts with an empty cache, each of which compiles everything")
     parser.add_argument("--engine", default="numba", choices=("numba", "torch"))
-    parser.add_argument("--way", default="incremental", choices=("gather", "incremental", "auto"))
+    parser.add_argument("--update", default="incremental", choices=("gather", "incremental", "auto"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    rows = measure(turns=options.turns, cold=options.cold, engine=options.engine, way=options.way)
+    rows = measure(turns=options.turns, cold=options.cold, engine=options.engine, update=options.update)
     heavy = heaviest()
     lines = [*table(rows, COLUMNS), "", *table(heavy, {"package": "imported beyond torch", "seconds": "its own seconds"})]
     print("\n".join(lines))
     if options.write:
-        note = f"Engine {options.engine}, {options.way} way. The first sweep is the sampler, the chain's start and one sweep."
+        note = f"Engine {options.engine}, {options.update} way. The first sweep is the sampler, the chain's start and one sweep."
         save(RESULTS / "startup", "python -m bench.startup --write", {"rows": rows, "imports": heavy}, [note, "", *lines])
 
 

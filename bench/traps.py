@@ -1,6 +1,6 @@
 """Which calls cost more than they should? ``python -m bench.traps [--write]``: pairs that ought to cost about the same.
 
-A PCD visit whose sampler chooses its way, beside visits told to go either way; single sweeps beside as many in one call; a
+A PCD visit whose sampler chooses its update, beside visits told to take either; single sweeps beside as many in one call; a
 gathered site of 255 labels beside one of 20; the log-pseudolikelihood of a million pixels without and with its gradient. One
 thread, processor time, in turns; a ratio is the median of those within a turn.
 """
@@ -51,22 +51,22 @@ def row(times: Mapping[str, list[float]], note: str, names: Sequence[str] = (), 
 
 
 def visits(rate: str, number: int, engine: str = "numba", sweeps: int = 10) -> list[Row]:
-    """PCD visits of the standard problem's one image, by the way that the loss chooses and by both that it may."""
+    """PCD visits of the standard problem's one image, by the update that the loss chooses and by both that it may."""
     problem = standard("calm")
     crf = tc.GridCRF(problem.crf.num_labels, problem.crf.neighborhood, problem.crf.pairwise.detach() * CALM[rate])
     logits = problem.logits * CALM[rate]
     losses, calls = {}, {}
-    for way in ("auto", "incremental", "gather"):
+    for update in ("auto", "incremental", "gather"):
         loss = tc.CRFLoss(crf, chains=tc.ChainStore([tuple(logits.shape[2:])], seed=0), sweeps=sweeps, engine=engine)
-        loss.sampler.way = way
-        losses[way] = loss
-        calls[way] = lambda loss=loss: loss(logits, logits.argmax(1), torch.tensor([0]))
+        loss.sampler.update = update
+        losses[update] = loss
+        calls[update] = lambda loss=loss: loss(logits, logits.argmax(1), torch.tensor([0]))
         for _ in range(4):
-            calls[way]()
+            calls[update]()
     times = turns(calls, number)
     told = losses["auto"].statistics
     assert told is not None
-    better = min(("incremental", "gather"), key=lambda way: statistics.median(times[way]))
+    better = min(("incremental", "gather"), key=lambda update: statistics.median(times[update]))
     note = f"PCD visit, flip rate {float(told.flip_rate):.4f}"
     return [row(times, note, ("auto", better)), row(times, note, ("gather", "incremental"))]
 
@@ -85,7 +85,7 @@ def single_sweeps(labels: int, classes: int, number: int, engine: str = "numba")
 
 
 def gathers(kind: str, number: int, engine: str = "numba") -> Row:
-    """A sweep of the gather way with 255 labels and with 20: random labels ("hot"), large entries ("float32"), or those of
+    """A sweep by gather with 255 labels and with 20: random labels ("hot"), large entries ("float32"), or those of
     regions ("calm")."""
     samplers = {}
     for labels in (255, 20):
@@ -100,7 +100,7 @@ def gathers(kind: str, number: int, engine: str = "numba") -> Row:
             logits = 1.3 * logits + 6.0 * torch.nn.functional.one_hot(regions, labels).movedim(-1, 0)[None]
         elif kind == "float32":
             tables[0, 0, 0] = 9.0
-        sampler = tc.Sampler(tc.GridCRF(labels, hood, tables), engine, way="gather")
+        sampler = tc.Sampler(tc.GridCRF(labels, hood, tables), engine, update="gather")
         samplers[f"{labels} labels"] = sampler, sampler.run(sampler.init(logits), 5)
     calls = {name: lambda s=s, chains=chains: s.run(chains, 3) for name, (s, chains) in samplers.items()}
     times = turns(calls, number)

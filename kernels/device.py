@@ -1,7 +1,7 @@
 """How is a kernel launched? On its tensors' device and that device's current stream; and what a first launch says of itself.
 
 Inductor would compile a Triton kernel that it sees without ``enable_fp_fusion=False`` and change its bits: launches are made
-inside of what compilers do not open (`tritoncrf.eager`). Tensors without memory launch nothing.
+inside of what compilers do not open (`tritoncrf.compiling`). Tensors without memory launch nothing.
 """
 
 # mypy: disable-error-code="import-not-found"

@@ -1,4 +1,4 @@
-"""Which launch shape? A static table by labels and way; no kernel that writes labels is ever tuned by running it.
+"""Which launch shape? A static table by labels and update; no kernel that writes labels is ever tuned by running it.
 
 A program of ``lanes`` lanes runs on ``lanes / 32`` warps (of 64 lanes on AMD: half as many). A large program fills a
 multiprocessor alone; of small ones several share it, so that one image's sites go over the whole device.

@@ -45,7 +45,7 @@ def case(name: str) -> Graph:
     for node, label in FORBIDDEN.get(name, []):
         unary[node, label] = np.inf
     tables = [enumeration.on_grid(rng.normal(0, SPREAD, (k, *[labels] * a))) for a, k in zip(arities, kinds, strict=True)]
-    factors = [Factor(c, *told) for c, part in enumerate(classes) for told in part]
+    factors = [Factor(c, *given) for c, part in enumerate(classes) for given in part]
     return Graph(unary, tables, factors)
 
 

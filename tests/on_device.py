@@ -75,10 +75,10 @@ class Place:
         return graph.replay
 
 
-def equal_to_torch(place: Place, case: Case, way: str) -> int:
+def equal_to_torch(place: Place, case: Case, update: str) -> int:
     """Labels, flips, conditionals, energies and pair counts are the torch engine's on the CPU; returns sites compared."""
     asked = problem(case)
-    ours, chains = moved(asked, place.device).start("triton", way)
+    ours, chains = moved(asked, place.device).start("triton", update)
     theirs, expected = asked.start("torch", "gather")
     assert torch.equal(chains.rows.cpu(), expected.rows), "initial labels"
     ours.run(chains, case.sweeps, beta=case.beta)
@@ -117,7 +117,7 @@ def averages(both: tuple[tuple[Sampler, ChainState], ...], case: Case) -> None:
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
-def contract_vectors(place: Place, name: str, way: str) -> None:
+def contract_vectors(place: Place, name: str, update: str) -> None:
     """The contract's known answers, made from its rules alone by two other programs."""
     if not VECTORS.is_file():
         pytest.skip("the contract's vectors are not here: they lie in the shared folder beside the checkout")
@@ -128,7 +128,7 @@ def contract_vectors(place: Place, name: str, way: str) -> None:
     tables = (torch.tensor(entries).view(classes, labels, labels) - 2048) / 4096
     crf = GridCRF(labels, Neighborhood.from_offsets(case["offsets"]), tables.float()).to(place.device)
     logits = (torch.tensor(words) / 4096).view(1, labels, *case["shape"]).to(place.device)
-    sampler, replica = Sampler(crf, "triton", case["seed"], way=way), case["replica"]
+    sampler, replica = Sampler(crf, "triton", case["seed"], update=update), case["replica"]
     index = torch.tensor([case["index"]], device=place.device)
     chains = sampler.init(logits, index=index, replicas=replica + 1, phase=case["phase"])
 
@@ -152,9 +152,9 @@ class Placed(test_exactness.Problem):
 
     device: torch.device
 
-    def sampler(self, engine: str, way: str) -> Sampler:
-        made = super().sampler(engine, way)
-        return Sampler(made.crf.to(self.device), engine, made.seed, way=way)
+    def sampler(self, engine: str, update: str) -> Sampler:
+        made = super().sampler(engine, update)
+        return Sampler(made.crf.to(self.device), engine, made.seed, update=update)
 
     def logits(self) -> Tensor:
         return super().logits().to(self.device)
@@ -166,16 +166,16 @@ class Placed(test_exactness.Problem):
         return super().samples(seed).to(self.device)
 
 
-def exact(place: Place, name: str, way: str, record: Callable[[str, object], None]) -> None:
+def exact(place: Place, name: str, update: str, record: Callable[[str, object], None]) -> None:
     """10^6 chains: after the sweeps that the transition law needs, and from exact samples after 1, 2 and 7."""
     given = Placed(**vars(test_exactness.problem(name)), device=place.device)
     # Their helpers name no device.
     with torch.device(place.device):
         if place.toy:
-            test_exactness.check_from_start(given, 2, "triton", way, 1, record)
+            test_exactness.check_from_start(given, 2, "triton", update, 1, record)
             return
-        test_exactness.check_from_start(given, test_exactness.sweeps_needed(name), "triton", way, 10, record)
-        test_exactness.check_stationary(given, "triton", way, 10, record)
+        test_exactness.check_from_start(given, test_exactness.sweeps_needed(name), "triton", update, 10, record)
+        test_exactness.check_stationary(given, "triton", update, 10, record)
 
 
 def calm(place: Place) -> tuple[GridCRF, Tensor]:
@@ -188,19 +188,19 @@ def calm(place: Place) -> tuple[GridCRF, Tensor]:
     return asked.crf.to(place.device), asked.logits.to(place.device)
 
 
-def started(place: Place, images: int, way: str, seed: int = 1) -> tuple[Sampler, ChainState]:
+def started(place: Place, images: int, update: str, seed: int = 1) -> tuple[Sampler, ChainState]:
     crf, logits = calm(place)
-    sampler = Sampler(crf, "triton", seed, way=way)
+    sampler = Sampler(crf, "triton", seed, update=update)
     return sampler, sampler.init(logits.expand(images, -1, -1, -1))
 
 
-def launches_agree(place: Place, way: str, shape: Callable[[int], None]) -> int:
+def launches_agree(place: Place, update: str, shape: Callable[[int], None]) -> int:
     """Some 10^9 site updates by one program a chain and by teams of four (``shape`` forces them); returns how many."""
     images, sweeps = (2, 2) if place.toy else (128, 183)
     found = []
     for team in (1, 4):
         shape(team)
-        sampler, chains = started(place, images, way)
+        sampler, chains = started(place, images, update)
         found.append(sampler.run(chains, sweeps).rows)
         # A field is not needed twice.
         done = int(chains.plan.free.sum()) * sweeps
@@ -229,7 +229,7 @@ def way_is_found(place: Place) -> None:
     logits = torch.randn(2, 3, *((4, 5) if place.toy else (60, 70)), generator=torch.Generator().manual_seed(0))
     (sampler, chains), (twin, expected) = (
         (made, made.init(logits.to(place.device)))
-        for made in (Sampler(GridCRF(3, FOUR, tables).to(place.device), "triton", 1, way=way) for way in ("auto", "gather"))
+        for made in (Sampler(GridCRF(3, FOUR, tables).to(place.device), "triton", 1, update=update) for update in ("auto", "gather"))
     )
     sampler.run(chains, 5)
     # On a GPU nothing has been heard yet.
@@ -256,9 +256,9 @@ def way_is_found(place: Place) -> None:
     assert chains.field is None
 
 
-def captured_sweeps_agree(place: Place, way: str) -> None:
+def captured_sweeps_agree(place: Place, update: str) -> None:
     """Replays of one captured call of a sampler leave chains where as many eager calls do."""
-    eager, (sampler, chains) = started(place, 2, way), started(place, 2, way)
+    eager, (sampler, chains) = started(place, 2, update), started(place, 2, update)
     replays = 1 if place.toy else 5
     for _ in range(2 + replays):
         eager[0].run(eager[1], 3)
@@ -276,14 +276,14 @@ def captured_sweeps_agree(place: Place, way: str) -> None:
     assert torch.equal(chains.count, eager[1].count)
 
 
-def streams_agree(place: Place, way: str) -> None:
+def streams_agree(place: Place, update: str) -> None:
     """Two chains at once on two streams end where each ends alone."""
     sweeps = 1 if place.toy else 40
     expected = []
     for seed in (1, 2):
-        sampler, chains = started(place, 2, way, seed)
+        sampler, chains = started(place, 2, update, seed)
         expected.append(sampler.run(chains, sweeps).rows)
-    both = [started(place, 2, way, seed) for seed in (1, 2)]
+    both = [started(place, 2, update, seed) for seed in (1, 2)]
     streams = place.streams(2)
     for _ in range(sweeps):
         for (sampler, chains), stream in zip(both, streams, strict=True):
@@ -294,7 +294,7 @@ def streams_agree(place: Place, way: str) -> None:
         assert torch.equal(chains.rows, rows)
 
 
-def far_images_agree(place: Place, way: str) -> int:
+def far_images_agree(place: Place, update: str) -> int:
     """The last images of a batch whose energies pass 2^31 numbers are those of the same images alone; returns how many."""
     images, sweeps = (4, 1) if place.toy else (2600, 2)
     crf, logits = calm(place)
@@ -302,7 +302,7 @@ def far_images_agree(place: Place, way: str) -> int:
 
     def run(index: Tensor) -> Tensor:
         # Images differ by the random numbers of their index; the logits are one image's, seen many times.
-        sampler = Sampler(crf, "triton", seed=4, way=way)
+        sampler = Sampler(crf, "triton", seed=4, update=update)
         return sampler.run(sampler.init(logits.expand(len(index), -1, -1, -1), index=index), sweeps).rows[-2:].clone()
 
     energies = images * logits.numel()
@@ -363,11 +363,11 @@ def loss_is_voided(place: Place, fault: str) -> None:
     assert not torch.equal(store.sweeps, kept[1])
 
 
-def chains_are_voided(place: Place, way: str) -> None:
+def chains_are_voided(place: Place, update: str) -> None:
     """New logits with a NaN move no chain; the next call says so, and the one after goes on where the chains were."""
     crf = GridCRF(3, FOUR).to(place.device)
     logits = torch.zeros(2, 3, 4, 5, device=place.device)
-    sampler, twin = (Sampler(crf, "triton", seed=1, way=way, validate=place.deferred) for _ in range(2))
+    sampler, twin = (Sampler(crf, "triton", seed=1, update=update, validate=place.deferred) for _ in range(2))
     chains, expected = sampler.init(logits), twin.init(logits)
     sampler.run(chains, 2)
     kept = chains.rows.clone(), chains.count.clone(), chains.flips.clone()

@@ -104,15 +104,15 @@ def run(folder: Path, case: str, name: str | None = None) -> None:
     torch.manual_seed(100 + rank)
     shared = case in ("borrowed", "moved", "paced")
     chains = None if case == "cd" else tc.ChainStore(sizes, replicas=2, latent=True, shared=shared)
-    told: list[dict[str, Tensor]] = []
+    results: list[dict[str, Tensor]] = []
     resume = folder / "state.pt" if (folder / "state.pt").exists() else None
     for found in learn(case, chains, resume):
         if "state" in found:
             if rank == 0 and resume is None:
                 torch.save(found["state"], folder / f"{case}_after_one.pt")
         else:
-            told.append(found)
-    torch.save(told, folder / f"{name or case}_{rank}.pt")
+            results.append(found)
+    torch.save(results, folder / f"{name or case}_{rank}.pt")
 
 
 def twice(folder: Path) -> None:
@@ -127,8 +127,8 @@ def twice(folder: Path) -> None:
         if rank == 0:
             logits[0, [0, 2]] = -torch.inf
         loss(logits.requires_grad_(), torch.ones(len(index), 4, 5, dtype=torch.long), index).backward()
-        told = {"labels": chains.state_dict()["labels"], "sweeps": chains.sweeps}
-        torch.save([told], folder / f"twice_{'shared' if share else 'whole'}_{rank}.pt")
+        results = {"labels": chains.state_dict()["labels"], "sweeps": chains.sweeps}
+        torch.save([results], folder / f"twice_{'shared' if share else 'whole'}_{rank}.pt")
 
 
 def moved(store: tc.ChainStore) -> tc.CRFLoss:
@@ -145,26 +145,26 @@ def moved(store: tc.ChainStore) -> tc.CRFLoss:
 
 def uneven(folder: Path) -> None:
     """Loaders of unlike lengths, a file that cannot be written, and one that is read at once."""
-    rank, data, told = dist.get_rank(), tc.Indexed(Whole()), []
+    rank, data, results = dist.get_rank(), tc.Indexed(Whole()), []
     network = nn.Conv2d(2, 3, 1)
     learner = tc.Trainer(network, tc.GridCRF(3, tc.Neighborhood.nearest(4)), quiet=True)
     part = torch.utils.data.Subset(data, range(4 + 2 * rank))
     try:
         learner.pretrain(DataLoader(part, 2, collate_fn=collate), 1)
     except ValueError as error:
-        told.append(str(error))
+        results.append(str(error))
     try:
         learner.save(folder / "no" / ("x" * 300))
     except OSError as error:
-        told.append("no file" if "File name too long" in str(error) else str(error))
+        results.append("no file" if "File name too long" in str(error) else str(error))
     learner.save(folder / "model")
     learner.load(folder / "model", resume=False)
-    torch.save(told, folder / f"uneven_{rank}.pt")
+    torch.save(results, folder / f"uneven_{rank}.pt")
 
 
 def unlike(folder: Path) -> None:
     """The sentences for losses that differ between ranks."""
-    rank, hood, told = dist.get_rank(), tc.Neighborhood.nearest(4), []
+    rank, hood, results = dist.get_rank(), tc.Neighborhood.nearest(4), []
     store = tc.ChainStore([(4, 5)] * 3, seed=0)
     losses = [
         tc.CRFLoss(tc.GridCRF(3, hood, torch.full((2, 3, 3), float(rank))), chains=store),
@@ -180,8 +180,8 @@ def unlike(folder: Path) -> None:
         try:
             loss(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, dtype=torch.long), torch.tensor([rank]))
         except ValueError as error:
-            told.append(str(error))
-    torch.save(told, folder / f"unlike_{rank}.pt")
+            results.append(str(error))
+    torch.save(results, folder / f"unlike_{rank}.pt")
 
 
 def fsdp(folder: Path) -> None:
@@ -275,7 +275,7 @@ def faults(folder: Path) -> None:
     for name, case, place, what, wrong in (
         ("tables of one rank", "whole", ranks.Ranks, "sum_with", own),
         ("mean of one rank", "mean", ranks.Ranks, "sum_with", mean),
-        ("no turns", "cd", ranks.Meeting, "places", property(no_turns)), ("stale chains", "whole", store, "unpack", stale),
+        ("no turns", "cd", ranks.Meeting, "offsets", property(no_turns)), ("stale chains", "whole", store, "unpack", stale),
     ):  # fmt: skip
         with mock.patch.object(place, what, wrong):
             run(folder, case, name)

@@ -43,12 +43,12 @@ def test_the_standard_problem_is_the_yardsticks(kind: str) -> None:
 
 
 def test_the_last_line_is_json_with_the_flip_rate() -> None:
-    command = "-m bench.standard --engine torch --way gather --kind calm --threads 1 --burn-in 1 --sweeps 1 --repeats 2"
+    command = "-m bench.standard --engine torch --update gather --kind calm --threads 1 --burn-in 1 --sweeps 1 --repeats 2"
     done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["updates_per_second_min"] <= found["updates_per_second_median"] <= found["updates_per_second_max"]
     assert 0 < found["flip_rate"] < 0.05
-    assert (found["engine"], found["way"], found["kind"], found["threads"]) == ("torch", "gather", "calm", 1)
+    assert (found["engine"], found["update"], found["kind"], found["threads"]) == ("torch", "gather", "calm", 1)
 
 
 CHAINS, ROUNDS, APART = 12, 40, 3
@@ -94,18 +94,18 @@ def expected(toy: Standard) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("peer", "way"),
+    ("peer", "update"),
     [
         ("user_loop", "gather"), ("torch_programs", "naive"), ("torch_programs", "embedding_bag"), ("jax_by_hand", "gather"),
         ("thrml_blocks", "gather"), pytest.param("torch_programs", "compile", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
-def test_a_peer_samples_the_same_model(peer: str, way: str, toy: Standard, expected: tuple[Tensor, Tensor]) -> None:
+def test_a_peer_samples_the_same_model(peer: str, update: str, toy: Standard, expected: tuple[Tensor, Tensor]) -> None:
     found = importlib.import_module(f"bench.peers.{peer}").start(argmax_task(toy))
-    if isinstance(found, str) or way not in found:
-        pytest.skip(found if isinstance(found, str) else f"no {way} here")
+    if isinstance(found, str) or update not in found:
+        pytest.skip(found if isinstance(found, str) else f"no {update} here")
     torch.manual_seed(1)
-    for ours, theirs in zip(expected, traces(toy, found[way]), strict=True):
+    for ours, theirs in zip(expected, traces(toy, found[update]), strict=True):
         assert agree(ours, theirs)
 
 
@@ -125,7 +125,7 @@ def test_the_yardstick_samples_the_standard_problem() -> None:
 
 def test_peers_take_turns_and_carry_flip_rates(toy: Standard, capsys: pytest.CaptureFixture[str]) -> None:
     rows, goals = compare(toy, "", 2, ["yardstick", "user_loop", "numba"], turns=2, seconds=0.002, burn_in=10)
-    assert [(row["program"], row["way"]) for row in rows] == [
+    assert [(row["program"], row["update"]) for row in rows] == [
         ("user_loop", "gather"), ("numba", "gather"), ("numba", "incremental"), ("numba", "auto"),
     ]  # fmt: skip
     for row in rows:
@@ -134,7 +134,7 @@ def test_peers_take_turns_and_carry_flip_rates(toy: Standard, capsys: pytest.Cap
         assert row["to_yardstick"] is None
     assert goals[0]["figure"] == "incremental / user_loop gather"
     assert len(goals) == 2
-    assert str(goals[1]["figure"]).startswith("auto / the better way, ")
+    assert str(goals[1]["figure"]).startswith("auto / the better update, ")
     assert "yardstick: left out, it knows the standard problem only" in capsys.readouterr().err
 
 
@@ -150,7 +150,7 @@ def test_an_uninstalled_peer_says_so(toy: Standard, monkeypatch: pytest.MonkeyPa
                                              ("replicas", 2)])  # fmt: skip
 def test_scaling_measures_a_point(axis: str, value: int | str) -> None:
     rows = scaling.measure(axis, value, engine="torch", turns=1, seconds=0.02, settle=0.0, sites=300, paired=False)
-    assert [row["way"] for row in rows] == ["gather", "incremental"]
+    assert [row["update"] for row in rows] == ["gather", "incremental"]
     for row in rows:
         assert 0 <= float(str(row["flip_rate"])) < 1
         assert float(str(row["ns"])) > 0
@@ -185,7 +185,7 @@ def test_a_training_step_is_timed_by_parts() -> None:
 
 
 def test_startup_is_timed_in_fresh_processes() -> None:
-    rows = startup.measure(turns=1, cold=0, engine="torch", way="gather")
+    rows = startup.measure(turns=1, cold=0, engine="torch", update="gather")
     figures = {str(row["figure"]): float(str(row["median"])) for row in rows}
     assert figures["import tritoncrf beyond torch"] > 0
     parts = ("make the sampler", "start the chain", "sweep once")
@@ -213,7 +213,7 @@ def test_numba_benchmarks_are_grouped_and_carry_flip_rates(tmp_path: Path) -> No
     found = {row["group"]: row["extra_info"] for row in json.loads(out.read_text())["benchmarks"]}
     assert set(found) == {"numba sweeps, busy, 1 threads", "numba sweeps, busy, 2 threads"}
     for group, extra in found.items():
-        assert (extra["way"], extra["kind"]) == ("incremental", "busy")
+        assert (extra["update"], extra["kind"]) == ("incremental", "busy")
         assert f"{extra['threads']} threads" in group
         assert 0.02 < extra["flip_rate"] < 0.025
         assert extra["updates_per_second"] > 0

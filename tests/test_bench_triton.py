@@ -71,7 +71,7 @@ def test_the_bodies_run() -> None:
 
 # Beside what the command does by itself.
 CANDIDATE: dict[str, int | str | bool] = {
-    "way": "incremental", "images": 2, "kind": "calm", "lanes": 32, "warps": 1, "scan": 64,
+    "update": "incremental", "images": 2, "kind": "calm", "lanes": 32, "warps": 1, "scan": 64,
 }  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def test_the_sanitizers_complaint_fails(tmp_path: Path) -> None:
 def test_a_late_tool_is_ended_with_what_it_started(tmp_path: Path) -> None:
     began = time.monotonic()
     # Its child holds the output open: without its end there is no end of reading.
-    code, text = gpu_tools.told([tool(tmp_path, "sleep 600 & echo started; sleep 600")], 0.5)
+    code, text = gpu_tools.output_of([tool(tmp_path, "sleep 600 & echo started; sleep 600")], 0.5)
     assert (code, text) == (-9, "started\n")
     assert time.monotonic() - began < 60
 
@@ -232,7 +232,7 @@ def test_a_candidates_values_are_those_launched() -> None:
     [
         (["--shapes", "[{]"], "argument --shapes: expected JSON, got '[{]'"),
         (["--shapes", "{}"], "argument --shapes: expected a list of objects, got {}"),
-        (["--shapes", '[{"way": "both"}]'], "argument --shapes: expected objects with a way, images and a kind of"),
+        (["--shapes", '[{"update": "both"}]'], "argument --shapes: expected objects with an update, images and a kind of"),
         (["--stages", "shapes"], "--shapes: expected candidates with the stage shapes and without it none"),
     ],
 )

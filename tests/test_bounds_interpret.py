@@ -1,4 +1,4 @@
-"""Are the bounds of odds bounds? Of the incremental way in Triton's interpreter, against odds of the torch engine's energies.
+"""Are the bounds of odds bounds? Of the incremental update in Triton's interpreter, against odds of the torch engine's energies.
 
 A bound too low leaves a label where it is that should have moved, rarely enough to be missed by comparing labels. So bounds are
 compared with the odds themselves after every call, in float64; and faults are planted into the kernels, which must show.

@@ -19,7 +19,7 @@ def filled() -> tc.ChainStore:
     store = tc.ChainStore([(4, 6), (3, 5)], replicas=2, seed=-5)
     index = torch.tensor([1])
     labels = torch.arange(30, dtype=torch.uint8).view(1, 2, 3, 5)
-    store.put(store.places(index, tuple(labels.shape[2:])), labels, torch.tensor([True]))
+    store.put(store.pixel_indices(index, tuple(labels.shape[2:])), labels, torch.tensor([True]))
     store.advance(index, 7, torch.tensor([True]))
     return store
 
@@ -42,13 +42,13 @@ def test_a_store_stands_where_its_tensors_do() -> None:
 
 def test_what_is_put_is_fetched_whatever_the_padding() -> None:
     store, index = filled(), torch.tensor([1, 0])
-    wide = store.fetch(store.places(index, (4, 8)))
+    wide = store.fetch(store.pixel_indices(index, (4, 8)))
     assert torch.equal(wide[0, :, :3, :5].flatten(), torch.arange(30, dtype=torch.uint8))
     assert bool((wide[0, :, 3:] == 255).all())
     assert bool((wide[0, :, :, 5:] == 255).all())
     assert bool((wide[1] == 255).all())
     before = store.labels.clone()
-    store.put(store.places(index, (4, 8)), torch.full((2, 2, 4, 8), 9, dtype=torch.uint8), torch.tensor([False, False]))
+    store.put(store.pixel_indices(index, (4, 8)), torch.full((2, 2, 4, 8), 9, dtype=torch.uint8), torch.tensor([False, False]))
     assert torch.equal(before, store.labels)
 
 

@@ -34,14 +34,14 @@ class Unnamed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, odd: Callable[[Tensor], bool]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.odd, self.places = odd, set[str]()
+        self.odd, self.pixel_indices = odd, set[str]()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         found = func(*args, **(kwargs or {}))
         given = [part for part in tree_leaves((args, kwargs)) if isinstance(part, Tensor)]
         if not any(map(self.odd, given)) and any(isinstance(part, Tensor) and self.odd(part) for part in tree_leaves(found)):
             frames = [frame for frame in traceback.extract_stack() if "/tritoncrf/" in frame.filename]
-            self.places |= {f"{Path(frame.filename).name}:{frame.lineno} {frame.line}" for frame in frames[-1:]}
+            self.pixel_indices |= {f"{Path(frame.filename).name}:{frame.lineno} {frame.line}" for frame in frames[-1:]}
         return found
 
 
@@ -139,7 +139,7 @@ def test_defaults_change_nothing(engine: str, what: str, tmp_path: Path) -> None
     with watch:
         found = work(engine, tmp_path, training)
     # What safetensors makes of a file's bytes before it is a tensor is its own, and so is torch 2.11's empty one a checkpoint.
-    assert not [place for place in watch.places if "file.get_tensor" not in place and "torch.cat([checkpoint(" not in place]
+    assert not [place for place in watch.pixel_indices if "file.get_tensor" not in place and "torch.cat([checkpoint(" not in place]
     for one, other in zip(expected, found, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)

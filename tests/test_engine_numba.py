@@ -1,4 +1,4 @@
-"""The numba engine gives the torch engine's labels bit for bit, by both ways, and its other functions the same numbers.
+"""The numba engine gives the torch engine's labels bit for bit, by both updates, and its other functions the same numbers.
 
 What the engine adds to the contract is tested on its own: the bound on the odds of a site that is passed over, its tables of
 int16, its threads. A bound that is not raised when a neighbour flips must be found out.
@@ -29,7 +29,7 @@ from tritoncrf.engines import numba as engine
 from tritoncrf.engines.numba_rows import Rows
 from tritoncrf.gradient import errors
 
-WAYS = ("gather", "incremental", "auto")
+UPDATES = ("gather", "incremental", "auto")
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +45,11 @@ def noise(*shape: int, seed: int = 0, spread: float = 1.0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(0, spread, shape)).float()
 
 
-def equal(crf: GridCRF, logits: Tensor, way: str, *, sweeps: int = 9, beta: float = 1.0, **arguments: Any) -> ChainState:
+def equal(crf: GridCRF, logits: Tensor, update: str, *, sweeps: int = 9, beta: float = 1.0, **arguments: Any) -> ChainState:
     """Asserts the torch engine's labels and flips; returns the chains."""
     found = []
-    for name, how in (("torch", "gather"), ("numba", way)):
-        sampler = Sampler(crf, name, 7, way=how)
+    for name, how in (("torch", "gather"), ("numba", update)):
+        sampler = Sampler(crf, name, 7, update=how)
         chains = sampler.init(logits, **arguments)
         first = chains.labels
         sampler.run(chains, sweeps - 2, beta=beta)
@@ -89,37 +89,37 @@ def rows_of(chains: ChainState) -> Rows:
     return tables
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("labels", [2, 3, 5, 16, 20, 33, 64, 113, 150, 255])
-def test_labels_holes_clamps_and_padding(labels: int, way: str) -> None:
+def test_labels_holes_clamps_and_padding(labels: int, update: str) -> None:
     tables = noise(len(HOOD), labels, labels, spread=0.5)
     arguments = ragged(labels)
-    chains = equal(GridCRF(labels, HOOD, tables), arguments.pop("logits"), way, **arguments)
+    chains = equal(GridCRF(labels, HOOD, tables), arguments.pop("logits"), update, **arguments)
     assert rows_of(chains).short
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("labels", [5, 20, 40, 100, 130, 255])
-def test_large_entries_take_float32_tables(labels: int, way: str) -> None:
+def test_large_entries_take_float32_tables(labels: int, update: str) -> None:
     tables = noise(len(HOOD), labels, labels, spread=0.5)
     tables[1, 1, 0] = 9.0
     arguments = ragged(labels, seed=1)
-    chains = equal(GridCRF(labels, HOOD, tables), arguments.pop("logits"), way, **arguments)
+    chains = equal(GridCRF(labels, HOOD, tables), arguments.pop("logits"), update, **arguments)
     assert not rows_of(chains).short
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("labels", [5, 200])
-def test_int16_sums_are_taken_in_parts(labels: int, way: str) -> None:
+def test_int16_sums_are_taken_in_parts(labels: int, update: str) -> None:
     """Every entry near the largest int16: no two classes, nor an edge's two ends, may be summed before they are widened."""
     tables = torch.where(noise(len(HOOD), labels, labels) > 0, 7.99, -7.99)
-    chains = equal(GridCRF(labels, HOOD, tables), noise(1, labels, 20, 21, spread=20), way, sweeps=15)
+    chains = equal(GridCRF(labels, HOOD, tables), noise(1, labels, 20, 21, spread=20), update, sweeps=15)
     rows = rows_of(chains)
     assert rows.short
     assert len(rows.parts) == 1 + len(HOOD)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(
     ("shape", "offsets"),
     [
@@ -133,21 +133,21 @@ def test_int16_sums_are_taken_in_parts(labels: int, way: str) -> None:
         ((7, 8, 9), [(0, 0, 1), (0, 1, 0), (1, 0, 0), (1, -1, 2), (6, 7, 8)]),
     ],
 )
-def test_shapes_and_neighbourhoods(shape: tuple[int, ...], offsets: list[tuple[int, ...]], way: str) -> None:
+def test_shapes_and_neighbourhoods(shape: tuple[int, ...], offsets: list[tuple[int, ...]], update: str) -> None:
     hood = Neighborhood.from_offsets(offsets)
     crf = GridCRF(7, hood, noise(len(hood), 7, 7, spread=0.5 / len(hood) ** 0.5))
-    equal(crf, noise(2, 7, *shape, spread=2), way, replicas=3, phase="free")
+    equal(crf, noise(2, 7, *shape, spread=2), update, replicas=3, phase="free")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("beta", [0.0, 0.05, 0.0684, 0.069, 0.5, 1.0, 1e6])
-def test_temperatures(beta: float, way: str) -> None:
+def test_temperatures(beta: float, update: str) -> None:
     """Around 0.068 a label 1024 nat away still has a weight that float32 can hold: below it no bound is kept."""
     arguments = ragged(5, seed=2)
     arguments["logits"] *= 200
     for spread in (0.3, 20.0):
         crf = GridCRF(5, HOOD, noise(len(HOOD), 5, 5, spread=spread))
-        equal(crf, way=way, beta=beta, phase="data", sweeps=14, **arguments)
+        equal(crf, update=update, beta=beta, phase="data", sweeps=14, **arguments)
 
 
 @pytest.mark.parametrize("phase", ["free", "data", "inference"])
@@ -155,10 +155,10 @@ def test_random_ways_temperatures_tables_and_logits(phase: str) -> None:
     rng = np.random.default_rng(3)
     crf = GridCRF(5, HOOD, noise(len(HOOD), 5, 5, spread=0.2))
     logits = [noise(2, 5, 15, 18, seed=seed, spread=3) for seed in range(3)]
-    samplers = [Sampler(crf, "torch", 1, way="gather"), Sampler(crf, "numba", 1)]
+    samplers = [Sampler(crf, "torch", 1, update="gather"), Sampler(crf, "numba", 1)]
     chains = [sampler.init(logits[0], replicas=2, phase=phase) for sampler in samplers]
     for step in range(60):
-        samplers[1].way = str(rng.choice(WAYS))
+        samplers[1].update = str(rng.choice(UPDATES))
         new = logits[step // 10 % 3] if step % 10 == 9 else None
         if step % 15 == 14:
             with torch.no_grad():
@@ -170,19 +170,19 @@ def test_random_ways_temperatures_tables_and_logits(phase: str) -> None:
         assert torch.equal(chains[0].flips, chains[1].flips)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("kind", ["calm", "busy", "hot"])
-def test_standard_problem_against_torch(kind: str, way: str) -> None:
+def test_standard_problem_against_torch(kind: str, update: str) -> None:
     problem = standard(kind)
-    equal(problem.crf, problem.logits, way, sweeps=6)
+    equal(problem.crf, problem.logits, update, sweeps=6)
 
 
 def both_ways(kind: str, sweeps: int, chains: int = 1) -> int:
     """Asserts that gather and incremental agree; returns the number of site updates of each."""
     problem = standard(kind)
     found = []
-    for way in ("gather", "incremental"):
-        sampler = Sampler(problem.crf, "numba", 5, way=way)
+    for update in ("gather", "incremental"):
+        sampler = Sampler(problem.crf, "numba", 5, update=update)
         found.append(sampler.run(sampler.init(problem.logits.expand(chains, -1, -1, -1)), sweeps))
     assert torch.equal(found[0].rows, found[1].rows)
     assert torch.equal(found[0].flips, found[1].flips)
@@ -209,11 +209,11 @@ def test_torch_equals_incremental_over_ten_million_updates(kind: str) -> None:
     equal(problem.crf, problem.logits, "incremental", sweeps=240)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_contract_vectors(way: str) -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_contract_vectors(update: str) -> None:
     case = vectors()["standard_calm"]
     problem = standard("calm")
-    assert_golden(Sampler(problem.crf, "numba", case["seed"], way=way), case, problem.logits[0])
+    assert_golden(Sampler(problem.crf, "numba", case["seed"], update=update), case, problem.logits[0])
 
 
 def test_a_bound_that_is_not_raised_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_a_bound_that_is_not_raised_is_caught(monkeypatch: pytest.MonkeyPatch) -
 def test_bounds_are_above_the_odds_and_most_sites_are_passed_over() -> None:
     """After many flips around it, every site's bound still covers its exact odds, by float64 from its energies."""
     problem = standard("busy")
-    sampler = Sampler(problem.crf, "numba", 5, way="incremental")
+    sampler = Sampler(problem.crf, "numba", 5, update="incremental")
     chains = sampler.run(sampler.init(problem.logits), 15)
     assert chains.field is not None
     work, labels = engine._own(chains.work), chains.plan.labels
@@ -251,7 +251,7 @@ def test_threads_do_not_show() -> None:
     found = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        found.append(equal(crf, way="incremental", **arguments).rows)
+        found.append(equal(crf, update="incremental", **arguments).rows)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
@@ -262,7 +262,7 @@ def test_two_python_threads_at_once() -> None:
     logits = [noise(3, 5, 30, 40, seed=seed) for seed in range(2)]
 
     def run(n: int) -> Tensor:
-        sampler = Sampler(crf, "numba", n, way="incremental")
+        sampler = Sampler(crf, "numba", n, update="incremental")
         return sampler.run(sampler.init(logits[n], replicas=2), 40).rows
 
     expected, got = [run(0), run(1)], [torch.empty(0)] * 2
@@ -297,14 +297,14 @@ def test_in_a_forked_worker(threads: int) -> None:
     assert all(map(torch.equal, loader, expected))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(("labels", "beta"), [(5, 0.5), (5, 1.0), (150, 1.0)])
-def test_conditionals_and_pair_counts_equal_torchs(labels: int, beta: float, way: str) -> None:
+def test_conditionals_and_pair_counts_equal_torchs(labels: int, beta: float, update: str) -> None:
     arguments = ragged(labels)
     crf = GridCRF(labels, HOOD, noise(len(HOOD), labels, labels, spread=0.5))
     found = []
     for name in ("torch", "numba"):
-        sampler = Sampler(crf, name, 7, way=way if name == "numba" else "gather")
+        sampler = Sampler(crf, name, 7, update=update if name == "numba" else "gather")
         chains = sampler.run(sampler.init(**arguments), 6)
         out = torch.ones(3, len(chains.plan.positions), labels, dtype=torch.float64)
         energy = sampler.conditionals(chains, out, beta=beta)
@@ -316,9 +316,9 @@ def test_conditionals_and_pair_counts_equal_torchs(labels: int, beta: float, way
     assert counts2.dtype == torch.int64
 
 
-def averaged(crf: GridCRF, sweeps: int, way: str, beta: float, plain: bool = False, **arguments: Any) -> tuple[Tensor, ...]:
+def averaged(crf: GridCRF, sweeps: int, update: str, beta: float, plain: bool = False, **arguments: Any) -> tuple[Tensor, ...]:
     """Conditionals summed over sweeps, traces, labels and count: by one call or, plainly, sweep by sweep."""
-    sampler = Sampler(crf, "numba", 7, way=way)
+    sampler = Sampler(crf, "numba", 7, update=update)
     chains = sampler.run(sampler.init(**arguments), 3, beta=beta)
     out = torch.zeros((*chains.plan.free.shape, crf.num_labels), dtype=torch.float64)
     if not plain:
@@ -331,23 +331,23 @@ def averaged(crf: GridCRF, sweeps: int, way: str, beta: float, plain: bool = Fal
     return out, torch.stack(rows, -1), chains.rows, chains.count, flips
 
 
-def assert_averages(crf: GridCRF, sweeps: int, way: str, beta: float = 1.0, **arguments: Any) -> None:
-    out, traces, *found = averaged(crf, sweeps, way, beta, **arguments)
-    expected, plain, *theirs = averaged(crf, sweeps, way, beta, plain=True, **arguments)
+def assert_averages(crf: GridCRF, sweeps: int, update: str, beta: float = 1.0, **arguments: Any) -> None:
+    out, traces, *found = averaged(crf, sweeps, update, beta, **arguments)
+    expected, plain, *theirs = averaged(crf, sweeps, update, beta, plain=True, **arguments)
     assert all(map(torch.equal, found, theirs))
     assert torch.allclose(out, expected, rtol=0, atol=1e-6)
     assert torch.allclose(traces, plain, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("sweeps", [1, 2, 7, 33])
 @pytest.mark.parametrize("beta", [0.05, 0.5, 1.0, 3.0])
-def test_lazy_averages_of_ragged_batches(beta: float, sweeps: int, way: str) -> None:
+def test_lazy_averages_of_ragged_batches(beta: float, sweeps: int, update: str) -> None:
     """With replicas, clamps, holes, padding and forbidden labels; hot at the smallest beta, still at the largest."""
     arguments = ragged(5, seed=4)
     arguments["count"] -= torch.tensor([0, 20, 0])
     for spread in (0.3, 4.0):
-        assert_averages(GridCRF(5, HOOD, noise(len(HOOD), 5, 5, spread=spread)), sweeps, way, beta, **arguments)
+        assert_averages(GridCRF(5, HOOD, noise(len(HOOD), 5, 5, spread=spread)), sweeps, update, beta, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +395,7 @@ def test_weights_are_the_contracts() -> None:
 def test_errors_equal_torchs_bit_for_bit(
     shape: tuple[int, ...], offsets: list[tuple[int, ...]], share: float, replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Samples that differ nowhere, here and there, and almost everywhere; padding, holes; both ways of counting."""
+    """Samples that differ nowhere, here and there, and almost everywhere; padding, holes; both updates of counting."""
     rng = np.random.default_rng(5)
     crf = GridCRF(4, Neighborhood.from_offsets(offsets))
     sizes = torch.tensor([shape, [max(1, n - 2) for n in shape]])
@@ -439,7 +439,7 @@ for labels in (7, 20):
     crf = GridCRF(labels, Neighborhood.from_offsets([(1,), (2,)]), torch.randn(2, labels, labels) * 0.3)
     for sites in range(1, 73):
         logits = torch.randn(2, labels, sites) * 3
-        fast, plain = Sampler(crf, "numba", way="incremental"), Sampler(crf, "torch", way="gather")
+        fast, plain = Sampler(crf, "numba", update="incremental"), Sampler(crf, "torch", update="gather")
         a, b = fast.init(logits, replicas=2), plain.init(logits, replicas=2)
         fast.run(a, 4)
         out = torch.zeros(*a.plan.free.shape, labels, dtype=torch.float64)

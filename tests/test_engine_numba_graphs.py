@@ -36,9 +36,9 @@ def drawn(
     return crf, tc.FactorGraph(nodes, members, kind, gate), 2 * torch.randn(nodes, labels, generator=random)
 
 
-def walk(engine: str, way: str, crf: tc.FactorCRF, graph: tc.FactorGraph, logits: Tensor, **given: Tensor) -> list[Tensor]:
+def walk(engine: str, update: str, crf: tc.FactorCRF, graph: tc.FactorGraph, logits: Tensor, **given: Tensor) -> list[Tensor]:
     """All that an engine tells of some sweeps."""
-    sampler = tc.Sampler(crf, engine, seed=11, way=way)
+    sampler = tc.Sampler(crf, engine, seed=11, update=update)
     chains = sampler.init(logits, graph=graph, replicas=2, **given)  # type: ignore[arg-type]
     first, begun = chains.labels, chains.rows.clone()
     total = torch.zeros(*chains.plan.free.shape, crf.num_labels, dtype=torch.float64)
@@ -75,12 +75,12 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("name", CASES)
-def test_labels_are_the_torch_engine_s(name: str, way: str) -> None:
+def test_labels_are_the_torch_engine_s(name: str, update: str) -> None:
     crf, graph, logits = drawn(50, **CASES[name])  # type: ignore[arg-type]
     logits[3, 0] = logits[7, 1] = -torch.inf
-    same(walk("numba", way, crf, graph, logits), walk("torch", "gather", crf, graph, logits))
+    same(walk("numba", update, crf, graph, logits), walk("torch", "gather", crf, graph, logits))
 
 
 @pytest.mark.parametrize("labels", [4, 20])
@@ -93,8 +93,8 @@ def test_sums_of_int16_do_not_overflow(labels: int) -> None:
     crf = tc.FactorCRF(labels, [2], factors=[table])
     logits = torch.zeros(61, labels)
     logits[:, -1] = 3.0
-    for way in ("gather", "incremental"):
-        same(walk("numba", way, crf, graph, logits), walk("torch", "gather", crf, graph, logits))
+    for update in ("gather", "incremental"):
+        same(walk("numba", update, crf, graph, logits), walk("torch", "gather", crf, graph, logits))
     rows = numba_nets.rows_of(layout_of(graph, labels, (1,)).factors, crf.tables, 32)  # type: ignore[arg-type]
     assert rows.block == 8
     out = torch.zeros(1, 61, labels, dtype=torch.float64)
@@ -103,9 +103,9 @@ def test_sums_of_int16_do_not_overflow(labels: int) -> None:
     assert float(out[0, 0, 0]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_threads_batches_masks_and_clamps(count: int, way: str, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_batches_masks_and_clamps(count: int, update: str, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(count)
     # Few factors a thread, or there would be work for one.
     monkeypatch.setattr(numba_counts, "FACTORS", 16)
@@ -115,12 +115,12 @@ def test_threads_batches_masks_and_clamps(count: int, way: str, threads: None, m
     mask, clamp = (torch.rand(graph.num_nodes, generator=random) > 0.1 for _ in range(2))
     labels = torch.randint(5, (graph.num_nodes,), generator=random).where(~clamp, 255)
     given = {"mask": mask, "clamp": ~clamp & mask, "labels": labels}
-    found = walk("numba", way, crf, graph, logits, **given)
+    found = walk("numba", update, crf, graph, logits, **given)
     same(found, walk("torch", "gather", crf, graph, logits, **given))
     for n, (_, own, rows) in enumerate(parts):
         a, b = graph.first[n : n + 2].tolist()
         alone = {name: part[a:b] for name, part in given.items()}
-        single = walk("numba", way, crf, own, rows, index=torch.tensor([n]), **alone)
+        single = walk("numba", update, crf, own, rows, index=torch.tensor([n]), **alone)
         assert torch.equal(single[1], found[1][:, a:b])
 
 
@@ -149,6 +149,6 @@ def test_a_hub_is_pushed_by_all_its_leaves() -> None:
 
 def test_factors_of_three_are_gathered_whatever_is_asked() -> None:
     crf, graph, logits = drawn(40, {3: 60}, 3)
-    sampler = tc.Sampler(crf, "numba", way="incremental")
+    sampler = tc.Sampler(crf, "numba", update="incremental")
     chains = sampler.run(sampler.init(logits, graph=graph), 3)
     assert chains.field is None

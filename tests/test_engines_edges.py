@@ -1,6 +1,6 @@
 """The engines agree bit for bit where tables see the image, and what is told of edges does what it says, no more.
 
-torch by gather is the reference (`test_known_answers_edges` ties it to an independent program): both ways, both engines, padded
+torch by gather is the reference (`test_known_answers_edges` ties it to an independent program): both updates, both engines, padded
 and ragged batches, holes, clamps, forbidden labels, replicas, temperatures; counts and errors of label pairs against loops.
 """
 
@@ -26,8 +26,8 @@ from tritoncrf.engines import load
 from tritoncrf.engines import numba as engine
 from tritoncrf.engines.numba_rows import Rows
 
-WAYS = ("gather", "incremental", "auto")
-OTHERS = [("torch", "incremental"), ("torch", "auto"), *itertools.product(["numba"], WAYS)]
+UPDATES = ("gather", "incremental", "auto")
+OTHERS = [("torch", "incremental"), ("torch", "auto"), *itertools.product(["numba"], UPDATES)]
 PLANE = [(0, 1), (1, 0), (1, -1), (-2, 3), (0, 6)]
 SOME, FEW = [(-2, 3), (0, 1), (0, 6)], [(1, -1), (1, 0)]
 Rng = np.random.Generator
@@ -65,7 +65,7 @@ def model(
     return GridCRF(labels, hood(offsets), tables, **extra)
 
 
-def told(rng: Rng, crf: GridCRF, images: int, shape: tuple[int, ...]) -> dict[str, Any]:
+def edge_arguments(rng: Rng, crf: GridCRF, images: int, shape: tuple[int, ...]) -> dict[str, Any]:
     """Kinds and gates of a batch, of all values, many gates 0, 1 and between steps."""
     given: dict[str, Any] = {}
     if crf.form.kinds is not None:
@@ -97,10 +97,10 @@ def ragged(rng: Rng, labels: int, shape: tuple[int, ...] = (13, 17), images: int
 
 
 def sampled(
-    crf: GridCRF, name: str, way: str, arguments: dict[str, Any], sweeps: int, beta: float
+    crf: GridCRF, name: str, update: str, arguments: dict[str, Any], sweeps: int, beta: float
 ) -> tuple[ChainState, list[Tensor], list[Tensor]]:
     """The chains; what must be equal to the last bit; what may differ in rounding (averages of conditionals, energies)."""
-    sampler = Sampler(crf, name, 7, way=way)
+    sampler = Sampler(crf, name, 7, update=update)
     chains = sampler.init(**arguments)
     exact = [chains.rows.clone()]
     for part in (sweeps - 2, 2):
@@ -118,12 +118,12 @@ def assert_equal(
 ) -> ChainState:
     """Asserts that all give what torch gives by gather; returns the last chains."""
     chains, exact, close = sampled(crf, "torch", "gather", arguments, sweeps, beta)
-    for name, way in others:
-        chains, mine, near = sampled(crf, name, way, arguments, sweeps, beta)
+    for name, update in others:
+        chains, mine, near = sampled(crf, name, update, arguments, sweeps, beta)
         for what, (a, b) in enumerate(zip(exact, mine, strict=True)):
-            assert torch.equal(a, b), (name, way, what)
+            assert torch.equal(a, b), (name, update, what)
         for what, (a, b) in enumerate(zip(close, near, strict=True)):
-            assert torch.allclose(a, b, atol=1e-5, rtol=1e-9), (name, way, what)
+            assert torch.allclose(a, b, atol=1e-5, rtol=1e-9), (name, update, what)
     return chains
 
 
@@ -149,7 +149,7 @@ def rows_of(chains: ChainState) -> Rows:
 def test_ragged_batches_with_holes_clamps_and_forbidden_labels(labels: int, sees: str) -> None:
     rng = np.random.default_rng(labels)
     crf, arguments = model(rng, labels, PLANE, **SEES[sees]), ragged(rng, labels)
-    chains = assert_equal(crf, arguments | told(rng, crf, 3, (13, 17)))
+    chains = assert_equal(crf, arguments | edge_arguments(rng, crf, 3, (13, 17)))
     assert rows_of(chains).short
 
 
@@ -158,7 +158,7 @@ def test_ragged_batches_with_holes_clamps_and_forbidden_labels(labels: int, sees
 def test_temperatures(beta: float, sees: str) -> None:
     rng = np.random.default_rng(3)
     crf, arguments = model(rng, 5, PLANE, **SEES[sees]), ragged(rng, 5)
-    assert_equal(crf, arguments | told(rng, crf, 3, (13, 17)), 12, beta)
+    assert_equal(crf, arguments | edge_arguments(rng, crf, 3, (13, 17)), 12, beta)
 
 
 @pytest.mark.parametrize("labels", [5, 20, 40])
@@ -169,7 +169,7 @@ def test_large_entries_take_float32_tables(labels: int) -> None:
         crf.pairwise[1, 2, 1, 0] = 9.0
         assert crf.gated is not None
         crf.gated[1, 0, 0, 1] = -16.0
-    chains = assert_equal(crf, arguments | told(rng, crf, 3, (13, 17)))
+    chains = assert_equal(crf, arguments | edge_arguments(rng, crf, 3, (13, 17)))
     assert not rows_of(chains).short
 
 
@@ -180,7 +180,7 @@ def test_int16_sums_of_kinds_are_taken_in_parts() -> None:
     with torch.no_grad():
         crf.pairwise.copy_(torch.where(floats(rng, 5, 4, 5, 5) > 0, 7.99, -7.99))
     logits = floats(rng, 1, 5, 20, 21, spread=20)
-    chains = assert_equal(crf, {"logits": logits, **told(rng, crf, 1, (20, 21))}, 15)
+    chains = assert_equal(crf, {"logits": logits, **edge_arguments(rng, crf, 1, (20, 21))}, 15)
     assert len(rows_of(chains).parts) == 1 + len(PLANE)
 
 
@@ -198,7 +198,7 @@ def test_shapes_and_neighbourhoods(
 ) -> None:
     rng = np.random.default_rng(11)
     crf = model(rng, 7, list(offsets), *sees, spread=0.5 / len(offsets) ** 0.5)
-    given = {"logits": floats(rng, 2, 7, *shape, spread=2), "replicas": 3, "phase": "free", **told(rng, crf, 2, shape)}
+    given = {"logits": floats(rng, 2, 7, *shape, spread=2), "replicas": 3, "phase": "free", **edge_arguments(rng, crf, 2, shape)}
     assert_equal(crf, given, 6)
 
 
@@ -223,7 +223,7 @@ def random_problem(rng: Rng) -> tuple[GridCRF, dict[str, Any]]:
     spread = float(rng.choice([0.2, 0.7, 3.0]))
     crf = model(rng, labels, offsets, kinds, ranks, part() if kinds else None, part() if ranks else None, spread)
     images = int(rng.integers(1, 4))
-    given = ragged(rng, labels, shape, images) | told(rng, crf, images, shape) | {"replicas": int(rng.integers(1, 4))}
+    given = ragged(rng, labels, shape, images) | edge_arguments(rng, crf, images, shape) | {"replicas": int(rng.integers(1, 4))}
     for name in ("mask", "sizes", "index", "count"):
         if rng.random() < 0.3:
             del given[name]
@@ -236,7 +236,7 @@ def fuzz(seed: int) -> None:
     rng = np.random.default_rng(seed)
     crf, given = random_problem(rng)
     sweeps, beta = int(rng.integers(3, 10)), float(rng.choice([0.05, 0.3, 1.0, 3.0]))
-    chosen = [("torch", "incremental"), ("numba", str(rng.choice(WAYS))), ("numba", "incremental")]
+    chosen = [("torch", "incremental"), ("numba", str(rng.choice(UPDATES))), ("numba", "incremental")]
     assert_equal(crf, given, sweeps, beta, chosen)
     sampler = Sampler(crf, "torch", 7)
     assert_errors_equal(sampler.init(**given), sampler.run(sampler.init(**given), int(rng.integers(0, 3))))
@@ -272,12 +272,12 @@ def test_random_ways_temperatures_tables_and_logits() -> None:
     """Whatever is changed between calls, the chains go on as those of torch by gather do."""
     rng = np.random.default_rng(1)
     crf = model(rng, 6, PLANE, **SEES["both"])
-    arguments = ragged(rng, 6) | told(rng, crf, 3, (13, 17)) | {"count": torch.tensor([0, 2**34 - 99, 7])}
-    samplers = [Sampler(crf, "torch", 3, way="gather"), Sampler(crf, "numba", 3)]
+    arguments = ragged(rng, 6) | edge_arguments(rng, crf, 3, (13, 17)) | {"count": torch.tensor([0, 2**34 - 99, 7])}
+    samplers = [Sampler(crf, "torch", 3, update="gather"), Sampler(crf, "numba", 3)]
     chains = [sampler.init(**arguments) for sampler in samplers]
     for turn in range(24):
         beta, sweeps, logits = float(rng.choice([0.06, 0.5, 1.0, 2.0])), int(rng.integers(0, 4)), None
-        samplers[1].way = str(rng.choice(WAYS))
+        samplers[1].update = str(rng.choice(UPDATES))
         assert crf.gated is not None
         with torch.no_grad():
             if turn % 4 == 1:
@@ -297,8 +297,8 @@ def test_bounds_are_above_the_odds(sees: str) -> None:
     """After many flips around it, every site's bound still covers its exact odds, by float64 from its energies."""
     rng = np.random.default_rng(5)
     crf = model(rng, 9, PLANE, **SEES[sees], spread=0.3)
-    given = {"logits": floats(rng, 1, 9, 40, 45, spread=6), **told(rng, crf, 1, (40, 45))}
-    sampler = Sampler(crf, "numba", 5, way="incremental")
+    given = {"logits": floats(rng, 1, 9, 40, 45, spread=6), **edge_arguments(rng, crf, 1, (40, 45))}
+    sampler = Sampler(crf, "numba", 5, update="incremental")
     chains = sampler.run(sampler.init(**given), 15)
     assert chains.field is not None
     plain = Sampler(crf, "torch", 5)
@@ -313,13 +313,13 @@ def test_bounds_are_above_the_odds(sees: str) -> None:
     assert (bounds < 0.5).mean() > 0.3
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("name", ["torch", "numba"])
-def test_batch_order_size_padding_and_replicas_do_not_show(name: str, way: str) -> None:
+def test_batch_order_size_padding_and_replicas_do_not_show(name: str, update: str) -> None:
     rng, sizes, index = np.random.default_rng(8), torch.tensor([[9, 11], [5, 11], [7, 3]]), torch.tensor([4, 2**33 + 1, 0])
     crf = model(rng, 5, PLANE, **SEES["both"])
-    logits, edges = floats(rng, 3, 5, 9, 11), told(rng, crf, 3, (9, 11))
-    sampler = Sampler(crf, name, 4, way=way)
+    logits, edges = floats(rng, 3, 5, 9, 11), edge_arguments(rng, crf, 3, (9, 11))
+    sampler = Sampler(crf, name, 4, update=update)
     expected = sampler.run(sampler.init(logits, None, index, sizes=sizes, replicas=2, **edges), 6).labels
 
     def grown(value: Tensor, pad: int) -> Any:
@@ -347,12 +347,12 @@ def joined(exists: Tensor, offset: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("sees", ["3 kinds", "2 gates", "both"])
-@pytest.mark.parametrize(("name", "way"), [("torch", "gather"), *OTHERS])
-def test_what_is_told_of_edges_that_do_not_exist_changes_nothing(name: str, way: str, sees: str) -> None:
+@pytest.mark.parametrize(("name", "update"), [("torch", "gather"), *OTHERS])
+def test_what_is_told_of_edges_that_do_not_exist_changes_nothing(name: str, update: str, sees: str) -> None:
     rng = np.random.default_rng(2)
     crf, arguments = model(rng, 5, PLANE, **SEES[sees]), ragged(rng, 5, (7, 9))
-    edges = told(rng, crf, 3, (7, 9))
-    plain = Sampler(crf, name, 1, way=way)
+    edges = edge_arguments(rng, crf, 3, (7, 9))
+    plain = Sampler(crf, name, 1, update=update)
     chains = plain.init(**arguments, **edges)
     exists, changed = chains.exists, dict(edges)
     for key, offsets, nonsense in (("kinds", crf.form.kinds_on, 255), ("gates", crf.form.gates_on, torch.nan)):
@@ -374,15 +374,15 @@ def on_grid(values: Tensor) -> Tensor:
     return contract.round_pairwise(values)
 
 
-@pytest.mark.parametrize(("name", "way"), [("torch", "gather"), *OTHERS])
-def test_models_that_say_nothing_new_give_the_labels_of_the_model_without(name: str, way: str) -> None:
+@pytest.mark.parametrize(("name", "update"), [("torch", "gather"), *OTHERS])
+def test_models_that_say_nothing_new_give_the_labels_of_the_model_without(name: str, update: str) -> None:
     """Kinds that share a table, gates of 0, and gates of 1 where the table holds them already."""
     rng = np.random.default_rng(6)
     arguments, labels = ragged(rng, 5), 5
     tables, gated = on_grid(floats(rng, 5, labels, labels)), on_grid(floats(rng, 2, 5, labels, labels, spread=2.0))
 
     def run(crf: GridCRF, **edges: Any) -> Tensor:
-        sampler = Sampler(crf, name, 3, way=way)
+        sampler = Sampler(crf, name, 3, update=update)
         chains = sampler.run(sampler.init(**arguments, **edges), 6)
         out = torch.zeros((*chains.plan.free.shape, labels), dtype=torch.float64)
         sampler.average(chains, 2, out)
@@ -392,7 +392,7 @@ def test_models_that_say_nothing_new_give_the_labels_of_the_model_without(name: 
     same = model(rng, labels, PLANE, 7, 2)
     with torch.no_grad():
         same.pairwise.copy_(tables[:, None].expand(-1, 7, -1, -1))
-    edges = told(rng, same, 3, (13, 17))
+    edges = edge_arguments(rng, same, 3, (13, 17))
     none = torch.zeros(3, 2, 5, 13, 17)
     assert torch.equal(run(GridCRF(labels, hood(PLANE), same.pairwise, kinds=7), kinds=edges["kinds"]), plain)
     assert torch.equal(run(GridCRF(labels, hood(PLANE), tables, gates=2, gated=gated), gates=none), plain)
@@ -424,7 +424,7 @@ def test_counts_and_errors_against_loops(
     rng = np.random.default_rng(5)
     crf = model(rng, 4, offsets, 3, 2, offsets[::-1][:2], offsets[1:])
     sizes = torch.tensor([shape, [max(1, n - 2) for n in shape]])
-    mask, edges = torch.from_numpy(rng.random((2, *shape)) < 0.9), told(rng, crf, 2, shape)
+    mask, edges = torch.from_numpy(rng.random((2, *shape)) < 0.9), edge_arguments(rng, crf, 2, shape)
     first = rng.integers(0, 4, (2, replicas, *shape))
     second = np.where(rng.random(first.shape) < share, rng.integers(0, 4, first.shape), first)
     given: dict[str, Any] = {"logits": torch.zeros(2, 4, *shape), "sizes": sizes, "mask": mask, "replicas": replicas, **edges}
@@ -459,7 +459,7 @@ def test_errors_of_many_labels_and_kinds() -> None:
     rng = np.random.default_rng(9)
     for labels, kinds, shape in ((20, 40, (21, 30)), (33, 3, (40, 9)), (2, 255, (30, 30))):
         crf = model(rng, labels, PLANE, kinds, 2, SOME, FEW)
-        edges, drawn = told(rng, crf, 2, shape), rng.integers(0, labels, (2, *shape))
+        edges, drawn = edge_arguments(rng, crf, 2, shape), rng.integers(0, labels, (2, *shape))
         sampler = Sampler(crf, "torch")
         other = np.where(rng.random(drawn.shape) < 0.1, (drawn + 1) % labels, drawn)
         given = {"logits": torch.zeros(2, labels, *shape), **edges}
@@ -469,7 +469,7 @@ def test_errors_of_many_labels_and_kinds() -> None:
         assert bool(gated.any())
 
 
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("name", ["torch", "numba"])
-def test_nothing_happens_where_a_call_is_bad(name: str, way: str) -> None:
-    unmoved(name, way)
+def test_nothing_happens_where_a_call_is_bad(name: str, update: str) -> None:
+    unmoved(name, update)

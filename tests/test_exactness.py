@@ -52,9 +52,9 @@ class Problem:
     def sites(self) -> int:
         return math.prod(self.shape)
 
-    def sampler(self, engine: str, way: str) -> Sampler:
+    def sampler(self, engine: str, update: str) -> Sampler:
         crf = GridCRF(self.labels, Neighborhood.from_offsets(self.offsets), torch.from_numpy(self.tables).float())
-        return Sampler(crf, engine, seed=2016, way=way)
+        return Sampler(crf, engine, seed=2016, update=update)
 
     def logits(self) -> Tensor:
         image = torch.from_numpy(-self.unary.T.reshape(1, self.labels, *self.shape)).float()
@@ -118,52 +118,52 @@ def assert_law(counts: Integers, law: Floats, record: Record, what: str) -> None
     perfect = np.random.default_rng(0).multinomial(total, law / law.sum(), size=60)
     typical = float(np.abs(perfect / total - law).sum(1).mean()) / 2
     ratio = float(np.abs(counts / total - law).sum()) / 2 / typical
-    told = f"{what}: {total} chains, {len(wanted)} cells, chi-square p = {p_value:.3g}, total variation {ratio:.3f} of typical"
-    record("figures", told)
-    print(told)
-    assert p_value > 1e-6, told
-    assert ratio <= 1.25, told
+    line = f"{what}: {total} chains, {len(wanted)} cells, chi-square p = {p_value:.3g}, total variation {ratio:.3f} of typical"
+    record("figures", line)
+    print(line)
+    assert p_value > 1e-6, line
+    assert ratio <= 1.25, line
 
 
-def check_from_start(given: Problem, sweeps: int, engine: str, way: str, batches: int, record: Record) -> None:
+def check_from_start(given: Problem, sweeps: int, engine: str, update: str, batches: int, record: Record) -> None:
     counts = np.zeros(len(given.law), np.int64)
     for batch in range(batches):
-        sampler = given.sampler(engine, way)
+        sampler = given.sampler(engine, update)
         index = torch.arange(IMAGES) + batch * IMAGES
         counts += given.histogram(sampler.run(sampler.init(given.logits(), None, index, replicas=REPLICAS), sweeps).labels)
-    assert_law(counts, given.law, record, f"{given.shape} {engine} {way}, {sweeps} sweeps from the initial draw")
+    assert_law(counts, given.law, record, f"{given.shape} {engine} {update}, {sweeps} sweeps from the initial draw")
 
 
-def check_stationary(given: Problem, engine: str, way: str, batches: int, record: Record) -> None:
+def check_stationary(given: Problem, engine: str, update: str, batches: int, record: Record) -> None:
     for sweeps in (1, 2, 7):
         counts = np.zeros(len(given.law), np.int64)
         for batch in range(batches):
-            sampler = given.sampler(engine, way)
+            sampler = given.sampler(engine, update)
             index = torch.arange(IMAGES) + batch * IMAGES
             exact = given.samples(1000 * sweeps + batch)
             chains = sampler.init(given.logits(), exact, index, replicas=REPLICAS)
             assert torch.equal(chains.labels.long(), exact)
             counts += given.histogram(sampler.run(chains, sweeps).labels)
-        assert_law(counts, given.law, record, f"{given.shape} {engine} {way}, {sweeps} sweeps from exact samples")
+        assert_law(counts, given.law, record, f"{given.shape} {engine} {update}, {sweeps} sweeps from exact samples")
 
 
 BATCHES = [pytest.param(1, id="1e5"), pytest.param(10, id="1e6", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("batches", BATCHES)
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_law_from_the_initial_draw(engine: str, name: str, way: str, batches: int, record_property: Record) -> None:
-    check_from_start(problem(name), sweeps_needed(name), engine, way, batches, record_property)
+def test_law_from_the_initial_draw(engine: str, name: str, update: str, batches: int, record_property: Record) -> None:
+    check_from_start(problem(name), sweeps_needed(name), engine, update, batches, record_property)
 
 
 @pytest.mark.parametrize("batches", BATCHES)
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_law_stays(engine: str, name: str, way: str, batches: int, record_property: Record) -> None:
-    check_stationary(problem(name), engine, way, batches, record_property)
+def test_law_stays(engine: str, name: str, update: str, batches: int, record_property: Record) -> None:
+    check_stationary(problem(name), engine, update, batches, record_property)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -253,29 +253,29 @@ FAULTS = [transposed_tables, synchronous_update, merged_colors, wrapped_border, 
 SLOW_INCREMENTAL = ["gather", pytest.param("incremental", marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("way", SLOW_INCREMENTAL)
+@pytest.mark.parametrize("update", SLOW_INCREMENTAL)
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_fail_from_exact_samples(
-    fault: Fault, name: str, way: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
+    fault: Fault, name: str, update: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     print(fault.__name__)
     fault(monkeypatch)
     with pytest.raises(AssertionError, match="chi-square p ="):
-        check_stationary(problem(name), "torch", way, 1, record_property)
+        check_stationary(problem(name), "torch", update, 1, record_property)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_fail_from_the_initial_draw(
-    fault: Fault, name: str, way: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
+    fault: Fault, name: str, update: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     print(fault.__name__)
     fault(monkeypatch)
     with pytest.raises(AssertionError, match="chi-square p ="):
-        check_from_start(problem(name), sweeps_needed(name), "torch", way, 1, record_property)
+        check_from_start(problem(name), sweeps_needed(name), "torch", update, 1, record_property)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -330,8 +330,8 @@ def test_energy_per_site_of_strips(name: str, chains: int, burn_in: int, kept: i
     means = np.mean(traces, axis=0) / (rows * columns)
     error = float(means.std(ddof=1)) / math.sqrt(chains)
     off = float(means.mean() - exact)
-    told = f"{name} {columns} x {rows}: {exact:.5f} exact, {off / error:+.2f} standard errors of {error / abs(exact):.2%}"
-    record_property("figures", told)
-    print(told)
-    assert abs(off) <= 5 * error, told
-    assert error <= 0.005 * abs(exact), told
+    line = f"{name} {columns} x {rows}: {exact:.5f} exact, {off / error:+.2f} standard errors of {error / abs(exact):.2%}"
+    record_property("figures", line)
+    print(line)
+    assert abs(off) <= 5 * error, line
+    assert error <= 0.005 * abs(exact), line

@@ -35,8 +35,8 @@ class Seeing(Sampler):
     given: dict[str, Tensor]
 
     def init(self, logits: Tensor, *args: Any, **more: Any) -> ChainState:
-        told: dict[str, Any] = {name: value.expand(len(logits), *value.shape[1:]) for name, value in self.given.items()}
-        return super().init(logits, *args, **(more | told))
+        edge_arguments: dict[str, Any] = {name: value.expand(len(logits), *value.shape[1:]) for name, value in self.given.items()}
+        return super().init(logits, *args, **(more | edge_arguments))
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Problem(test_exactness.Problem):
             extra |= {"gates": RANKS, "gated": torch.from_numpy(self.gated).float()}
         return GridCRF(self.labels, Neighborhood.from_offsets(self.offsets), tables, **extra)
 
-    def sampler(self, engine: str, way: str) -> Sampler:
-        sampler = Seeing(self.crf(), engine, seed=2016, way=way)
+    def sampler(self, engine: str, update: str) -> Sampler:
+        sampler = Seeing(self.crf(), engine, seed=2016, update=update)
         sampler.given = {}
         if self.kinds is not None:
             sampler.given["kinds"] = torch.from_numpy(self.kinds).to(torch.uint8).view(1, -1, *self.shape)
@@ -115,8 +115,8 @@ def sweeps_needed(name: str, sees: str) -> int:
 def some(*quick: tuple[str, str, str, str]) -> list[Any]:
     """All engines, lattices, cases and ways at 10^6 chains; at 10^5 the quick ones, "*" for any."""
     found = []
-    for engine, (name, sees), way in itertools.product(ENGINES, CASES, ("gather", "incremental")):
-        given = (str(engine.values[0]), name, sees, way)
+    for engine, (name, sees), update in itertools.product(ENGINES, CASES, ("gather", "incremental")):
+        given = (str(engine.values[0]), name, sees, update)
         for batches, slow in ((1, False), (10, True)):
             if slow or any(all(a in (b, "*") for a, b in zip(asked, given, strict=True)) for asked in quick):
                 marks = [*engine.marks, *([pytest.mark.slow] if slow else [])]
@@ -125,20 +125,20 @@ def some(*quick: tuple[str, str, str, str]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("engine", "name", "sees", "way", "batches"),
+    ("engine", "name", "sees", "update", "batches"),
     some(("numba", "*", "both", "*"), ("numba", "3x4", "*", "incremental"), ("torch", "3x4", "both", "incremental")),
 )
 def test_law_from_the_initial_draw(
-    engine: str, name: str, sees: str, way: str, batches: int, record_property: Record
+    engine: str, name: str, sees: str, update: str, batches: int, record_property: Record
 ) -> None:
-    check_from_start(problem(name, sees), sweeps_needed(name, sees), engine, way, batches, record_property)
+    check_from_start(problem(name, sees), sweeps_needed(name, sees), engine, update, batches, record_property)
 
 
 @pytest.mark.parametrize(
-    ("engine", "name", "sees", "way", "batches"), some(("numba", "*", "*", "incremental"))
+    ("engine", "name", "sees", "update", "batches"), some(("numba", "*", "*", "incremental"))
 )
-def test_law_stays(engine: str, name: str, sees: str, way: str, batches: int, record_property: Record) -> None:
-    check_stationary(problem(name, sees), engine, way, batches, record_property)
+def test_law_stays(engine: str, name: str, sees: str, update: str, batches: int, record_property: Record) -> None:
+    check_stationary(problem(name, sees), engine, update, batches, record_property)
 
 
 @pytest.mark.parametrize("name", test_exactness.PROBLEMS)
@@ -156,8 +156,8 @@ def test_energies_have_sd_1_and_the_library_has_them_too(name: str, sees: str) -
     labels = torch.from_numpy(given.listed).view(-1, *given.shape)
     sampler = given.sampler("torch", "gather")
     assert isinstance(sampler, Seeing)
-    told = {key: value.expand(len(labels), *value.shape[1:]) for key, value in sampler.given.items()}
-    energy = sampler.crf.energy(given.logits()[:1].expand(len(labels), -1, -1, -1), labels, **told)
+    edge_arguments = {key: value.expand(len(labels), *value.shape[1:]) for key, value in sampler.given.items()}
+    energy = sampler.crf.energy(given.logits()[:1].expand(len(labels), -1, -1, -1), labels, **edge_arguments)
     # The energy that is differentiated does not round what a gate makes of an entry.
     assert np.allclose(energy.detach().numpy(), given.energies(), atol=count * RANKS * 2**-13)
 
@@ -256,14 +256,14 @@ FAULTS: list[tuple[Fault, str, str, str]] = [
 
 
 @pytest.mark.parametrize("name", [pytest.param("2x3", marks=pytest.mark.slow), "3x4"])
-@pytest.mark.parametrize(("fault", "engine", "sees", "way"), FAULTS, ids=[f"{f[0].__name__}-{f[2]}-{f[3]}" for f in FAULTS])
+@pytest.mark.parametrize(("fault", "engine", "sees", "update"), FAULTS, ids=[f"{f[0].__name__}-{f[2]}-{f[3]}" for f in FAULTS])
 def test_planted_faults_fail(
-    fault: Fault, engine: str, sees: str, way: str, name: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
+    fault: Fault, engine: str, sees: str, update: str, name: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     pytest.importorskip(engine)
     fault(monkeypatch)
     with pytest.raises(AssertionError, match="chi-square p =") as caught:
-        check_stationary(problem(name, sees), engine, way, 1, record_property)
+        check_stationary(problem(name, sees), engine, update, 1, record_property)
     print(fault.__name__, caught.value)
 
 
@@ -280,23 +280,23 @@ def gate_to_even(gates: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("fault", [toward_zero, halves_up, gate_to_even])
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 def test_another_rounding_fails_the_known_answers(
-    fault: Callable[..., Tensor], way: str, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[..., Tensor], update: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chi-square cannot see 2^-13 nat; the case made of ties, and those of many gates, can."""
     seen = 0
     names = [name for name, case in test_known_answers_edges.ANSWERS.items() if case["ranks"]]
     inputs = {name: scalar_edges.inputs(test_known_answers_edges.ANSWERS[name]) for name in names}
     for name in names:
-        test_known_answers_edges.assert_answers(test_known_answers_edges.ANSWERS[name], inputs[name], "torch", way)
+        test_known_answers_edges.assert_answers(test_known_answers_edges.ANSWERS[name], inputs[name], "torch", update)
     monkeypatch.setattr(contract, "round_gates" if fault is gate_to_even else "gate", fault)
     for name in names:
         try:
-            test_known_answers_edges.assert_answers(test_known_answers_edges.ANSWERS[name], inputs[name], "torch", way)
+            test_known_answers_edges.assert_answers(test_known_answers_edges.ANSWERS[name], inputs[name], "torch", update)
         except AssertionError:
             seen += 1
-    print(f"{fault.__name__} {way}: {seen} of {len(names)} known answers fail")
+    print(f"{fault.__name__} {update}: {seen} of {len(names)} known answers fail")
     assert seen
 
 
@@ -311,12 +311,12 @@ def test_chains_of_images_that_differ_have_laws_that_differ(engine: str, record_
     assert float(np.abs(first.law - other.law).sum()) / 2 > 0.1
     tellers = [part.sampler(engine, "auto") for part in (first, other)]
     sampler, images = Sampler(tellers[0].crf, engine, seed=5), IMAGES // 2
-    told: dict[str, Any] = {}
+    edge_arguments: dict[str, Any] = {}
     for key in ("kinds", "gates"):
         values = torch.cat([teller.given[key] for teller in tellers if isinstance(teller, Seeing)])
-        told[key] = values.repeat_interleave(images, 0)
+        edge_arguments[key] = values.repeat_interleave(images, 0)
     exact = torch.cat([part.samples(n)[:images] for n, part in enumerate((first, other))])
-    chains = sampler.run(sampler.init(first.logits(), exact, replicas=test_exactness.REPLICAS, **told), 3)
+    chains = sampler.run(sampler.init(first.logits(), exact, replicas=test_exactness.REPLICAS, **edge_arguments), 3)
     for part, labels in zip((first, other), (chains.labels[:images], chains.labels[images:]), strict=True):
         test_exactness.assert_law(part.histogram(labels), part.law, record_property, f"{engine}, two images in one batch")
 
@@ -326,8 +326,8 @@ def test_averaged_conditionals_are_the_enumerated_marginals(name: str) -> None:
     given = problem(name, "both")
     sampler = given.sampler("numba", "auto")
     assert isinstance(sampler, Seeing)
-    told: dict[str, Any] = sampler.given
-    found = marginals(sampler.crf, given.logits()[:1], sweeps=800, burn_in=20, replicas=100, seed=3, **told)
+    edge_arguments: dict[str, Any] = sampler.given
+    found = marginals(sampler.crf, given.logits()[:1], sweeps=800, burn_in=20, replicas=100, seed=3, **edge_arguments)
     expected = enumeration.marginals(given.law, given.listed, given.labels)
     error = float(np.abs(found[0].flatten(1).T.numpy() - expected).max())
     print(f"{name}: largest error of a marginal {error:.5f}")

@@ -23,7 +23,7 @@ from tritoncrf import FactorCRF, FactorGraph, Sampler
 from tritoncrf.engines import Ends, Factors, load
 
 GRAPHS, REPLICAS = 20, 5000
-WAYS = ("gather", "incremental")
+UPDATES = ("gather", "incremental")
 Fault = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -62,25 +62,25 @@ def sweeps_needed(graph: Graph, law: np.ndarray[tuple[int], np.dtype[np.float64]
     raise AssertionError("these chains do not mix")
 
 
-def check_law(name: str, engine: str, way: str, batches: int, record: Record, given: FactorGraph | None = None) -> None:
+def check_law(name: str, engine: str, update: str, batches: int, record: Record, given: FactorGraph | None = None) -> None:
     graph = case(name)
     _, law = graph.law()
     sweeps, counts = sweeps_needed(graph, law), np.zeros(graph.labels**graph.nodes, np.int64)
     batch = FactorGraph.batch([factor_graph(graph)] * GRAPHS) if given is None else given
     for number in range(batches):
-        sampler = Sampler(model(graph), engine, seed=2016, way=way)
+        sampler = Sampler(model(graph), engine, seed=2016, update=update)
         index = torch.arange(GRAPHS) + number * GRAPHS
         chains = sampler.init(logits(graph).repeat(GRAPHS, 1), index=index, graph=batch, replicas=REPLICAS)
         counts += histogram(graph, sampler.run(chains, sweeps).labels)
     assert counts[law == 0].sum() == 0
-    assert_law(counts[law > 0], law[law > 0], record, f"{name} {engine} {way}, {sweeps} sweeps from the initial draw")
+    assert_law(counts[law > 0], law[law > 0], record, f"{name} {engine} {update}, {sweeps} sweeps from the initial draw")
 
 
 @pytest.mark.parametrize("batches", BATCHES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(("engine", "name"), CASES)
-def test_law_from_the_initial_draw(engine: str, name: str, way: str, batches: int, record_property: Record) -> None:
-    check_law(name, engine, way, batches, record_property)
+def test_law_from_the_initial_draw(engine: str, name: str, update: str, batches: int, record_property: Record) -> None:
+    check_law(name, engine, update, batches, record_property)
 
 
 @pytest.mark.parametrize("batches", BATCHES)
@@ -89,10 +89,10 @@ def test_law_stays(engine: str, name: str, batches: int, record_property: Record
     graph = case(name)
     listed, law = graph.law()
     batch = FactorGraph.batch([factor_graph(graph)] * GRAPHS)
-    for sweeps, way in ((1, "gather"), (2, "incremental"), (7, "auto")):
+    for sweeps, update in ((1, "gather"), (2, "incremental"), (7, "auto")):
         counts = np.zeros(len(law), np.int64)
         for number in range(batches):
-            sampler = Sampler(model(graph), engine, seed=2016, way=way)
+            sampler = Sampler(model(graph), engine, seed=2016, update=update)
             drawn = np.random.default_rng(1000 * sweeps + number).choice(len(law), (REPLICAS, GRAPHS), p=law)
             exact = torch.from_numpy(listed[drawn]).flatten(1)
             chains = sampler.init(
@@ -100,7 +100,7 @@ def test_law_stays(engine: str, name: str, batches: int, record_property: Record
             )
             assert torch.equal(chains.labels.long(), exact)
             counts += histogram(graph, sampler.run(chains, sweeps).labels)
-        assert_law(counts[law > 0], law[law > 0], record_property, f"{name} {engine} {way}, {sweeps} sweeps from exact samples")
+        assert_law(counts[law > 0], law[law > 0], record_property, f"{name} {engine} {update}, {sweeps} sweeps from exact samples")
 
 
 def wrong_stride(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,9 +191,9 @@ def scaled(graph: Graph, scale: float) -> FactorCRF:
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.3])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(("engine", "name"), CASES)
-def test_every_label_is_the_contract_s(engine: str, name: str, way: str, beta: float) -> None:
+def test_every_label_is_the_contract_s(engine: str, name: str, update: str, beta: float) -> None:
     """Alone and in a batch of graphs of other sizes, with a clamped node, on three replicas."""
     graph, sweeps, seed = case(name), 6, 2**40 + 7
     crf = scaled(graph, 0.77)
@@ -202,7 +202,7 @@ def test_every_label_is_the_contract_s(engine: str, name: str, way: str, beta: f
     other = FactorGraph(9, [torch.tensor([[8, *range(arity - 1)]]) for arity in crf.arities])
     clamp, held = torch.zeros(graph.nodes, dtype=torch.bool), torch.full((graph.nodes,), 255)
     clamp[1], held[1] = True, 2
-    sampler = Sampler(crf, engine, seed, way=way)
+    sampler = Sampler(crf, engine, seed, update=update)
     batch = FactorGraph.batch([other, given, other])
     noise = torch.randn(9, graph.labels, generator=torch.Generator().manual_seed(0))
     for graphs, first, index in ((given, 0, [5]), (batch, 9, [2**33, 5, 1])):
@@ -224,12 +224,12 @@ def test_every_label_is_the_contract_s(engine: str, name: str, way: str, beta: f
             assert np.array_equal(done[replica].numpy(), expected[1])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(("engine", "name"), CASES)
-def test_factors_of_a_node_that_does_not_exist_say_nothing(engine: str, name: str, way: str) -> None:
+def test_factors_of_a_node_that_does_not_exist_say_nothing(engine: str, name: str, update: str) -> None:
     graph, mask = case(name), torch.ones(case(name).nodes, dtype=torch.bool)
     mask[2] = False
-    sampler = Sampler(model(graph), engine, 3, way=way)
+    sampler = Sampler(model(graph), engine, 3, update=update)
     given = logits(graph)
     given[2] = torch.nan
     chains = sampler.init(given, graph=factor_graph(graph), mask=mask)

@@ -256,8 +256,8 @@ def test_counts_are_the_energy_s_derivative() -> None:
         assert torch.equal(one / 128, other)
 
 
-@pytest.mark.parametrize("way", ["gather", "incremental"])
-def test_a_lattice_as_a_graph_has_the_lattice_s_energies_and_law(way: str) -> None:
+@pytest.mark.parametrize("update", ["gather", "incremental"])
+def test_a_lattice_as_a_graph_has_the_lattice_s_energies_and_law(update: str) -> None:
     hood, shape = Neighborhood.from_offsets([(0, 1), (1, 0), (1, -1)]), (3, 2)
     table = torch.from_numpy(enumeration.on_grid(np.random.default_rng(0).normal(0, 0.7, (3, 2, 2)))).float()
     lattice, crf = GridCRF(2, hood, table), FactorCRF(2, (2, 2, 2), factors=[part[None] for part in table])
@@ -270,7 +270,7 @@ def test_a_lattice_as_a_graph_has_the_lattice_s_energies_and_law(way: str) -> No
     assert torch.equal(energies, lattice.energy(image, listed.view(1, -1, *shape)))
     law = (-energies[0]).softmax(0).detach().numpy()
     for engine in ("torch", "numba"):
-        sampler = Sampler(crf, engine, seed=1, way=way)
+        sampler = Sampler(crf, engine, seed=1, update=update)
         drawn = sampler.run(sampler.init(field, graph=graph, replicas=50000), 10).labels
         counts = np.bincount(drawn.numpy().astype(np.int64) @ 2 ** np.arange(6)[::-1], minlength=64)
         assert ((counts - 50000 * law) ** 2 / (50000 * law)).sum() < 63 + 6 * np.sqrt(126)
@@ -368,7 +368,7 @@ def test_a_compiled_step_breaks_its_graph_and_keeps_its_numbers() -> None:
 
 @pytest.mark.parametrize("arities", [(2,), (2, 3, 2), (4, 2)])
 def test_engines_agree_on_larger_graphs(arities: tuple[int, ...]) -> None:
-    """Labels, flips, counts and a loss's errors bit for bit, both ways; sums of conditionals to rounding."""
+    """Labels, flips, counts and a loss's errors bit for bit, both updates; sums of conditionals to rounding."""
     rng = np.random.default_rng(len(arities))
     graphs = []
     for nodes in (150, 60, 211):
@@ -382,8 +382,8 @@ def test_engines_agree_on_larger_graphs(arities: tuple[int, ...]) -> None:
     start = torch.where(clamp, torch.from_numpy(rng.integers(0, 4, given.num_nodes)), 255)
     seen: list[tuple[Tensor, ...]] = []
     for engine in engines("cycle" if max(arities) == 2 else "clique"):
-        for way in ("gather", "incremental"):
-            sampler = Sampler(crf, engine, 3, way=way)
+        for update in ("gather", "incremental"):
+            sampler = Sampler(crf, engine, 3, update=update)
             chains = sampler.init(field, start.expand(2, -1), graph=given, clamp=clamp, replicas=2)
             labels = sampler.run(chains, 9).labels
             out = torch.zeros((*chains.plan.free.shape, 4), dtype=torch.float64)

@@ -143,8 +143,8 @@ def _plan(crf: FactorCRF, graph: FactorGraph) -> Plan:
 
 @pytest.mark.parametrize("what", bad_calls())
 def test_bad_input_raises_one_sentence(what: str) -> None:
-    call, told = bad_calls()[what]
-    with pytest.raises((ValueError, TypeError), match=told) as caught:
+    call, message = bad_calls()[what]
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
 

@@ -119,7 +119,7 @@ def test_where_the_host_does_not_look_a_fused_optimizer_leaves_the_step_out() ->
     for value in (torch.nan, torch.inf):
         optimizer.zero_grad()
         layer(torch.full((1, 3), value)).sum().backward()
-        flag = watch.look(None)
+        flag = watch.observe(None)
         assert flag is not None
         assert bool(flag)
         optimizer.found_inf, optimizer.grad_scale = flag.float(), None  # type: ignore[attr-defined]
@@ -129,5 +129,5 @@ def test_where_the_host_does_not_look_a_fused_optimizer_leaves_the_step_out() ->
         watch.settle()
     # Where the loss itself was void the fault is told elsewhere.
     watch = GradientWatch("joint", optimizer, names_of(network=layer), 0)
-    assert watch.look(torch.ones((), dtype=torch.bool)) is not None
+    assert watch.observe(torch.ones((), dtype=torch.bool)) is not None
     watch.settle()

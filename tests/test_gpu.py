@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 # Set for the process in which Triton interprets.
 TOY = "TRITONCRF_TOY" in os.environ
 HERE = TOY or torch.cuda.is_available()
-WAYS = ("gather", "incremental")
+UPDATES = ("gather", "incremental")
 NO_TRITON = importlib.util.find_spec("triton") is None
 Record = Callable[[str, object], None]
 
@@ -60,54 +60,54 @@ def shape(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None
 
 
 @gpu
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("case", [CASES[0], SEEING[0]] if TOY else [*CASES, *SLOW, *SEEING], ids=str)
 @pytest.mark.usefixtures("launches")
-def test_labels_are_those_of_torch(place: Place, case: Case, way: str, record_property: Record) -> None:
-    record_property("sites", on_device.equal_to_torch(place, case, way))
+def test_labels_are_those_of_torch(place: Place, case: Case, update: str, record_property: Record) -> None:
+    record_property("sites", on_device.equal_to_torch(place, case, update))
 
 
 @gpu
 @pytest.mark.parametrize("team", [1] if TOY else [1, 2, 5, 0])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("labels", [2] if TOY else [2, 20, 64])
 def test_the_tables_own_shapes(
-    place: Place, labels: int, way: str, team: int, shape: Callable[[int], None], record_property: Record
+    place: Place, labels: int, update: str, team: int, shape: Callable[[int], None], record_property: Record
 ) -> None:
     shape(team)
     case = Case((5, 6) if TOY else (130, 110), labels, test_kernels_interpret.FIVE, images=2, clamps=True, holes=True)
-    record_property("sites", on_device.equal_to_torch(place, case, way))
+    record_property("sites", on_device.equal_to_torch(place, case, update))
 
 
 @gpu
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("name", ["line", "plane", "volume"])
-def test_the_contracts_vectors(place: Place, name: str, way: str) -> None:
+def test_the_contracts_vectors(place: Place, name: str, update: str) -> None:
     if TOY and name != "line":
         pytest.skip("the interpreter's own checks have it")
-    on_device.contract_vectors(place, name, way)
+    on_device.contract_vectors(place, name, update)
 
 
 @gpu
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("name", test_exactness.PROBLEMS)
 def test_samples_are_exact(
-    place: Place, name: str, way: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
+    place: Place, name: str, update: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     if TOY:
-        if (name, way) not in zip(test_exactness.PROBLEMS, WAYS, strict=True):
-            pytest.skip("each problem and each way once")
+        if (name, update) not in zip(test_exactness.PROBLEMS, UPDATES, strict=True):
+            pytest.skip("each problem and each update once")
         monkeypatch.setattr(test_exactness, "IMAGES", 1)
         monkeypatch.setattr(test_exactness, "REPLICAS", 200)
-    on_device.exact(place, name, way, record_property)
+    on_device.exact(place, name, update, record_property)
 
 
 @gpu
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 def test_a_billion_updates_by_two_launch_shapes(
-    place: Place, way: str, shape: Callable[[int], None], record_property: Record
+    place: Place, update: str, shape: Callable[[int], None], record_property: Record
 ) -> None:
-    done = on_device.launches_agree(place, way, shape)
+    done = on_device.launches_agree(place, update, shape)
     record_property("sites", done)
     assert TOY or done > 10**9
 
@@ -126,23 +126,23 @@ def test_the_way_is_found(place: Place) -> None:
 
 @gpu
 @pytest.mark.skipif(TOY, reason="the interpreter's own checks have it")
-@pytest.mark.parametrize("way", WAYS)
-def test_nothing_happens_where_a_call_is_bad(place: Place, way: str) -> None:
-    test_kernels_interpret.unmoved("triton", way, place.device)
+@pytest.mark.parametrize("update", UPDATES)
+def test_nothing_happens_where_a_call_is_bad(place: Place, update: str) -> None:
+    test_kernels_interpret.unmoved("triton", update, place.device)
 
 
 @gpu
-@pytest.mark.parametrize("way", WAYS)
-def test_two_streams_at_once(place: Place, way: str) -> None:
-    on_device.streams_agree(place, way)
+@pytest.mark.parametrize("update", UPDATES)
+def test_two_streams_at_once(place: Place, update: str) -> None:
+    on_device.streams_agree(place, update)
 
 
 @gpu
-@pytest.mark.parametrize("way", WAYS)
-def test_energies_past_two_to_the_31(place: Place, way: str, record_property: Record) -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_energies_past_two_to_the_31(place: Place, update: str, record_property: Record) -> None:
     if not TOY and torch.cuda.mem_get_info(place.device)[0] < 48 << 30:
         pytest.skip("it takes some 40 GiB of the device's memory")
-    record_property("energies", on_device.far_images_agree(place, way))
+    record_property("energies", on_device.far_images_agree(place, update))
 
 
 @gpu
@@ -152,9 +152,9 @@ def test_a_bad_batch_is_voided(place: Place, fault: str) -> None:
 
 
 @gpu
-@pytest.mark.parametrize("way", WAYS)
-def test_bad_logits_move_no_chain(place: Place, way: str) -> None:
-    on_device.chains_are_voided(place, way)
+@pytest.mark.parametrize("update", UPDATES)
+def test_bad_logits_move_no_chain(place: Place, update: str) -> None:
+    on_device.chains_are_voided(place, update)
 
 
 @gpu
@@ -170,9 +170,9 @@ def test_a_captured_step_is_the_eager_one(place: Place, method: str) -> None:
 
 
 @gpu
-@pytest.mark.parametrize("way", [*WAYS, "auto"])
-def test_captured_sweeps_are_the_eager_ones(place: Place, way: str) -> None:
-    on_device.captured_sweeps_agree(place, way)
+@pytest.mark.parametrize("update", [*UPDATES, "auto"])
+def test_captured_sweeps_are_the_eager_ones(place: Place, update: str) -> None:
+    on_device.captured_sweeps_agree(place, update)
 
 
 @gpu

@@ -12,7 +12,7 @@ from bench import gpu_page, marked
 from bench.compiled import RESULTS, newest, table
 
 SPEED = {
-    "engine": "triton", "way": "gather", "images": 128, "kind": "calm", "rows": "int16", "flip_rate": 0.005852,
+    "engine": "triton", "update": "gather", "images": 128, "kind": "calm", "rows": "int16", "flip_rate": 0.005852,
     "updates_per_ns": 4.321, "call_of_10_ms": 12.7, "call_of_30_ms": 33.1, "sweep_us": 1019.4,
     "settled_updates_per_ns": 5.386, "host_us_a_call": 87.6, "first_ms": 17.81, "first_flip_rate": 0.06,
 }  # fmt: skip

@@ -216,7 +216,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
         gates[:, :, 1] = gates[:, :, 1].roll(1, 2)
         return found._replace(gates=gates)
 
-    monkeypatch.setattr("tritoncrf.outcome.errors", wrong)
+    monkeypatch.setattr("tritoncrf.reduction.errors", wrong)
     p = problem("both")
     loss = tc.CRFLoss(p.crf, chains=tc.ChainStore([SHAPE] * 20, replicas=1000, seed=1), reduction="sum")
     with pytest.raises(AssertionError) as caught:
@@ -238,7 +238,7 @@ def test_value_is_the_energy_gap_and_mean_divides_by_labelled_pixels(engine: str
         kinds, index = p.kinds.expand(4, *p.kinds.shape), torch.arange(4)
         p.crf.zero_grad()
         value = loss(logits, p.target.expand(4, -1, -1), index, kinds=kinds, gates=gates)
-        y, drawn = (store.fetch(store.places(index, SHAPE), data=data)[:, 0].long() for data in (True, False))
+        y, drawn = (store.fetch(store.pixel_indices(index, SHAPE), data=data)[:, 0].long() for data in (True, False))
         value.backward()
         assert p.crf.gated is not None
         found[reduction] = [value.detach(), logits.grad, gates.grad, p.crf.pairwise.grad, p.crf.gated.grad]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import tritoncrf as tc
 from tritoncrf.edges import parse
 from tritoncrf.networks import small
-from tritoncrf.targets import TargetWatch
+from tritoncrf.target_watch import TargetWatch
 from tritoncrf.tiles import windows
 
 SHAPE = (9, 11)
@@ -357,8 +357,8 @@ def test_padding_is_no_change_of_a_target() -> None:
     watch = TargetWatch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        watch.look(target, torch.tensor([0]), None)
-        watch.look(padded, torch.tensor([0]), torch.tensor([[3, 4]]))
+        watch.observe(target, torch.tensor([0]), None)
+        watch.observe(padded, torch.tensor([0]), torch.tensor([[3, 4]]))
 
 
 def test_wrapped_for_data_parallel_learning_it_is_the_same(tmp_path: Path) -> None:

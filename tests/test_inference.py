@@ -216,7 +216,7 @@ def test_lag_is_what_further_visits_do_to_the_energy(replicas: int) -> None:
     assert torch.equal(chains.sweeps, counts)
 
     def energies() -> Tensor:
-        labels = chains.fetch(chains.places(index, (7, 6))).long()
+        labels = chains.fetch(chains.pixel_indices(index, (7, 6))).long()
         inside = validation.inside((7, 6), 2, extras["sizes"], None, torch.device("cpu"))
         labels = labels.masked_fill(~inside[:, None], 0)
         return torch.stack(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from tritoncrf import engines, lookup, visit
+from tritoncrf import chain_lookup, engines, visit
 from tritoncrf.chains import ChainState
 from tritoncrf.layout import Layout, LayoutCache
 
@@ -30,19 +30,19 @@ def noise(*shape: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(0, 1, shape)).float()
 
 
-def begun(engine: str, way: str) -> tuple[tc.Sampler, ChainState]:
-    sampler = tc.Sampler(tc.GridCRF(5, HOOD, 0.3 * noise(4, 5, 5)), engine, way=way)
+def begun(engine: str, update: str) -> tuple[tc.Sampler, ChainState]:
+    sampler = tc.Sampler(tc.GridCRF(5, HOOD, 0.3 * noise(4, 5, 5)), engine, update=update)
     return sampler, sampler.init(noise(2, 5, 12, 9))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("way", ["gather", "incremental", "auto"])
+@pytest.mark.parametrize("update", ["gather", "incremental", "auto"])
 @pytest.mark.parametrize("averaging", [False, True])
 def test_ctrl_c_leaves_labels_and_counts_together(
-    engine: str, way: str, averaging: bool, monkeypatch: pytest.MonkeyPatch
+    engine: str, update: str, averaging: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pressed just before and just after the engine has moved the labels."""
-    sampler, chains = begun(engine, way)
+    sampler, chains = begun(engine, update)
     name = "average" if averaging else "sweep"
     original: Callable[..., Any] = getattr(sampler.engine, name)
     calls = 0
@@ -66,7 +66,7 @@ def test_ctrl_c_leaves_labels_and_counts_together(
         assert signal.getsignal(signal.SIGINT) is handler
         done = int(chains.sweeps[0])
         assert 0 < done < 200
-        again, expected = begun(engine, way)
+        again, expected = begun(engine, update)
         monkeypatch.setattr(sampler.engine, name, original)
         again.run(expected, done)
         assert torch.equal(expected.labels, chains.labels)
@@ -101,7 +101,7 @@ def test_ctrl_c_in_a_visit_keeps_chains_and_counts_together(monkeypatch: pytest.
     def visited(press: bool) -> tc.ChainStore:
         store = tc.ChainStore([(12, 9)] * 2, seed=1)
         loss = tc.CRFLoss(crf, chains=store, sweeps=2)
-        renew = lookup.renew
+        renew = chain_lookup.renew
 
         def pressed(*given: Any, **more: Any) -> None:
             renew(*given, **more)
@@ -196,13 +196,13 @@ def test_integers_of_numpy_are_integers() -> None:
     three, seed = np.int64(3), np.uint64(2**64 - 1)
     crf = tc.GridCRF(np.int32(5), HOOD, 0.3 * noise(4, 5, 5))  # type: ignore[arg-type]
     logits = noise(2, 5, 6, 7)
-    for way in (int, lambda n: n):
-        store = tc.ChainStore([(6, 7)] * 2, seed=way(seed), replicas=way(np.int8(2)))
-        loss = tc.CRFLoss(crf, chains=store, sweeps=way(three))
+    for update in (int, lambda n: n):
+        store = tc.ChainStore([(6, 7)] * 2, seed=update(seed), replicas=update(np.int8(2)))
+        loss = tc.CRFLoss(crf, chains=store, sweeps=update(three))
         loss(logits, torch.zeros(2, 6, 7, dtype=torch.long), torch.arange(2))
-        answer = tc.max_marginal(crf, logits, sweeps=way(three), burn_in=way(np.int16(1)), seed=way(np.int64(-4)))
+        answer = tc.max_marginal(crf, logits, sweeps=update(three), burn_in=update(np.int16(1)), seed=update(np.int64(-4)))
         found = store.labels, store.sweeps, answer, loss.get_extra_state()
-        if way is int:
+        if update is int:
             expected = found
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     for bad in (True, 1.0, "1", np.bool_(True), np.float32(1)):

@@ -82,7 +82,7 @@ def test_the_engine_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'tritoncrf[triton]'" in str(engine.missing(torch.device("cpu")))
 
 
-# Prints, for each way and team, how many loops over sweeps and phases stand around each barrier of the compiled kernel.
+# Prints, for each update and team, how many loops over sweeps and phases stand around each barrier of the compiled kernel.
 BARRIERS = """
 import json, torch, triton
 from triton.backends.compiler import GPUTarget
@@ -313,12 +313,12 @@ class Problem:
     logits: Tensor
     given: dict[str, Any]
 
-    def start(self, engine: str, way: str, order: list[int] | None = None) -> tuple[Sampler, ChainState]:
+    def start(self, engine: str, update: str, order: list[int] | None = None) -> tuple[Sampler, ChainState]:
         rows = list(range(len(self.logits))) if order is None else order
         given: dict[str, Any] = dict(self.given)
         if order is not None:
             given |= {name: value[rows] for name, value in given.items() if isinstance(value, Tensor)}
-        sampler = Sampler(self.crf, engine, seed=2**63 + 12345, way=way)
+        sampler = Sampler(self.crf, engine, seed=2**63 + 12345, update=update)
         return sampler, sampler.init(self.logits[rows], **given)
 
 
@@ -450,10 +450,10 @@ def assert_bounds(chains: ChainState, crf: GridCRF, beta: float) -> int:
     return int((odds[free] < 0).sum())
 
 
-def swept(case: Case, way: str) -> tuple[Sampler, ChainState, Sampler, ChainState]:
+def swept(case: Case, update: str) -> tuple[Sampler, ChainState, Sampler, ChainState]:
     """Both engines' chains after the case's sweeps, which agree; bounds hold."""
     asked = problem(case)
-    ours, chains = asked.start("triton", way)
+    ours, chains = asked.start("triton", update)
     theirs, expected = asked.start("torch", "gather")
     assert torch.equal(chains.rows, expected.rows), "initial labels"
     # A look at the tables would lay them out anew.
@@ -465,14 +465,14 @@ def swept(case: Case, way: str) -> tuple[Sampler, ChainState, Sampler, ChainStat
     assert torch.equal(chains.rows, expected.rows), f"{int((chains.rows != expected.rows).sum())} labels differ"
     assert torch.equal(chains.flips, expected.flips)
     assert int(expected.flips.sum()) > 0
-    assert (chains.field is not None) == (way == "incremental")
+    assert (chains.field is not None) == (update == "incremental")
     if chains.field is not None:
         assert_bounds(chains, asked.crf, case.beta)
     return ours, chains, theirs, expected
 
 
-def compare(case: Case, way: str) -> None:
-    ours, chains, theirs, expected = swept(case, way)
+def compare(case: Case, update: str) -> None:
+    ours, chains, theirs, expected = swept(case, update)
     found = [torch.zeros((*state.plan.free.shape, case.labels), dtype=torch.float64) for state in (chains, expected)]
     energies = [
         sampler.conditionals(state, out, beta=case.beta)
@@ -491,7 +491,7 @@ def compare(case: Case, way: str) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.usefixtures("launches")
 def check_small_problems(case: Case, request: pytest.FixtureRequest) -> None:
-    """Each case with both launches and both ways, in two of the four pairs; the slow checks have them all."""
+    """Each case with both launches and both updates, in two of the four pairs; the slow checks have them all."""
     odd = CASES.index(case) % 2 == 1
     compare(case, "incremental" if odd != ("split" in request.node.name) else "gather")
 
@@ -505,36 +505,36 @@ def check_tables_that_see_the_image(case: Case, request: pytest.FixtureRequest) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("case", [*CASES, *SEEING, *SLOW], ids=str)
 @pytest.mark.usefixtures("launches")
-def check_all_pairs(case: Case, way: str) -> None:
-    compare(case, way)
+def check_all_pairs(case: Case, update: str) -> None:
+    compare(case, update)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("small", [False, True])
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("labels", [2, 20, 64])
-def check_the_tables_own_shapes(labels: int, way: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_the_tables_own_shapes(labels: int, update: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from tritoncrf.kernels import shapes
 
     table = {key: both[small:] + both[:small] for key, both in shapes.TABLE.items()}
     monkeypatch.setattr(shapes, "TABLE", table)
-    compare(Case((21, 18), labels, FIVE, images=2, clamps=True), way)
+    compare(Case((21, 18), labels, FIVE, images=2, clamps=True), update)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("launches")
-@pytest.mark.parametrize("way", ["gather", "incremental"])
-def check_offsets_past_two_to_the_31(way: str) -> None:
+@pytest.mark.parametrize("update", ["gather", "incremental"])
+def check_offsets_past_two_to_the_31(update: str) -> None:
     """A problem whose labels, energies and bounds lie beyond 2^31 elements; memory that is not touched is not there."""
     from tritoncrf.kernels import shapes, sweeps
     from tritoncrf.kernels.listing import Listing
 
     case = Case((6, 7), 3, FIVE, images=2, replicas=3, kinds=2, gates=1, gates_on=(3, 1))
     asked = problem(case)
-    sampler, chains = asked.start("triton", way)
+    sampler, chains = asked.start("triton", update)
     start, work, plan = chains.rows.clone(), cast(Any, chains.work), chains.plan
     sampler.run(chains, 2)
     # Six chains, or two images of rows of 4; of bounds six times 3 * 2^27.
@@ -560,7 +560,7 @@ def check_offsets_past_two_to_the_31(way: str) -> None:
         far(listed(given.lookup, ahead), 2, volume),
     )  # fmt: skip
     field = None
-    if way == "incremental":
+    if update == "incremental":
         # Tags that are none, behind odds that nobody asked for.
         field = far(torch.zeros(1, 6, dtype=torch.int32), 1, 6 * slots + 6).view(-1)
         assert field.numel() > 1 << 31
@@ -571,7 +571,7 @@ def check_offsets_past_two_to_the_31(way: str) -> None:
     sweeps.sweep(
         labels, unary, work.rows, work.grid.steps, torch.tensor(bounds, dtype=torch.int32), listing, plan.index,
         asked.given["count"].contiguous(), flips, None, field, bounds, 2, contract.scale_of(1.0), (low, high), 2, 3,
-        shapes.choose(3, way == "incremental", 2, 3, 6), edges,
+        shapes.choose(3, update == "incremental", 2, 3, 6), edges,
     )  # fmt: skip
     assert torch.equal(labels[:, :, shift:], chains.rows)
     _, once = asked.start("torch", "gather")
@@ -599,15 +599,15 @@ def check_temperature_tables_and_way_may_change(case: Case, monkeypatch: pytest.
     changes = [(3.0, 1.0, "incremental"), (0.05, 1.0, "incremental"), (3.0, 1.0, "incremental"), (0.2, 1.0, "incremental")]
     changes += [(1e6, 1.0, "incremental"), (1.0, 1.0, "incremental"), (1.0, -0.5, "incremental"), (1.0, 1.0, "gather")]
     # Past what words hold and back: nothing but the tables is prepared anew.
-    for beta, tables, way in [*changes, (1.0, 32.0, "gather"), (0.1, 1.0, "incremental"), (1.0, 1 / 32, "gather")]:
+    for beta, tables, update in [*changes, (1.0, 32.0, "gather"), (0.1, 1.0, "incremental"), (1.0, 1 / 32, "gather")]:
         with torch.no_grad():
             asked.crf.pairwise.mul_(tables)
             if asked.crf.gated is not None:
                 asked.crf.gated.mul_(-1.0)
-        ours.way = way
+        ours.update = update
         for sampler, state in ((ours, chains), (theirs, expected)):
             sampler.run(state, 2, beta=beta)
-        assert torch.equal(chains.rows, expected.rows), (beta, tables, way)
+        assert torch.equal(chains.rows, expected.rows), (beta, tables, update)
 
 
 def moved(asked: Problem, device: torch.device) -> Problem:
@@ -619,11 +619,11 @@ def everything(chains: ChainState, out: Tensor) -> list[Tensor]:
     return [part.clone() for part in (chains.rows, chains.count, *(() if chains.field is None else (chains.field,)), out)]
 
 
-def unmoved(name: str, way: str, device: torch.device = CPU) -> None:
+def unmoved(name: str, update: str, device: torch.device = CPU) -> None:
     """Where a call is bad an engine leaves labels, field and averages as they are, tells of no flip, and can go on."""
     case = Case((4, 5), 3, FIVE[:2], images=2, clamps=True)
     asked = moved(problem(case), device)
-    (sampler, chains), (_, expected) = (asked.start(name, way) for _ in range(2))
+    (sampler, chains), (_, expected) = (asked.start(name, update) for _ in range(2))
     engine: Any = sampler.engine
     key = contract.key_of(sampler.seed)
     for state in (chains, expected):
@@ -652,10 +652,10 @@ def unmoved(name: str, way: str, device: torch.device = CPU) -> None:
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize(("way", "launch"), [("gather", LAUNCHES[0]), ("incremental", LAUNCHES[3])])
-def check_nothing_happens_where_a_call_is_bad(way: str, launch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("update", "launch"), [("gather", LAUNCHES[0]), ("incremental", LAUNCHES[3])])
+def check_nothing_happens_where_a_call_is_bad(update: str, launch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     launched(monkeypatch, *launch)
-    unmoved("triton", way)
+    unmoved("triton", update)
 
 
 class Listening(TorchDispatchMode):
@@ -717,14 +717,14 @@ def check_preparing_does_not_wait(launched_kernels: list[tuple[Any, ...]]) -> No
 
 
 @pytest.mark.parametrize("case", [CASES[0], SEEING[2]], ids=str)
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("bad", [False, True])
-def check_a_call_is_a_launch(case: Case, way: str, bad: bool, launched_kernels: list[tuple[Any, ...]]) -> None:
+def check_a_call_is_a_launch(case: Case, update: str, bad: bool, launched_kernels: list[tuple[Any, ...]]) -> None:
     """A sweep makes no tensor on the host and reads none: one launch, of numbers and of tensors from before."""
-    _, chains = problem(case).start("triton", way)
+    _, chains = problem(case).start("triton", update)
     engine = load("triton")
     assert not isinstance(engine, str)
-    field = engine.field(chains.work, chains.rows) if way == "incremental" else None
+    field = engine.field(chains.work, chains.rows) if update == "incremental" else None
     refused = torch.tensor(True) if bad else None
     launched_kernels.clear()
     with Listening() as listening:
@@ -771,7 +771,7 @@ def check_sweeps_that_redraw_nothing(labels: int) -> None:
     logits = torch.zeros(1, labels, 6, 7)
     logits[:, 0] = 60.0
     tables = 3.0 * (1 - torch.eye(labels)).expand(2, labels, labels).contiguous()
-    sampler = Sampler(GridCRF(labels, Neighborhood.nearest(4), tables), "triton", 1, way="incremental")
+    sampler = Sampler(GridCRF(labels, Neighborhood.nearest(4), tables), "triton", 1, update="incremental")
     chains = sampler.init(logits)
     sampler.run(chains, 1)
     before = chains.rows.clone()
@@ -780,8 +780,8 @@ def check_sweeps_that_redraw_nothing(labels: int) -> None:
     assert chains.flips.item() == 0
 
 
-@pytest.mark.parametrize("way", ["gather", "incremental"])
-def check_a_team_without_room_gives_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("update", ["gather", "incremental"])
+def check_a_team_without_room_gives_way(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a full device says of a cooperative launch; any other fault is the caller's."""
     from tritoncrf.kernels import shapes, sweeps
 
@@ -797,7 +797,7 @@ def check_a_team_without_room_gives_way(way: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shapes, "TEAM", 3)
     monkeypatch.setattr(sweeps, "launch", full)
     asked = problem(Case((7, 9), 3, FIVE, images=2))
-    (ours, chains), (theirs, expected) = asked.start("triton", way), asked.start("torch", "gather")
+    (ours, chains), (theirs, expected) = asked.start("triton", update), asked.start("torch", "gather")
     ours.run(chains, 2)
     theirs.run(expected, 2)
     assert tried == [True, False]
@@ -869,9 +869,9 @@ def check_every_branch_of_a_sweep_is_taken(taken: Counter[str], monkeypatch: pyt
     far = replace(square, offsets=FAR[:9], replicas=1)
     for launch, case in ((0, line), (1, replace(line, images=1)), (2, edge), (2, square), (2, far), (3, square)):
         launched(monkeypatch, *LAUNCHES[launch])
-        for way in ("gather", "incremental"):
-            swept(case, way)
-    parts = [f"{way} {part} {size}" for way in ("lazy", "every") for part in ("wide", "split") for size in ("whole", "part")]
+        for update in ("gather", "incremental"):
+            swept(case, update)
+    parts = [f"{update} {part} {size}" for update in ("lazy", "every") for part in ("wide", "split") for size in ("whole", "part")]
     parts += ["a further round", "a further group", "replicas together", "a look of 16", "a look's remainder", "a further look"]
     parts += ["a look of 32 by 16 lanes", "known", "unknown", "flips side by side", "no flip", "several pushes"]
     parts += ["a flip a round", "a flip in parts", "add_words", "add_floats"]
@@ -889,8 +889,8 @@ def golden() -> dict[str, Any]:
 GOLDEN = [("line", "incremental"), ("plane", "incremental"), ("volume", "gather")]
 
 
-@pytest.mark.parametrize(("name", "way"), GOLDEN)
-def check_the_contracts_vectors(name: str, way: str, golden: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "update"), GOLDEN)
+def check_the_contracts_vectors(name: str, update: str, golden: dict[str, Any]) -> None:
     case = golden[name]
     sites, labels, classes = int(np.prod(case["shape"])), case["labels"], len(case["offsets"])
     words = [[enumeration.philox((s, k, 0, 0), (1, 0))[0] >> 16 for s in range(sites)] for k in range(labels)]
@@ -898,7 +898,7 @@ def check_the_contracts_vectors(name: str, way: str, golden: dict[str, Any]) -> 
     tables = (torch.tensor(entries).view(classes, labels, labels) - 2048) / 4096
     crf = GridCRF(labels, Neighborhood.from_offsets(case["offsets"]), tables.float())
     logits = (torch.tensor(words) / 4096).view(1, labels, *case["shape"])
-    sampler = Sampler(crf, "triton", case["seed"], way=way)
+    sampler = Sampler(crf, "triton", case["seed"], update=update)
     replica = case["replica"]
     chains = sampler.init(logits, index=torch.tensor([case["index"]]), replicas=replica + 1, phase=case["phase"])
     (sweeps, (expected, changed)) = next(iter(case["after_sweeps"].items()))

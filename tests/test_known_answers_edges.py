@@ -1,6 +1,6 @@
 """Known answers of kinds and gates: the labels of an independent program (`tests.scalar_edges`), bit for bit.
 
-Also where the entries of edges that do not exist hold nonsense, and whatever the way and the engine.
+Also where the entries of edges that do not exist hold nonsense, and whatever the update and the engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests import scalar_edges
 from tritoncrf import GridCRF, Neighborhood, Sampler
 from tritoncrf.engines import report
 
-WAYS = ("gather", "incremental", "auto")
+UPDATES = ("gather", "incremental", "auto")
 ENGINES = [
     pytest.param(name, marks=pytest.mark.skipif(state != "ready", reason=f"{name}: {state}"))
     for name, state in report(torch.device("cpu")).items()
@@ -31,7 +31,7 @@ def sha(labels: Tensor) -> str:
     return hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
 
 
-def sampler(case: dict[str, Any], given: dict[str, Any], engine: str, way: str) -> Sampler:
+def sampler(case: dict[str, Any], given: dict[str, Any], engine: str, update: str) -> Sampler:
     tables, extra = torch.from_numpy(given["tables"]), {}
     if given["kinds"] is None:
         tables = tables[:, 0]
@@ -41,7 +41,7 @@ def sampler(case: dict[str, Any], given: dict[str, Any], engine: str, way: str) 
         extra |= {"gates": case["ranks"], "gates_on": Neighborhood.from_offsets(given["gates_on"])}
         extra |= {"gated": torch.from_numpy(given["gated"])}
     crf = GridCRF(case["labels"], Neighborhood.from_offsets(case["offsets"]), tables, **extra)
-    return Sampler(crf, engine, seed=case["seed"], way=way)
+    return Sampler(crf, engine, seed=case["seed"], update=update)
 
 
 def batch(case: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -70,9 +70,9 @@ def spoil_what_is_no_edge(given: dict[str, Any]) -> None:
                     given[name][(..., c, *site)] = nonsense
 
 
-def assert_answers(case: dict[str, Any], given: dict[str, Any], engine: str, way: str) -> None:
+def assert_answers(case: dict[str, Any], given: dict[str, Any], engine: str, update: str) -> None:
     replica, index = case["replica"], torch.tensor([case["index"]])
-    walker = sampler(case, given, engine, way)
+    walker = sampler(case, given, engine, update)
     chains = walker.init(**batch(case, given), index=index, replicas=replica + 1, phase=case["phase"])
     assert sha(chains.labels[0, replica]) == case["initial"]
     done = 0
@@ -84,12 +84,12 @@ def assert_answers(case: dict[str, Any], given: dict[str, Any], engine: str, way
         assert f"changed {int(chains.flips[0, replica])}" == changed
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", list(ANSWERS))
-def test_known_answers(name: str, engine: str, way: str) -> None:
+def test_known_answers(name: str, engine: str, update: str) -> None:
     case = ANSWERS[name]
-    assert_answers(case, scalar_edges.inputs(case), engine, way)
+    assert_answers(case, scalar_edges.inputs(case), engine, update)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

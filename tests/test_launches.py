@@ -115,7 +115,7 @@ def test_reading_figures_is_what_costs() -> None:
     loss(torch.zeros(1, 4, 5, 6, device=DEVICE), torch.zeros(1, 5, 6, dtype=torch.long, device=DEVICE))
     with (mode := Launches()):
         assert loss.statistics is not None
-    assert mode.ours["tally.py:statistics"] > 5
+    assert mode.ours["statistics.py:statistics"] > 5
 
 
 def learned() -> tuple[tc.CRFLoss, Callable[[], Tensor]]:
@@ -129,18 +129,18 @@ def learned() -> tuple[tc.CRFLoss, Callable[[], Tensor]]:
 def test_figures_are_those_of_their_call_whatever_happens_after() -> None:
     loss, step = learned()
     step()
-    told, first = loss._told, loss.statistics
+    counted, first = loss._statistics, loss.statistics
     assert first is not None
     for _ in range(3):
         step()
-    assert told is not None
-    assert not isinstance(told, monitor.Statistics)
-    assert monitor.numbers(told.statistics()) == monitor.numbers(first)
+    assert counted is not None
+    assert not isinstance(counted, monitor.Statistics)
+    assert monitor.numbers(counted.statistics()) == monitor.numbers(first)
     assert loss.statistics is not None
     assert monitor.numbers(loss.statistics) != monitor.numbers(first)
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-        assert isinstance(other._told, monitor.Statistics)
-        assert monitor.numbers(other._told) == monitor.numbers(loss.statistics)
+        assert isinstance(other._statistics, monitor.Statistics)
+        assert monitor.numbers(other._statistics) == monitor.numbers(loss.statistics)
     loss.statistics = None
     assert loss.statistics is None
 

@@ -173,7 +173,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
         tables = found.pairwise.transpose(1, 2) if fault == "transposed counts" else found.pairwise * 0.9
         return found._replace(pairwise=tables)
 
-    monkeypatch.setattr("tritoncrf.outcome.errors", wrong)
+    monkeypatch.setattr("tritoncrf.reduction.errors", wrong)
     p = problem()
     store = tc.ChainStore([SHAPE] * 20, replicas=1000, seed=1)
     loss = tc.CRFLoss(p.crf, chains=store, reduction="sum")
@@ -190,7 +190,7 @@ def test_value_is_the_energy_gap_and_mean_divides_by_labelled_pixels() -> None:
         logits = p.logits.expand(4, -1, -1, -1).clone().requires_grad_()
         values[reduction] = loss(logits, p.target.expand(4, -1, -1), torch.arange(4))
         index = torch.arange(4)
-        y, drawn = (store.fetch(store.places(index, SHAPE), data=data)[:, 0].long() for data in (True, False))
+        y, drawn = (store.fetch(store.pixel_indices(index, SHAPE), data=data)[:, 0].long() for data in (True, False))
         gap = (p.crf.energy(logits, y) - p.crf.energy(logits, drawn)).sum()
         assert torch.allclose(values["sum"], gap, atol=1e-4)
         values[reduction].backward()

@@ -67,7 +67,7 @@ def test_chains_persist_and_go_on_where_they_were() -> None:
         grads(loss, logits, target, torch.tensor([0]))
     sampler = tc.Sampler(crf, seed=7)
     chains = sampler.run(sampler.init(logits, phase="free"), 6)
-    assert torch.equal(store.fetch(store.places(torch.tensor([0]), SIZES[0]))[0], chains.labels[0])
+    assert torch.equal(store.fetch(store.pixel_indices(torch.tensor([0]), SIZES[0]))[0], chains.labels[0])
     assert store.sweeps.tolist() == [6, 0, 0]
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("numba")
 from numba import config
 
 from tritoncrf.engines import numba_cache
-from tritoncrf.engines.numba_cache import entry
+from tritoncrf.engines.numba_cache import entry_point
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,15 +31,15 @@ def test_a_damaged_cache_is_made_anew(
 ) -> None:
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(numba_cache, "_warned", False)
-    assert entry(more)(1) == 2
+    assert entry_point(more)(1) == 2
     files = list(tmp_path.rglob(pattern))
     assert files
     for file in files:
         file.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"numba engine's cache in .* cannot be used \(.*compiled in this process") as told:
-        assert entry(more)(1) == 2
-    assert len(told) == 1
-    again = entry(more)
+    with pytest.warns(UserWarning, match=r"numba engine's cache in .* cannot be used \(.*compiled in this process") as warned:
+        assert entry_point(more)(1) == 2
+    assert len(warned) == 1
+    again = entry_point(more)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert again(1) == 2

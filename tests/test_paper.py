@@ -123,9 +123,9 @@ def test_folds_and_splits_share_no_image() -> None:
     seen: list[int] = []
     for fold in FOLDS:
         train, test = (part.dataset for part in read(PRESETS["facades"], fold, DATA))
-        assert not set(train.places) & set(test.places)  # type: ignore[attr-defined]
+        assert not set(train.pixel_indices) & set(test.pixel_indices)  # type: ignore[attr-defined]
         assert len(test.sizes) == len(test)  # type: ignore[attr-defined]
-        seen += test.places  # type: ignore[attr-defined]
+        seen += test.pixel_indices  # type: ignore[attr-defined]
     assert sorted(seen) == list(range(378))
     assert [len(part) for part in read(PRESETS["half"], CLIP, DATA)] == [1200, 429]
 

@@ -114,7 +114,7 @@ def test_gaussian_tables_have_nothing_beside_the_kernel(tmp_path: Path) -> None:
     assert not bool(saved["pairwise"].any())
     assert bool(saved["gated"].any())
     batch = Batch.of(next(iter(given.tests())), given.device)
-    told = sampling.parts(given, "gaussian").told
+    told = sampling.parts(given, "gaussian").edge_maker
     assert told is not None
     gates = told(batch.image).gates
     assert gates is not None
@@ -185,7 +185,7 @@ def test_finished_rows_answer_and_go_on_as_they_learned(row: str, tmp_path: Path
         assert torch.equal(found[6].long(), predict(batch)[1][0].argmax(0))
     batch = Batch.of(next(iter(given.loader(shuffle=False))), given.device)
     logits, _, (kinds, gates) = kept.model.asked(batch)
-    crf, where = kept.model.crf, kept.chains.places(batch.index.long(), tuple(batch.target.shape[1:]))
+    crf, where = kept.model.crf, kept.chains.pixel_indices(batch.index.long(), tuple(batch.target.shape[1:]))
 
     def energy() -> float:
         return float(crf.energy(logits, kept.chains.fetch(where)[:, 0], kinds=kinds, gates=gates).detach())

@@ -86,10 +86,10 @@ def test_messages_with_kinds_have_the_loops_gradients() -> None:
     sites, chosen, groups = parts_of(batch, kinds)
     weights = torch.randn((len(sites), LABELS), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grads = []
-    for way in ("ours", "loop"):
+    for update in ("ours", "loop"):
         leaves = logits.clone().requires_grad_(), tables.clone().requires_grad_()
         q = state(batch, leaves[0])
-        if way == "ours":
+        if update == "ours":
             field = kinded.messages(sites.pick(q), leaves[1], groups) + kinded.labelled(leaves[1], sites, chosen)
         else:
             field = sites.pick(field_by_loop(q, leaves[1], kinds))
@@ -125,7 +125,7 @@ def test_mean_field_with_kinds_is_the_loops(iterations: int) -> None:
     sites = Sites.of(batch, AROUND, LABELS)
     expected = meanfield.pixel_cross_entropy(sites.pick(q).log(), batch, sites)
     crf = crf_with(tables)
-    value = meanfield.objective(crf, iterations, told=Given(kinds))
+    value = meanfield.objective(crf, iterations, edge_maker=Given(kinds))
     assert torch.allclose(value(logits, batch), expected, atol=1e-12)
     crf.pairwise.grad = None
     value(logits, batch).backward()  # type: ignore[no-untyped-call]

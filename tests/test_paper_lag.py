@@ -39,7 +39,7 @@ def test_chains_go_on_as_in_a_visit_of_a_model_that_stands_still(work: Work) -> 
     for place in (0, 5):
         batch = batch_of(work, place)
         sizes = work.problem.train.sizes[place]
-        where = kept.chains.places(batch.index.long(), tuple(sizes))
+        where = kept.chains.pixel_indices(batch.index.long(), tuple(sizes))
 
         def energy(batch: Batch = batch, where: torch.Tensor = where) -> float:
             return float(crf.energy(network(batch.image), kept.chains.fetch(where)[:, 0]).detach())

@@ -86,8 +86,8 @@ def test_messages_are_the_loops() -> None:
     q = sites.pick(state(batch, logits))
     expected = sites.pick(field_by_loop(state(batch, logits), tables))
     assert len(sites) == int(free_of(batch).sum()) > 10
-    for way in (messages, plain):
-        assert torch.allclose(way(q, tables, sites), expected, atol=1e-12)
+    for update in (messages, plain):
+        assert torch.allclose(update(q, tables, sites), expected, atol=1e-12)
 
 
 def test_messages_gradients() -> None:
@@ -106,9 +106,9 @@ def test_messages_cross_chunks() -> None:
     q = torch.rand((600, LABELS), generator=draw, dtype=torch.float64)
     tables = torch.randn((len(AROUND), LABELS, LABELS), generator=draw, dtype=torch.float64)
     grads = []
-    for way in (messages, plain):
+    for update in (messages, plain):
         leaves = q.clone().requires_grad_(), tables.clone().requires_grad_()
-        grads.append(torch.autograd.grad(way(*leaves, sites).sin().sum(), leaves))
+        grads.append(torch.autograd.grad(update(*leaves, sites).sin().sum(), leaves))
     for ours, theirs in zip(*grads, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-11)
 

@@ -189,23 +189,23 @@ def test_tables_keep_their_form_and_learn(form: str, sees: str, where: Where) ->
             assert float(now.min()) > 0
 
 
-@pytest.mark.parametrize("way", ["gather", "incremental", "auto"])
+@pytest.mark.parametrize("update", ["gather", "incremental", "auto"])
 @pytest.mark.parametrize("engine", ["torch", "numba"])
 @pytest.mark.parametrize(
     ("form", "sees", "where"),
     [("potts", "none", "pairwise"), ("network", "both", "gated"), ("symmetric", "kinds", "pairwise")],
 )
-def test_a_sampler_notices_changed_tables(form: str, sees: str, where: Where, engine: str, way: str) -> None:
+def test_a_sampler_notices_changed_tables(form: str, sees: str, where: Where, engine: str, update: str) -> None:
     crf = model(form, sees, where)
     logits, _, given = batch(sees)
     assert crf.version is None
-    sampler = tc.Sampler(crf, engine, seed=6, way=way)
+    sampler = tc.Sampler(crf, engine, seed=6, update=update)
     chains = sampler.run(sampler.init(logits, replicas=2, **given), 5)
     for turn in range(3):
         with torch.no_grad():
             for parameter in crf.parameters():
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(turn)))
-        plain = tc.Sampler(frozen(crf), "torch", seed=6, way="gather")
+        plain = tc.Sampler(frozen(crf), "torch", seed=6, update="gather")
         twin = plain.init(logits, chains.labels, replicas=2, count=chains.sweeps, **given)
         start = chains.labels
         assert torch.equal(sampler.run(chains, 3).labels, plain.run(twin, 3).labels)
@@ -222,7 +222,7 @@ def test_one_plain_parameter_and_one_that_is_made(where: Where) -> None:
     for name, parameter in crf.named_parameters():
         with torch.no_grad():
             parameter.mul_(-1.5)
-        plain = tc.Sampler(frozen(crf), "torch", seed=1, way="gather")
+        plain = tc.Sampler(frozen(crf), "torch", seed=1, update="gather")
         twin = plain.init(logits, chains.labels, count=chains.sweeps, **given)
         assert torch.equal(sampler.run(chains, 2).rows, plain.run(twin, 2).rows), name
 

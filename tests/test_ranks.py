@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from tritoncrf.ranks import Meeting, Ranks
-from tritoncrf.shares import Share, unpack
+from tritoncrf.sharding import Share, unpack
 
 ROOT = Path(__file__).parent.parent
 CASES = ("whole", "borrowed", "moved", "cd", "paced")
@@ -41,7 +41,7 @@ def finish(*jobs: subprocess.Popen[str]) -> None:
         assert job.returncode == 0, said[-3000:]
 
 
-def told(folder: Path, case: str, rank: int = 0) -> list[dict[str, Tensor]]:
+def results(folder: Path, case: str, rank: int = 0) -> list[dict[str, Tensor]]:
     found: list[dict[str, Tensor]] = torch.load(folder / f"{case}_{rank}.pt", weights_only=True)
     return found
 
@@ -63,17 +63,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_any_number_of_ranks_makes_the_same_chains_tables_and_weights(runs: dict[int, Path], ranks: int, case: str) -> None:
-    alone = told(runs[1], case)
+    alone = results(runs[1], case)
     assert len(alone) == 3
     assert bool(alone[-1]["loss.crf.pairwise"].any())
     for rank in range(ranks):
-        assert differences(alone, told(runs[ranks], case, rank)) == []
+        assert differences(alone, results(runs[ranks], case, rank)) == []
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_shared_store_holds_its_share(runs: dict[int, Path], ranks: int) -> None:
-    total = int(told(runs[1], "whole")[0]["bytes"])
-    shares = [int(told(runs[ranks], "borrowed", rank)[0]["bytes"]) for rank in range(ranks)]
+    total = int(results(runs[1], "whole")[0]["bytes"])
+    shares = [int(results(runs[ranks], "borrowed", rank)[0]["bytes"]) for rank in range(ranks)]
     # Two spare bytes a rank, one for each phase.
     assert sum(shares) - 2 * ranks == total - 2
     assert max(shares) < 1.1 * total / ranks
@@ -83,7 +83,7 @@ def test_a_shared_store_holds_its_share(runs: dict[int, Path], ranks: int) -> No
 def test_a_state_goes_on_on_another_number_of_ranks(runs: dict[int, Path], tmp_path: Path, wrote: int, goes_on: int) -> None:
     shutil.copy(runs[wrote] / "moved_after_one.pt", tmp_path / "state.pt")
     finish(start(goes_on, str(tmp_path), "moved"))
-    assert differences(told(runs[1], "moved"), told(tmp_path, "moved")) == []
+    assert differences(results(runs[1], "moved"), results(tmp_path, "moved")) == []
 
 
 def test_a_mean_is_over_the_pixels_of_all_ranks(runs: dict[int, Path], tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_mean_is_over_the_pixels_of_all_ranks(runs: dict[int, Path], tmp_path:
     for folder in folders.values():
         folder.mkdir()
     finish(*(start(ranks, str(folder), "mean") for ranks, folder in folders.items()))
-    one, two = (told(folder, "mean") for folder in folders.values())
+    one, two = (results(folder, "mean") for folder in folders.values())
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a["labelled"], b["labelled"])
         assert torch.allclose(a["network.weight"], b["network.weight"], atol=1e-6)
@@ -103,7 +103,7 @@ def test_a_mean_is_over_the_pixels_of_all_ranks(runs: dict[int, Path], tmp_path:
 def test_an_image_on_two_ranks_keeps_one_chain_and_ranks_may_hold_unlike_numbers(tmp_path: Path) -> None:
     finish(start(2, str(tmp_path), "twice"))
     for share in ("whole", "shared"):
-        one, two = told(tmp_path, f"twice_{share}", 0), told(tmp_path, f"twice_{share}", 1)
+        one, two = results(tmp_path, f"twice_{share}", 0), results(tmp_path, f"twice_{share}", 1)
         assert torch.equal(one[0]["labels"], two[0]["labels"])
         assert one[0]["sweeps"].tolist() == [3, 3, 3, 0, 3]
         # That of the first rank, whose logits forbade all but label 1.
@@ -138,7 +138,7 @@ def test_a_network_in_shards_and_tables_in_shards_learn_alike(tmp_path: Path) ->
     """FSDP2: `fully_shard` on the network, and on the loss too."""
     pytest.importorskip("torch.distributed.fsdp", reason="this torch has no FSDP2")
     finish(start(2, str(tmp_path), "fsdp"))
-    plain, sharded, tables = (told(tmp_path, f"fsdp_{name}")[0] for name in ("plain", "network", "both"))
+    plain, sharded, tables = (results(tmp_path, f"fsdp_{name}")[0] for name in ("plain", "network", "both"))
     for name, part in plain.items():
         assert torch.equal(part, sharded[name]), name
         assert torch.equal(part, tables[name]), name
@@ -149,7 +149,7 @@ def test_a_trainer_on_two_ranks_makes_one_log_one_checkpoint_and_the_figures_of_
     for folder in folders.values():
         folder.mkdir()
     finish(*(start(ranks, str(folder), "trainer", DROPOUT="0") for ranks, folder in folders.items()))
-    one, two, other = told(folders[1], "trainer")[0], told(folders[2], "trainer")[0], told(folders[2], "trainer", 1)[0]
+    one, two, other = results(folders[1], "trainer")[0], results(folders[2], "trainer")[0], results(folders[2], "trainer", 1)[0]
     for name, part in two.items():
         assert torch.equal(part, other[name]), name
     assert sorted(file.name for file in folders[2].iterdir() if file.suffix in (".jsonl", ".safetensors")) == [
@@ -172,7 +172,7 @@ def test_a_trainer_on_two_ranks_stopped_on_one_goes_on_on_the_same_bits(tmp_path
     finish(start(2, str(whole), "trainer"), start(2, str(broken), "trainer", STOP_AT="1"))
     assert not (broken / "trainer_0.pt").exists()
     finish(start(2, str(broken), "trainer"))
-    one, two = told(whole, "trainer")[0], told(broken, "trainer")[0]
+    one, two = results(whole, "trainer")[0], results(broken, "trainer")[0]
     for name, part in one.items():
         assert torch.equal(part, two[name]), name
 
@@ -208,9 +208,9 @@ def test_the_command_line_on_two_ranks_is_one_run(tmp_path: Path) -> None:
 
 def test_planted_faults_are_caught(runs: dict[int, Path], tmp_path: Path) -> None:
     finish(start(2, str(tmp_path), "faults", "mean"))
-    right = {"no turns": told(runs[1], "cd"), "mean of one rank": told(tmp_path, "mean")}
+    right = {"no turns": results(runs[1], "cd"), "mean of one rank": results(tmp_path, "mean")}
     for fault in ("tables of one rank", "no turns", "mean of one rank", "stale chains"):
-        assert differences(right.get(fault, told(runs[1], "whole")), told(tmp_path, fault)) != [], fault
+        assert differences(right.get(fault, results(runs[1], "whole")), results(tmp_path, fault)) != [], fault
 
 
 def test_one_alone_asks_nobody() -> None:
@@ -220,14 +220,14 @@ def test_one_alone_asks_nobody() -> None:
     assert ranks.sum(part) is part
     meeting = ranks.meet(part)
     assert meeting.again.tolist() == [False, False, True]
-    assert meeting.places.tolist() == [0, 1, 2]
+    assert meeting.offsets.tolist() == [0, 1, 2]
     assert meeting.own(part) is part
 
 
 def test_ranks_take_turns_in_a_step() -> None:
     heads = [torch.tensor([count, 0, *range(100 * count, 100 * count + count), *[0] * (3 - count)]) for count in (3, 1, 3)]
     meetings = [Meeting(Ranks(None, rank, 3), heads[rank][2 : 2 + heads[rank][0]], lambda: heads) for rank in range(3)]
-    places = [meeting.places.tolist() for meeting in meetings]
+    places = [meeting.offsets.tolist() for meeting in meetings]
     assert meetings[0].lists == [[300, 301, 302], [100], [300, 301, 302]]
     assert meetings[0].again.tolist() == [False] * 4 + [True] * 3
     assert [meeting.first for meeting in meetings] == [0, 3, 4]

@@ -27,7 +27,7 @@ from tritoncrf.chains import ChainState
 from tritoncrf.engines import report
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-WAYS = ("gather", "incremental", "auto")
+UPDATES = ("gather", "incremental", "auto")
 STATES = report(torch.device("cpu"))
 ENGINES = [
     pytest.param(name, marks=pytest.mark.skipif(state != "ready", reason=f"{name}: {state}")) for name, state in STATES.items()
@@ -74,10 +74,10 @@ def assert_golden(sampler: Sampler, case: dict[str, Any], logits: Tensor, **argu
         assert chains.sweeps.tolist() == [done]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["line", "plane", "volume"])
-def test_golden_small(name: str, engine: str, way: str) -> None:
+def test_golden_small(name: str, engine: str, update: str) -> None:
     case = vectors()["small"][name]
     sites, labels, classes = int(np.prod(case["shape"])), case["labels"], len(case["offsets"])
     words = [[enumeration.philox((s, k, 0, 0), (1, 0))[0] >> 16 for s in range(sites)] for k in range(labels)]
@@ -85,12 +85,12 @@ def test_golden_small(name: str, engine: str, way: str) -> None:
     tables = (torch.tensor(entries).view(classes, labels, labels) - 2048) / 4096
     crf = GridCRF(labels, Neighborhood.from_offsets(case["offsets"]), tables.float())
     logits = (torch.tensor(words) / 4096).view(labels, *case["shape"])
-    assert_golden(Sampler(crf, engine, case["seed"], way=way), case, logits)
+    assert_golden(Sampler(crf, engine, case["seed"], update=update), case, logits)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_golden_holes_clamps_and_forbidden_labels(engine: str, way: str) -> None:
+def test_golden_holes_clamps_and_forbidden_labels(engine: str, update: str) -> None:
     case = vectors()["small_with_holes"]
     rng = np.random.default_rng(42)
     logits = rng.normal(0, 2, (24, 17, 5)).astype(np.float32)
@@ -107,12 +107,12 @@ def test_golden_holes_clamps_and_forbidden_labels(engine: str, way: str) -> None
     labels = torch.where(held, 2, 255)
     given = {"labels": labels, "mask": torch.from_numpy(~hole), "clamp": torch.from_numpy(clamp)}
     labels[torch.from_numpy(hole)] = 77
-    assert_golden(Sampler(crf, engine, case["seed"], way=way), case, torch.from_numpy(logits).movedim(-1, 0), **given)
+    assert_golden(Sampler(crf, engine, case["seed"], update=update), case, torch.from_numpy(logits).movedim(-1, 0), **given)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("engine", [param for param in ENGINES if param.values != ("triton",)])
-def test_golden_standard_problem(engine: str, way: str) -> None:
+def test_golden_standard_problem(engine: str, update: str) -> None:
     case = vectors()["standard_calm"]
     spec = importlib.util.spec_from_file_location("yardstick", SHARED / "yardstick" / "problem.py")
     assert spec is not None
@@ -123,16 +123,16 @@ def test_golden_standard_problem(engine: str, way: str) -> None:
     if hashlib.sha256(problem["unary"].tobytes()).hexdigest()[:16] != "6c1359b7a0ab6bc5":
         pytest.skip("this machine's numpy computes other energies from the same recipe")
     crf = GridCRF(module.L, Neighborhood.nearest(64), torch.from_numpy(problem["pairwise"]))
-    assert_golden(Sampler(crf, engine, case["seed"], way=way), case, torch.from_numpy(-problem["unary"]).movedim(-1, 0))
+    assert_golden(Sampler(crf, engine, case["seed"], update=update), case, torch.from_numpy(-problem["unary"]).movedim(-1, 0))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_labels_equal_the_scalar_reference(engine: str, way: str) -> None:
+def test_labels_equal_the_scalar_reference(engine: str, update: str) -> None:
     """Large tables, few sites: every offset reaches past some border, and a beta and a replica that are not 1 and 0."""
     crf, logits = model(2.0), noise(LABELS, 5, 4) * 2
-    chains = Sampler(crf, engine, -3, way=way).init(logits[None], index=torch.tensor([2**40 - 1]), replicas=3, phase="data")
-    sampler = Sampler(crf, engine, 2**64 - 3, way=way)
+    chains = Sampler(crf, engine, -3, update=update).init(logits[None], index=torch.tensor([2**40 - 1]), replicas=3, phase="data")
+    sampler = Sampler(crf, engine, 2**64 - 3, update=update)
     sampler.run(chains, 9, beta=0.4)
     pixels, tables = logits.movedim(0, -1).numpy(), crf.pairwise.detach().numpy()
     for replica in range(3):
@@ -154,17 +154,17 @@ SIZES = torch.tensor([[19, 23], [7, 23], [12, 9], [1, 3]])
 INDEX = torch.tensor([8, 2, 2**33 + 1, 0])
 
 
-def reference(way: str = "gather", count: Tensor | None = None, replicas: int = 2) -> ChainState:
-    sampler = Sampler(model(), "torch", seed=4, way=way)
+def reference(update: str = "gather", count: Tensor | None = None, replicas: int = 2) -> ChainState:
+    sampler = Sampler(model(), "torch", seed=4, update=update)
     chains = sampler.init(noise(IMAGES, LABELS, *SHAPE), None, INDEX, sizes=SIZES, replicas=replicas, count=count)
     return sampler.run(chains, SWEEPS)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_batch_order_size_padding_and_replicas_do_not_show(engine: str, way: str) -> None:
+def test_batch_order_size_padding_and_replicas_do_not_show(engine: str, update: str) -> None:
     expected = reference().labels
-    sampler = Sampler(model(), engine, seed=4, way=way)
+    sampler = Sampler(model(), engine, seed=4, update=update)
     logits = noise(IMAGES, LABELS, *SHAPE)
 
     def sample(rows: list[int], pad: int, replicas: int) -> Tensor:
@@ -184,12 +184,12 @@ def test_batch_order_size_padding_and_replicas_do_not_show(engine: str, way: str
         assert bool((expected[n, :, height:] == 255).all())
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_threads_do_not_show(way: str, one_thread: Callable[[int], None]) -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_threads_do_not_show(update: str, one_thread: Callable[[int], None]) -> None:
     found = []
     for threads in (1, 2):
         one_thread(threads)
-        found.append(reference(way))
+        found.append(reference(update))
     assert torch.equal(found[0].rows, found[1].rows)
     assert torch.equal(found[0].flips, found[1].flips)
 
@@ -197,7 +197,7 @@ def test_threads_do_not_show(way: str, one_thread: Callable[[int], None]) -> Non
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_run_may_be_cut_anywhere_and_change_its_way(engine: str) -> None:
     logits, sweeps = noise(2, LABELS, 6, 7), 100
-    whole = Sampler(model(), engine, seed=1, way="gather")
+    whole = Sampler(model(), engine, seed=1, update="gather")
     expected = whole.run(whole.init(logits), sweeps)
     sampler = Sampler(model(), engine, seed=1)
     chains = sampler.run(sampler.run(sampler.init(logits), 60), 40)
@@ -206,7 +206,7 @@ def test_a_run_may_be_cut_anywhere_and_change_its_way(engine: str) -> None:
     rng = np.random.default_rng(0)
     chains, flips = sampler.init(logits), torch.zeros(2, 1, dtype=torch.int64)
     while int(chains.sweeps[0]) < sweeps:
-        sampler.way = str(rng.choice(WAYS))
+        sampler.update = str(rng.choice(UPDATES))
         sampler.run(chains, min(int(rng.integers(0, 9)), sweeps - int(chains.sweeps[0])))
         flips += chains.flips
     assert torch.equal(chains.labels, expected.labels)
@@ -264,16 +264,16 @@ def test_labels_given_start_the_chain_and_255_is_drawn(engine: str) -> None:
     assert sampler.run(sampler.init(logits, given[:, 0]), 0).flips.tolist() == [[0], [0]]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_new_logits_and_new_tables_are_noticed(engine: str, way: str) -> None:
+def test_new_logits_and_new_tables_are_noticed(engine: str, update: str) -> None:
     logits = noise(2, LABELS, 9, 8), noise(2, LABELS, 9, 8, seed=1)
     crf = model()
-    sampler = Sampler(crf, engine, seed=6, way=way)
+    sampler = Sampler(crf, engine, seed=6, update=update)
     chains = sampler.run(sampler.init(logits[0]), 40)
 
     def fresh(values: Tensor) -> Tensor:
-        start = Sampler(crf, engine, seed=6, way="gather")
+        start = Sampler(crf, engine, seed=6, update="gather")
         return start.run(start.init(values, chains.labels, count=chains.sweeps), 5).labels
 
     expected = fresh(logits[1])
@@ -288,11 +288,11 @@ def test_new_logits_and_new_tables_are_noticed(engine: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (1, 1, 1)])
-@pytest.mark.parametrize("way", WAYS)
-def test_images_smaller_than_every_offset(shape: tuple[int, ...], way: str) -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_images_smaller_than_every_offset(shape: tuple[int, ...], update: str) -> None:
     """No class has an edge: every sweep is a draw from the unaries."""
     crf = GridCRF(3, Neighborhood.from_offsets([(5,) * len(shape), (*(0,) * (len(shape) - 1), 2)]))
-    sampler = Sampler(crf, "torch", seed=1, way=way)
+    sampler = Sampler(crf, "torch", seed=1, update=update)
     chains = sampler.run(sampler.init(noise(1, 3, *shape), replicas=2), 3)
     assert chains.labels.shape == (1, 2, *shape)
     assert int(chains.labels.max()) < 3
@@ -318,10 +318,10 @@ def test_seed_none_takes_torchs_generator() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_torchs_default_dtype_does_not_show(dtype: torch.dtype) -> None:
     crf, logits = model(), noise(1, LABELS, 6, 7)
-    expected = [sampler.run(sampler.init(logits), 5).labels for sampler in (Sampler(crf, "torch", 0, way=way) for way in WAYS)]
+    expected = [sampler.run(sampler.init(logits), 5).labels for sampler in (Sampler(crf, "torch", 0, update=update) for update in UPDATES)]
     torch.set_default_dtype(dtype)
     try:
-        got = [sampler.run(sampler.init(logits), 5).labels for sampler in (Sampler(crf, "torch", 0, way=way) for way in WAYS)]
+        got = [sampler.run(sampler.init(logits), 5).labels for sampler in (Sampler(crf, "torch", 0, update=update) for update in UPDATES)]
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(map(torch.equal, got, expected))
@@ -340,10 +340,10 @@ def test_a_chain_has_two_to_the_34_sweeps() -> None:
         sampler.run(chains, 1)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_fault_told_late_leaves_the_chains_as_they_were(way: str) -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_fault_told_late_leaves_the_chains_as_they_were(update: str) -> None:
     """What happens on a GPU, where values are not waited for: here a CPU told not to look."""
-    sampler = Sampler(model(), "torch", seed=0, way=way, validate=False)
+    sampler = Sampler(model(), "torch", seed=0, update=update, validate=False)
     chains, other = (sampler.run(sampler.init(**good()), 9) for _ in range(2))
     sampler.run(chains, 3, logits=spoiled(torch.nan))
     assert torch.equal(chains.rows, other.rows)
@@ -445,10 +445,10 @@ TABLE_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(("fault", "kind", "message"), RUN_FAULTS, ids=[message[:40] for _, _, message in RUN_FAULTS])
-def test_bad_input_to_run_moves_no_chain(fault: dict[str, Any], kind: type[Exception], message: str, way: str) -> None:
-    sampler = Sampler(model(), "torch", seed=0, way=way)
+def test_bad_input_to_run_moves_no_chain(fault: dict[str, Any], kind: type[Exception], message: str, update: str) -> None:
+    sampler = Sampler(model(), "torch", seed=0, update=update)
     chains, other = (sampler.run(sampler.init(**good()), 9) for _ in range(2))
     before, count, flips = chains.rows.clone(), chains.sweeps.clone(), chains.flips.clone()
     with pytest.raises(kind, match=re.escape(message)):
@@ -462,7 +462,7 @@ def test_bad_input_to_run_moves_no_chain(fault: dict[str, Any], kind: type[Excep
 @pytest.mark.parametrize(("entry", "message"), TABLE_FAULTS.items())
 def test_bad_tables(entry: float, message: str) -> None:
     crf = model()
-    sampler = Sampler(crf, "torch", seed=0, way="incremental")
+    sampler = Sampler(crf, "torch", seed=0, update="incremental")
     chains = sampler.run(sampler.init(**good()), 3)
     before, healthy = chains.rows.clone(), crf.pairwise.detach().clone()
     with torch.no_grad():
@@ -489,7 +489,7 @@ def test_bad_samplers() -> None:
             with pytest.raises(RuntimeError, match=f"engine: expected '{name}' to run on cpu, got: {re.escape(state)}"):
                 Sampler(model(), name)
     with pytest.raises(ValueError, match="way: expected one of 'auto', 'gather', 'incremental', got 'fast'"):
-        Sampler(model(), way="fast")
+        Sampler(model(), update="fast")
     with pytest.raises(TypeError, match=r"seed: expected an integer or None, got 1\.5"):
         Sampler(model(), seed=1.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="crf: expected a GridCRF or a FactorCRF, got Linear"):

@@ -57,9 +57,9 @@ def test_the_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
             path = tmp_path / title.removeprefix('title="').removesuffix('"')
             path.write_text(code)
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-only", str(path)]
-            told = subprocess.run(command, capture_output=True, text=True, env=outside_xdist(), cwd=tmp_path)
-            assert told.returncode == 0, told.stdout
-            assert "1 passed" in told.stdout
+            result = subprocess.run(command, capture_output=True, text=True, env=outside_xdist(), cwd=tmp_path)
+            assert result.returncode == 0, result.stdout
+            assert "1 passed" in result.stdout
         else:
             exec(compile(code, str(page), "exec"), names)
 
@@ -184,11 +184,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "kernels"))
     for name in ("mkdocs.yml", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copy(ROOT / name, folder)
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, capture_output=True, text=True, timeout=300
     )
-    said = told.stdout + told.stderr
-    assert told.returncode == 0, said
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
     # Docstrings' faults are warnings that the strict mode passes over.
     assert not re.search(r"griffe:|mkdocstrings:|[Ww]arning", said), said
     return folder / "site"

@@ -98,7 +98,7 @@ def test_tables_are_rounded_anew_only_where_they_changed(monkeypatch: pytest.Mon
 
 
 def test_a_visit_remembers_how_many_labels_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On calm images every visit but the first takes the incremental way from its first sweep on."""
+    """On calm images every visit but the first takes the incremental update from its first sweep on."""
     crf = tc.GridCRF(5, tc.Neighborhood.nearest(8))
     store = tc.ChainStore([(16, 12)] * 2, seed=0)
     loss = tc.CRFLoss(crf, chains=store, sweeps=10)
@@ -144,7 +144,7 @@ def test_a_pseudolikelihood_without_gradient_checkpoints_nothing(monkeypatch: py
     """The first checkpoint imports torch's compiler, which takes thrice as long as a million pixels do."""
     crf = tc.GridCRF(5, tc.Neighborhood.nearest(8), noise(4, 5, 5))
     logits, labels = noise(1, 5, 30, 40), torch.arange(1200).view(1, 30, 40) % 5
-    monkeypatch.setattr("tritoncrf.model.SITES", 500)
+    monkeypatch.setattr("tritoncrf.grid_crf.SITES", 500)
     expected, calls = crf.log_pseudolikelihood(logits, labels), 0
 
     def counted(part: Callable[..., Tensor], *given: Tensor, **_: bool) -> Tensor:
@@ -152,7 +152,7 @@ def test_a_pseudolikelihood_without_gradient_checkpoints_nothing(monkeypatch: py
         calls += 1
         return part(*given)
 
-    monkeypatch.setattr("tritoncrf.crf.checkpoint", counted)
+    monkeypatch.setattr("tritoncrf.model_protocol.checkpoint", counted)
     with torch.no_grad():
         assert torch.equal(crf.log_pseudolikelihood(logits, labels), expected)
     assert calls == 0

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tritoncrf as tc
-from tritoncrf import gradient, guard, outcome, validation
+from tritoncrf import gradient, guard, reduction, validation
 from tritoncrf.engines import triton as engine
 
 SIZES = [(6, 7), (5, 4), (8, 6)]
@@ -149,7 +149,7 @@ def test_a_planted_stall_is_found(fault: Callable[[Any], None], monkeypatch: pyt
         fault(free)
         return right(sampler, data, free, *given)
 
-    monkeypatch.setattr(outcome, "errors", stalling)
+    monkeypatch.setattr(reduction, "errors", stalling)
     try:
         found = stalls().found
     except (RuntimeError, NotImplementedError):
@@ -236,11 +236,11 @@ def steps(
     left: list[Tensor] = []
     optimizer = torch.optim.SGD([*net.parameters(), *loss.parameters()], lr=0.1)
     for _ in range(2):
-        value, *told = run(image, target, given)
+        value, *figures = run(image, target, given)
         assert value is not None
         if not backward:
             value.backward()  # type: ignore[no-untyped-call]
-        left += [value.detach(), *(part for part in told if part is not None)]
+        left += [value.detach(), *(part for part in figures if part is not None)]
         left += [p.grad.clone() for p in [*net.parameters(), *loss.parameters()] if p.grad is not None]
         optimizer.step()
         optimizer.zero_grad()

@@ -30,7 +30,7 @@ def test_places_are_those_of_the_cut(turned: tuple[int, int]) -> None:
     store = tc.ChainStore([SIZE, SIZE], seed=0)
     view = torch.tensor([[[1, 2], turned], [[0, 0], turned]])
     cut = torch.tensor([[3, 4], [2, 5]])
-    found = store.places(torch.tensor([1, 0]), (3, 5), view, cut)
+    found = store.pixel_indices(torch.tensor([1, 0]), (3, 5), view, cut)
     assert (found[0, 0, :, :4] - 35).tolist() == places_by_hand((1, 2), turned, (3, 4))
     assert found[1, 0, :2].tolist() == places_by_hand((0, 0), turned, (2, 5))
     assert bool((found[0, 0, :, 4:] == 70).all())
@@ -148,7 +148,7 @@ def test_bad_random_views(make: Callable[[], object], sentence: str) -> None:
 
 @pytest.mark.parametrize("fault", ["corner", "turn", "stride"])
 def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ChainStore.places
+    right = ChainStore.pixel_indices
 
     def wrong(
         self: ChainStore, index: Tensor, shape: tuple[int, ...], view: Tensor | None = None, cut: Tensor | None = None
@@ -161,6 +161,6 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
         view[:, 0 if fault == "corner" else 1] = 0
         return right(self, index, shape, view, cut)
 
-    monkeypatch.setattr(ChainStore, "places", wrong)
+    monkeypatch.setattr(ChainStore, "pixel_indices", wrong)
     with pytest.raises(AssertionError):
         test_a_visit_moves_the_cut_alone_and_reads_what_stood_there(1)

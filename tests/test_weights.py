@@ -78,7 +78,7 @@ def test_the_weighed_value_is_that_of_scaled_logits() -> None:
     full = target.clamp(max=2)
     value = loss(logits.clone().requires_grad_(), full, torch.arange(4)).detach()
     assert loss.chains is not None
-    free = loss.chains.fetch(loss.chains.places(torch.arange(4), SHAPE))[:, 0].long()
+    free = loss.chains.fetch(loss.chains.pixel_indices(torch.arange(4), SHAPE))[:, 0].long()
     scaled = logits * WEIGHT.view(-1, 1, 1)
     assert torch.allclose(value, crf.energy(scaled, full) - crf.energy(scaled, free), atol=1e-3)
 

@@ -19,8 +19,8 @@ from tests.enumeration import joint, labellings, on_grid
 from tritoncrf import ChainStore, CRFLoss, GridCRF, Neighborhood
 from tritoncrf.inference import anneal, marginals, max_marginal
 from tritoncrf.layout import Layout
+from tritoncrf.model_state import form_of, model_tree
 from tritoncrf.sampler import Sampler
-from tritoncrf.saved import form_of, model_tree
 
 HOOD = Neighborhood(((0, 1), (1, 0), (1, -1)))
 CASES = [((3, 3), (True, True)), ((3, 4), (True, False)), ((4, 3), (False, True))]
@@ -92,11 +92,11 @@ def test_kinds_and_gates_stand_at_the_first_end() -> None:
 
 
 def law(
-    engine: str, way: str, shape: tuple[int, int], wrap: tuple[bool, bool], replicas: int = 40_000, labels: int = 2
+    engine: str, update: str, shape: tuple[int, int], wrap: tuple[bool, bool], replicas: int = 40_000, labels: int = 2
 ) -> tuple[float, float]:
     """The p-value of final labels against the listed law, and their total variation over that of perfect samples."""
     crf, logits = GridCRF(labels, HOOD, grid(5, 3, labels, labels), wrap=wrap), grid(6, 1, labels, *shape)
-    sampler = Sampler(crf, engine, seed=3, way=way)
+    sampler = Sampler(crf, engine, seed=3, update=update)
     # At most 65,536 replicas an image.
     images = -(-replicas // 50_000)
     chains = sampler.init(logits.repeat(images, 1, 1, 1), replicas=replicas // images)
@@ -115,22 +115,22 @@ def law(
     return p_value, float(np.abs(observed - wanted).sum() / perfect)
 
 
-@pytest.mark.parametrize(("engine", "way"), ENGINES[2:])
+@pytest.mark.parametrize(("engine", "update"), ENGINES[2:])
 @pytest.mark.parametrize(("shape", "wrap"), CASES)
-def test_samples_have_the_law(engine: str, way: str, shape: tuple[int, int], wrap: tuple[bool, bool]) -> None:
-    p_value, ratio = law(engine, way, shape, wrap)
+def test_samples_have_the_law(engine: str, update: str, shape: tuple[int, int], wrap: tuple[bool, bool]) -> None:
+    p_value, ratio = law(engine, update, shape, wrap)
     assert p_value > 1e-4
     assert ratio < 1.25
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "way"), ENGINES[2:])
+@pytest.mark.parametrize(("engine", "update"), ENGINES[2:])
 @pytest.mark.parametrize(("shape", "wrap", "labels"), [(*case, 2) for case in CASES] + [((3, 3), (True, True), 3)])
 def test_samples_have_the_law_at_full_size(
-    engine: str, way: str, shape: tuple[int, int], wrap: tuple[bool, bool], labels: int
+    engine: str, update: str, shape: tuple[int, int], wrap: tuple[bool, bool], labels: int
 ) -> None:
-    p_value, ratio = law(engine, way, shape, wrap, 1_000_000 if labels == 2 else 250_000, labels)
-    print(f"rings {shape} {wrap}, {labels} labels, {engine} {way}: p = {p_value:.3g}, TV ratio {ratio:.3f}")
+    p_value, ratio = law(engine, update, shape, wrap, 1_000_000 if labels == 2 else 250_000, labels)
+    print(f"rings {shape} {wrap}, {labels} labels, {engine} {update}: p = {p_value:.3g}, TV ratio {ratio:.3f}")
     assert p_value > 1e-6
     assert ratio < 1.25
 
@@ -163,8 +163,8 @@ def test_engines_agree() -> None:
     mask = torch.ones(2, 6, 7, dtype=torch.bool)
     mask[0, 0, 2:4] = False
     found = []
-    for engine, way in ENGINES:
-        sampler = Sampler(crf, engine, seed=1, way=way)
+    for engine, update in ENGINES:
+        sampler = Sampler(crf, engine, seed=1, update=update)
         chains = sampler.run(sampler.init(logits, mask=mask, replicas=2), 6)
         found.append((chains.labels, sampler.pair_counts(chains)))
     for labels, counts in found[1:]:

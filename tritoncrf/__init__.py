@@ -2,14 +2,14 @@
 
 from tritoncrf._version import VERSION
 from tritoncrf.datasets import Indexed, concat
-from tritoncrf.factors import FactorCRF
+from tritoncrf.factor_crf import FactorCRF
 from tritoncrf.graphs import FactorGraph
+from tritoncrf.grid_crf import GridCRF
 from tritoncrf.head import CRFHead
+from tritoncrf.index_sampler import DistributedIndexSampler
 from tritoncrf.inference import anneal, estimate, marginals, max_marginal
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
-from tritoncrf.model import GridCRF
-from tritoncrf.order import DistributedIndexSampler
 from tritoncrf.sampler import Sampler
 from tritoncrf.store import ChainStore
 from tritoncrf.training import Trainer

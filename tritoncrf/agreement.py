@@ -10,11 +10,11 @@ from tritoncrf import contract
 from tritoncrf.ranks import Ranks
 
 
-def agree(ranks: Ranks, told: Mapping[str, int], seed: int, device: torch.device) -> int:
-    """The first rank's seed. Raises the same ValueError on every rank where what is ``told``, by name, is not alike."""
-    numbers = torch.tensor([*told.values(), *contract.key_of(seed)], dtype=torch.int64, device=device)
+def agree(ranks: Ranks, settings: Mapping[str, int], seed: int, device: torch.device) -> int:
+    """The first rank's seed. Raises the same ValueError on every rank where what is ``settings``, by name, is not alike."""
+    numbers = torch.tensor([*settings.values(), *contract.key_of(seed)], dtype=torch.int64, device=device)
     everyone = [part.tolist() for part in ranks.gather(numbers)]
-    for place, name in enumerate(told):
+    for place, name in enumerate(settings):
         odd = next((rank for rank, part in enumerate(everyone) if part[place] != everyone[0][place]), None)
         if odd is not None:
             raise ValueError(f"{name}: expected the same on every rank, got other ones on rank {odd} than on rank 0")

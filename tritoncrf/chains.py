@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tritoncrf.engines import Plan, Tables, Work
+from tritoncrf.flip_rate import Rate
 from tritoncrf.layout import Layout, Shape, unpack
-from tritoncrf.rates import Rate
 
 
 @dataclass
@@ -37,7 +37,7 @@ class ChainState:
     sites: int
     """Free sites of all chains; where counting them would stall something, sites."""
     field: Tensor | None = None
-    """What the engine keeps for the incremental way."""
+    """What the engine keeps for the incremental update."""
     rate: Rate = made(default_factory=Rate, repr=False, compare=False)
     """Flips per site update of an earlier run."""
     moving: dict[str, object] = made(default_factory=dict, repr=False, compare=False)

@@ -107,9 +107,9 @@ def believed(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except _FOREIGN as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        stated = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(
-            f"{path}: expected a whole tritoncrf {kind} file, got a truncated or foreign one ({told:.200})"
+            f"{path}: expected a whole tritoncrf {kind} file, got a truncated or foreign one ({stated:.200})"
         ) from None
 
 
@@ -137,21 +137,21 @@ def _read(path: str | os.PathLike[str], kind: str) -> dict[str, Tree] | None:
 
 
 def _check_digest(path: str | os.PathLike[str], file: BinaryIO, kind: str, metadata: Mapping[str, str]) -> None:
-    told = metadata.get("digest")
-    if metadata["format"] == str(UNCHECKED) and told is None:
-        told = f"{path}: a {kind} file from before files had digests: whether it is undamaged cannot be told"
-        warnings.warn(told, stacklevel=5)
+    stated = metadata.get("digest")
+    if metadata["format"] == str(UNCHECKED) and stated is None:
+        stated = f"{path}: a {kind} file from before files had digests: whether it is undamaged cannot be told"
+        warnings.warn(stated, stacklevel=5)
         return
     damaged = CheckpointError(f"{path}: expected a tritoncrf {kind} file as it was written, got one that has changed since")
-    if metadata["format"] != str(FORMAT) or told is None or len(told) != len(DIGEST):
+    if metadata["format"] != str(FORMAT) or stated is None or len(stated) != len(DIGEST):
         raise damaged
     start = file.read(8)
     header = start + file.read(_header_end(start) - 8)
-    place = _digest_place(header, told)
-    found = hashlib.sha256(header[:place] + DIGEST.encode() + header[place + len(told) :])
+    place = _digest_place(header, stated)
+    found = hashlib.sha256(header[:place] + DIGEST.encode() + header[place + len(stated) :])
     while part := file.read(CHUNK):
         found.update(part)
-    if found.hexdigest() != told:
+    if found.hexdigest() != stated:
         raise damaged
 
 

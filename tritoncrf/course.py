@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tritoncrf.crf import CRF
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.fast import FastWeights
+from tritoncrf.model_protocol import CRF
 from tritoncrf.pace import Pace
 from tritoncrf.sampler import Sampler
-from tritoncrf.tally import Tally
+from tritoncrf.statistics import Tally
 
 
 @dataclass(frozen=True)

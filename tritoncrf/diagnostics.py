@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.crf import CRF
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.graphs import FactorGraph
+from tritoncrf.model_protocol import CRF
 from tritoncrf.partition import Partition as Partition
 from tritoncrf.partition import log_partition as log_partition
 from tritoncrf.sampler import Sampler
@@ -83,7 +83,7 @@ def lag(
             f"{int(index[place])} of {chains.sizes[index[place]].tolist()}"
         )
     present = validation.inside(shape, len(own), sizes, mask, crf.device)
-    kept = chains.fetch(chains.places(index, shape))
+    kept = chains.fetch(chains.pixel_indices(index, shape))
     undrawn = ((kept == contract.VOID) & present[:, None]).flatten(1).any(1)
     if bool(undrawn.any()):
         raise ValueError(f"chains: expected chains that PCD has visited, got image {int(index[undrawn][0])}, not drawn yet")

@@ -20,7 +20,7 @@ from tritoncrf.engines import EdgeData, Plan
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.layout import Layout
-from tritoncrf.rings import Wrap
+from tritoncrf.periodic import Wrap
 from tritoncrf.validation import Guard
 
 
@@ -109,15 +109,15 @@ class EdgeForm:
         return "" if part == self.neighborhood else f" on {len(part)} {'class' if len(part) == 1 else 'classes'}"
 
 
-def told(numbers: object) -> str:
+def describe(numbers: object) -> str:
     """What `EdgeForm.numbers` say, in words."""
     try:
-        return _told(numbers.tolist())  # type: ignore[attr-defined]
+        return _describe(numbers.tolist())  # type: ignore[attr-defined]
     except (AttributeError, TypeError, ValueError, LookupError):
         return "a state that says nothing known"
 
 
-def _told(numbers: list[int]) -> str:
+def _describe(numbers: list[int]) -> str:
     labels, kinds, gates, axes, *rest = numbers
     hoods = []
     for _ in range(3):
@@ -128,7 +128,7 @@ def _told(numbers: list[int]) -> str:
     return f"{labels} labels, {hoods[0]!r} {hoods[0].offsets[:2]}...{form}"
 
 
-def look(guard: Guard, form: EdgeForm, plan: Plan, layout: Layout, present: Tensor, given: Edges) -> Plan:
+def plan_with_edges(guard: Guard, form: EdgeForm, plan: Plan, layout: Layout, present: Tensor, given: Edges) -> Plan:
     """The plan with its batch's kinds and gates, looked at; present: bool ``[N, *shape]``, the pixels that exist.
 
     Raises ValueError or TypeError where one is missing, is not asked for, or is not what it should be.

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tritoncrf import contract, validation
 from tritoncrf.batches import Batch
 from tritoncrf.edge_inputs import Edges
+from tritoncrf.grid_crf import GridCRF
 from tritoncrf.inference import estimate
 from tritoncrf.metrics import Score
-from tritoncrf.model import GridCRF
 from tritoncrf.validation import Guard
 
 Answer = Callable[[Batch, int, int, int, int], tuple[Tensor, Tensor]]

@@ -30,7 +30,7 @@ class GradientWatch:
         # Elsewhere a look at the values would stall the device.
         self.immediate = all(part.device.type == "cpu" for part in self._parameters.values())
 
-    def look(self, flag: Tensor | None) -> Tensor | None:
+    def observe(self, flag: Tensor | None) -> Tensor | None:
         """Once a step, between backward and the optimizer; ``flag``, bool ``[]``, is up where the loss itself was void.
 
         Raises FloatingPointError on a CPU, where it looks at once; elsewhere returns whether to leave the step out.
@@ -68,7 +68,7 @@ class GradientWatch:
         for name, part in self._parameters.items():
             if not part.requires_grad:
                 continue
-            _look(name, part.detach(), f" after step {self._step} of {self._stage!r}")
+            _require_finite(name, part.detach(), f" after step {self._step} of {self._stage!r}")
 
 
 def parameters_of(optimizer: Optimizer, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def check_tree(path: object, tree: Tree, name: str, named: Mapping[str, Tensor])
     for at, part in _tensors(tree, name):
         own = named.get("network" + at.removeprefix(name))
         loose = name in ("network", "pretrained") and not (own is not None and own.requires_grad)
-        _look(at, part.nan_to_num(torch.nan, 0.0, 0.0) if loose else part, f"; {path} was not written")
+        _require_finite(at, part.nan_to_num(torch.nan, 0.0, 0.0) if loose else part, f"; {path} was not written")
 
 
 def check_moments(path: object, state: Mapping[str, Tree], optimizer: Optimizer, named: Mapping[str, Tensor]) -> None:
@@ -118,7 +118,7 @@ def _tensors(tree: Tree, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(part, f"{name}[{place}]")
 
 
-def _look(name: str, part: Tensor, where: str) -> None:
+def _require_finite(name: str, part: Tensor, where: str) -> None:
     if not bool(part.isfinite().all()):
         what = "NaN" if bool(part.isnan().any()) else "infinity"
         raise FloatingPointError(f"{name}: expected finite numbers, got {what}{where}")

@@ -15,8 +15,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from tritoncrf import contract
 from tritoncrf.chains import ChainState
-from tritoncrf.crf import CRF
 from tritoncrf.engines import Tables
+from tritoncrf.model_protocol import CRF
 from tritoncrf.sampler import Sampler
 
 

@@ -70,7 +70,7 @@ class Guard:
         self._pending: list[Verdict] = []
         self._spare: list[Letter] = []
         # Of this call, or of the last one: what holds, bool [K].
-        self._told: Tensor | None = None
+        self._stacked: Tensor | None = None
 
     def __getstate__(self) -> dict[str, object]:
         # What is on its way is told to this one, not to a copy of it.
@@ -84,11 +84,11 @@ class Guard:
         """A public call: the outermost one raises for an earlier one now known to be bad, and at its end sends its flags."""
         outermost, captured, earlier = self._depth == 0, device is not None and capturing(device), self._open
         if outermost and captured:
-            self._open, self._told = [], None
+            self._open, self._stacked = [], None
         elif outermost:
             self._send()
             self.settle(wait=False)
-            self._told = None
+            self._stacked = None
         self._depth += 1
         try:
             yield
@@ -108,15 +108,15 @@ class Guard:
         good = ok.all() if ok.dim() else ok
         if not self.waits(good.device):
             self._open.append((sentence, good))
-            self._told = None
+            self._stacked = None
         elif not bool(good):
             self._open.clear()
             raise ValueError(f"{sentence}, got {got()}")
 
     def flag(self, device: torch.device) -> Tensor:
         """bool ``[]``: whether any value looked at since the call began was bad; after it, of the last call."""
-        told = self._tell()
-        return torch.zeros((), dtype=torch.bool, device=device) if told is None else ~told.all()
+        holds = self._stack()
+        return torch.zeros((), dtype=torch.bool, device=device) if holds is None else ~holds.all()
 
     def settle(self, wait: bool = True) -> None:
         """Raises ValueError for an earlier deferred check that failed; with ``wait``, also for those still on the device."""
@@ -133,13 +133,13 @@ class Guard:
     def _send(self) -> None:
         """Sends open flags on their way, so early that a later call finds them arrived."""
         if self._open:
-            told, sentences = self._tell(), tuple(sentence for sentence, _ in self._open)
+            holds, sentences = self._stack(), tuple(sentence for sentence, _ in self._open)
             self._open = []
-            if told is not None:
-                self._pending.append(Verdict(sentences, told, self._spare))
+            if holds is not None:
+                self._pending.append(Verdict(sentences, holds, self._spare))
 
-    def _tell(self) -> Tensor | None:
+    def _stack(self) -> Tensor | None:
         """What holds of all that was required, bool [K]."""
-        if self._told is None and self._open:
-            self._told = torch.stack([good for _, good in self._open])
-        return self._told
+        if self._stacked is None and self._open:
+            self._stacked = torch.stack([good for _, good in self._open])
+        return self._stacked

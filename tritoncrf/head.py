@@ -18,10 +18,10 @@ from tritoncrf import contract, validation
 from tritoncrf.batches import Batch
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.evaluation import edges_of, evaluating, outputs
+from tritoncrf.grid_crf import GridCRF
 from tritoncrf.inference import max_marginal
 from tritoncrf.loss import CRFLoss
-from tritoncrf.model import GridCRF
-from tritoncrf.saved import check_recipe
+from tritoncrf.model_state import check_recipe
 from tritoncrf.store import ChainStore
 from tritoncrf.tiles import windows
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
-from tritoncrf.eager import uncompiled
+from tritoncrf.compiling import uncompiled
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.graphs import FactorGraph
-from tritoncrf.intake import targets
-from tritoncrf.layout import hold, pack
+from tritoncrf.inputs import targets
+from tritoncrf.layout import pack, with_clamps
 from tritoncrf.visit import OPERATOR, Visit
 
 LEAST = 2.0**-126
@@ -39,7 +39,7 @@ def held_out(
             clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
         labelled, known = targets(sampler.guard, batch, target, clamp, loss.ignore_index)
         counted = labelled if clamp is None else labelled & ~clamp
-        plan = hold(batch.plan, ~counted)
+        plan = with_clamps(batch.plan, ~counted)
         rows = pack(plan, batch.layout, known[:, None], labelled)
         found = torch.zeros((*plan.free.shape, plan.labels), dtype=torch.float64, device=rows.device)
         work = sampler.engine.prepare(plan, batch.logits, batch.tables)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tritoncrf import contract
 from tritoncrf.engines import Ends, Factors, starts_of
+from tritoncrf.graph_rows import Fold
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.layout import Layout
-from tritoncrf.nodes import Fold
 
 
 def factors_of(graph: FactorGraph, labels: int, kinds: tuple[int, ...], fold: Fold) -> Factors:

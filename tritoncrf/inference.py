@@ -20,9 +20,9 @@ from torch import Tensor
 
 from tritoncrf import contract, diagnostics, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.crf import CRF
 from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.graphs import FactorGraph
+from tritoncrf.model_protocol import CRF
 from tritoncrf.sampler import Sampler
 
 if TYPE_CHECKING:

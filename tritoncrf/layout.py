@@ -26,10 +26,10 @@ from tritoncrf.coloring import sublattice_coloring
 from tritoncrf.engines import Factors, Plan
 from tritoncrf.frame import Frame
 from tritoncrf.frame import Shape as Shape
+from tritoncrf.graph_rows import Fold
 from tritoncrf.guard import capturing
 from tritoncrf.lattice import Neighborhood
-from tritoncrf.nodes import Fold
-from tritoncrf.rings import Wrap, unroll
+from tritoncrf.periodic import Wrap, unroll
 
 T = TypeVar("T", bound=Frame | Tensor)
 # Bytes that batches share which a layout keeps.
@@ -166,7 +166,7 @@ class Layout:
             displacements=self.displacements, classes=self.classes, num_classes=self.num_classes, pixels=frame.pixels,
             exists=exists, free=exists, sites=sites, index=index, replicas=replicas, factors=self.factors,
         )  # fmt: skip
-        return hold(plan, clamp)
+        return with_clamps(plan, clamp)
 
     def crop(self, rows: Tensor, shape: Shape) -> Tensor:
         """The part of flat rows ``[..., volume]`` that an image of ``shape`` covers: a view ``[..., *shape]``."""
@@ -188,7 +188,7 @@ class Layout:
         return rows
 
 
-def hold(plan: Plan, clamp: Tensor | None) -> Plan:
+def with_clamps(plan: Plan, clamp: Tensor | None) -> Plan:
     """The plan with sites clamped, bool ``[N, *shape]``; None for none of them."""
     # Greater: is true, where the other is not.
     free = plan.exists if clamp is None else plan.exists.gt(clamp.flatten(1)[:, plan.pixels])

@@ -84,8 +84,8 @@ class Loop:
             raise ValueError("loader: expected at least one batch, got none")
         lengths = self.ranks.objects((epochs, len(loader)))
         if len(set(lengths)) > 1:
-            told = ", ".join(f"{length} x {count}" for length, count in lengths)
-            raise ValueError(f"loader: expected as many epochs and batches on every rank, got {told}")
+            lengths_text = ", ".join(f"{length} x {count}" for length, count in lengths)
+            raise ValueError(f"loader: expected as many epochs and batches on every rank, got {lengths_text}")
         if keeps:
             self.optimizers.note(optimizer)
         if self._is_done(stage, epochs, len(loader)):
@@ -233,7 +233,7 @@ class Loop:
         flag = invalid()
         if not self.scaler.is_enabled():
             # A scaler of half precision's losses looks at gradients itself, and some are expected to be infinite.
-            flag = self._watch.look(flag)
+            flag = self._watch.observe(flag)
         if flag is not None and not self.scaler.is_enabled() and getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer leaves parameters and moments alone on this flag, without the host looking at it.
             optimizer.found_inf, optimizer.grad_scale = flag.float(), None  # type: ignore[attr-defined]

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from tritoncrf import contract, validation
 from tritoncrf.course import Course
-from tritoncrf.crf import CRF
 from tritoncrf.fast import FastWeights
 from tritoncrf.gradient import Sampled
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.held_out import held_out
-from tritoncrf.models import Model
+from tritoncrf.model_kinds import Model
+from tritoncrf.model_protocol import CRF
 from tritoncrf.pace import AutoSweeps, Pace
 from tritoncrf.sampler import Sampler
+from tritoncrf.statistics import Statistics, Tally
 from tritoncrf.store import ChainStore
-from tritoncrf.tally import Statistics, Tally
 from tritoncrf.visit import METHODS, OPERATOR, REDUCTIONS, Visit
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class CRFLoss(nn.Module, Generic[Model]):
     data. sweeps: K per visit; "auto" or `AutoSweeps`: as many as the chains need (`pace`). fast: tables beside the model's that
     push persistent chains on (`fast`). ignore_index: the target of latent pixels. reduction: "mean" divides by the labelled,
     unclamped pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``,
-    by which the errors of labels on the logits count, the data's and the sample's alike (`outcome` says what that learns).
+    by which the errors of labels on the logits count, the data's and the sample's alike (`reduction.reduced` says what that learns).
     engine as in `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its
     gradient 0 and ``loss.invalid`` true, moves no chain, and raises at the next call. Raises ValueError or TypeError naming the
     argument.
@@ -118,7 +118,7 @@ class CRFLoss(nn.Module, Generic[Model]):
         self.sampler = Sampler(crf, engine, seed, validate=validate)
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64, device=crf.device))
         self.invalid: Tensor | None = None
-        self._told: Statistics | Tally | None = None
+        self._statistics: Statistics | Tally | None = None
         self.register_buffer("weight", None if weight is None else weight.clone())
         self._visit = Visit(self.sampler, None, method, first, ignore_index, reduction, follows, drawn, process_group)
         # Neither is in the state of a loss without it.
@@ -149,11 +149,11 @@ class CRFLoss(nn.Module, Generic[Model]):
     @property
     def statistics(self) -> Statistics | None:
         """Of the last call; made when they are asked for. None before the first one, and may be set to it."""
-        return self._told.statistics() if isinstance(self._told, Tally) else self._told
+        return self._statistics.statistics() if isinstance(self._statistics, Tally) else self._statistics
 
     @statistics.setter
     def statistics(self, statistics: Statistics | None) -> None:
-        self._told = statistics
+        self._statistics = statistics
 
     @property
     def process_group(self) -> ProcessGroup | None:
@@ -264,9 +264,9 @@ class CRFLoss(nn.Module, Generic[Model]):
         if OPERATOR and torch.compiler.is_compiling() and plain:
             tables = pairwise.detach(), None if gated is None else gated.detach()
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *given)
-            self._told = Statistics(*found[7:])
+            self._statistics = Statistics(*found[7:])
         else:
-            found, self._told = self._visit(  # type: ignore[misc]
+            found, self._statistics = self._visit(  # type: ignore[misc]
                 logits, pairwise, gated, *given, graph=graph, course=self._course()
             )
         value, *errors, factor, self.invalid = found[:7]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf.checkpoint import Tree
-from tritoncrf.tally import Statistics as Statistics
+from tritoncrf.statistics import Statistics as Statistics
 
 # Calls after which tables that got gradients but never changed look forgotten; gradient accumulation stays well below it.
 PATIENCE = 256
@@ -23,9 +23,9 @@ FALL = 0.03
 LOG_STEPS = 50
 
 
-def numbers(told: Statistics) -> dict[str, Tree]:
+def numbers(statistics: Statistics) -> dict[str, Tree]:
     """What a call told of all its images, by name, read from its device."""
-    return {name: float(value) for name, value in vars(told).items() if not value.dim()}
+    return {name: float(value) for name, value in vars(statistics).items() if not value.dim()}
 
 
 class TableWatch:
@@ -36,7 +36,7 @@ class TableWatch:
         self._still: tuple[Tensor, int, int] | None = None
         self._warned = False
 
-    def look(self, tables: Tensor) -> None:
+    def observe(self, tables: Tensor) -> None:
         """Called at every learning call of the loss."""
         if self._warned or tables.grad is None or not tables.requires_grad:
             return

@@ -46,8 +46,8 @@ def bound(guard: Guard, rounded: Tensor, starts: tuple[int, ...], factors: Facto
         graph = f" of graph {n}" if len(factors.first) > 2 else ""
         return f"{float(total[worst]):.6g} at node {worst - int(factors.first[n])}{graph}"
 
-    told = f"factors: expected 2 * sum of the largest |entry| of each of a node's factors of at most {contract.TABLE_BOUND:g}"
-    guard.require(total <= contract.TABLE_BOUND, told, got)
+    expected = f"factors: expected 2 * sum of the largest |entry| of each of a node's factors of at most {contract.TABLE_BOUND:g}"
+    guard.require(total <= contract.TABLE_BOUND, expected, got)
 
 
 def _gated(guard: Guard, mass: Tensor, gate: Tensor) -> None:

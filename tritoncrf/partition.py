@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
-from tritoncrf.crf import CRF
 from tritoncrf.energies import pair_energy
 from tritoncrf.engines import Tables
 from tritoncrf.graphs import FactorGraph
+from tritoncrf.model_protocol import CRF
 from tritoncrf.sampler import Sampler
 
 

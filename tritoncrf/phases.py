@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tritoncrf.chains import ChainState
-from tritoncrf.crf import CRF
 from tritoncrf.energies import Path
 from tritoncrf.engines import Tables
-from tritoncrf.intake import Batch
+from tritoncrf.flip_rate import Rate
+from tritoncrf.inputs import Batch
 from tritoncrf.layout import pack
-from tritoncrf.rates import Rate
+from tritoncrf.model_protocol import CRF
 from tritoncrf.sampler import Sampler
 
 
@@ -38,7 +38,7 @@ def both(
     """Samples of the data phase and of the free one.
 
     chains: where the free phase and the data phase begin, uint8 ``[N, R, *shape]``, None for at the data; labelled, known: as
-    `intake.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits;
+    `inputs.targets` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits;
     halves: whether the free phase's path is marked in its middle too; fast: rounded tables that the free phase moves under in
     place of the batch's.
     """
@@ -47,7 +47,7 @@ def both(
         own = batch if fast is None or name != "free" else replace(batch, tables=fast, version=None)
         # What was prepared for other tables is no help.
         found = sampler.begin(own, start, name, held, like if own is batch else None)
-        # As many labels change as at the last visit, most likely: the way need not be found out anew.
+        # As many labels change as at the last visit, most likely: the update need not be found out anew.
         found.rate = rates.setdefault(name, found.rate)
         marks, flips = list[Tensor](), torch.zeros_like(found.flips)
         for part in (sweeps // 2, sweeps - sweeps // 2) if halves and name == "free" else (sweeps,):

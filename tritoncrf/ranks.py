@@ -106,13 +106,13 @@ class Ranks:
         """
         if self.size == 1:
             return Meeting(self, index, lambda: [])
-        told = index.new_zeros(ROOM + 2)
+        message = index.new_zeros(ROOM + 2)
         # Not into lone places, to which a number is copied from the host.
-        told[:1].fill_(len(index))
-        told[1:2].fill_(int(changed))
-        told[2 : 2 + min(len(index), ROOM)] = index[:ROOM]
-        parts = [torch.empty_like(told) for _ in range(self.size)]
-        work = dist.all_gather(parts, told, group=self.group, async_op=True)
+        message[:1].fill_(len(index))
+        message[1:2].fill_(int(changed))
+        message[2 : 2 + min(len(index), ROOM)] = index[:ROOM]
+        parts = [torch.empty_like(message) for _ in range(self.size)]
+        work = dist.all_gather(parts, message, group=self.group, async_op=True)
 
         def arrive() -> list[Tensor]:
             if work is not None:
@@ -189,7 +189,7 @@ class Meeting:
         return found
 
     @property
-    def places(self) -> Tensor:
+    def offsets(self) -> Tensor:
         """int64 [N]: where this rank's images stand in the step's order, in which the ranks take turns (`order`)."""
         counts, me = self.counts, self.ranks.rank
         if counts is None:

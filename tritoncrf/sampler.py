@@ -2,7 +2,7 @@
 
 One sweep visits every free site once, colour by colour, and redraws its label from the local conditional (Kirillov et al.
 2016, eq. 13 and 16, Algorithm 2). Labels follow the bit contract: they depend on logits, tables, seed, image index, replica
-and count of sweeps alone, not on engine, way, batch, padding or threads.
+and count of sweeps alone, not on engine, update, batch, padding or threads.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from tritoncrf import contract, engines, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.crf import CRF
-from tritoncrf.eager import uncompiled
+from tritoncrf.compiling import uncompiled
 from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
 from tritoncrf.graphs import FactorGraph
-from tritoncrf.intake import Batch, look, look_again, starting_labels
+from tritoncrf.inputs import Batch, check_batch, check_logits, starting_labels
 from tritoncrf.interrupts import unbroken
-from tritoncrf.layout import hold, pack
-from tritoncrf.models import Model
+from tritoncrf.layout import pack, with_clamps
+from tritoncrf.model_kinds import Model
+from tritoncrf.model_protocol import CRF
 from tritoncrf.validation import Guard
 
-WAYS = ("auto", "gather", "incremental")
-# Sweeps between looks at the flip rate, on a CPU where a look costs nothing: first, and once the way has settled.
+UPDATES = ("auto", "gather", "incremental")
+# Sweeps between looks at the flip rate, on a CPU where a look costs nothing: first, and once the update has settled.
 STRIDE, LONGEST = 4, 64
 # Seconds that a piece may take, and a Ctrl-C wait.
 PATIENCE = 0.25
@@ -38,7 +38,7 @@ class Sampler(Generic[Model]):
 
     engine: "auto" | "torch" | "numba" | "triton"; a named one that cannot run raises RuntimeError saying how to get it.
     seed: of the random numbers, taken modulo 2^64; None takes 64 bits from torch's generator.
-    way: "gather" sums the neighbours' table rows at every site; "incremental" keeps every site's energies current and pays
+    update: "gather" sums the neighbours' table rows at every site; "incremental" keeps every site's energies current and pays
     for flips only; "auto" switches on the flip rate of an earlier call. The labels are the same.
     validate: True checks values at once on a GPU too (it waits); None checks them at once on a CPU only.
 
@@ -49,12 +49,12 @@ class Sampler(Generic[Model]):
     """
 
     def __init__(
-        self, crf: Model, engine: str = "auto", seed: int | None = 0, *, way: str = "auto", validate: bool | None = None
+        self, crf: Model, engine: str = "auto", seed: int | None = 0, *, update: str = "auto", validate: bool | None = None
     ) -> None:
         if not isinstance(crf, CRF):
             raise TypeError(f"crf: expected a GridCRF or a FactorCRF, got {type(crf).__name__}")
         self.crf: Model = crf
-        self.seed, self.way = contract.seed_of(seed), validation.choice("way", way, WAYS)
+        self.seed, self.update = contract.seed_of(seed), validation.choice("update", update, UPDATES)
         self.requested = engine
         self.device = crf.device
         self.guard = Guard(True if validate else validate)
@@ -78,7 +78,7 @@ class Sampler(Generic[Model]):
     def __repr__(self) -> str:
         kept, nbytes = self.crf.caches
         return (
-            f"Sampler({self.crf.extra_repr()}, engine={self.engine_name!r}, way={self.way!r}, seed={self.seed}, "
+            f"Sampler({self.crf.extra_repr()}, engine={self.engine_name!r}, update={self.update!r}, seed={self.seed}, "
             f"{kept} layouts cached, {nbytes} bytes)"
         )
 
@@ -132,7 +132,7 @@ class Sampler(Generic[Model]):
         """
         self._settle_down()
         version = self.crf.version if tables is None else None
-        plan, layout, present, count = look(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges)
+        plan, layout, present, count = check_batch(self.guard, self.crf, logits, index, sizes, mask, replicas, count, edges)
         rounded = self.crf.rounded(self.guard, self.crf.tables if tables is None else tables, plan)
         return Batch(logits.detach(), present, layout, plan, count, rounded, version)
 
@@ -141,7 +141,7 @@ class Sampler(Generic[Model]):
     ) -> ChainState:
         """Chains of a laid out batch; start: uint8 ``[N, R, *shape]``, labels or 255; clamp: bool ``[N, *shape]`` or None;
         like: chains begun on it before."""
-        plan, purpose = hold(batch.plan, clamp), contract.PURPOSES[phase]
+        plan, purpose = with_clamps(batch.plan, clamp), contract.PURPOSES[phase]
         work = self.engine.prepare(plan, batch.logits, batch.tables, None if like is None else like.work)
         rows = pack(plan, batch.layout, start)
         self.engine.initial(work, rows, contract.key_of(self.seed), batch.count, purpose)
@@ -174,9 +174,9 @@ class Sampler(Generic[Model]):
         self._sweep(chains, sweeps, contract.scale_of(1.0))
 
     def _room(self, chains: ChainState, sweeps: int) -> None:
-        told = f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life"
+        expected = f"sweeps: expected at most 2^{contract.SWEEP_BITS} over an image's whole life"
         left = chains.count <= (1 << contract.SWEEP_BITS) - sweeps
-        self.guard.require(left, told, lambda: f"{sweeps} more after {int(chains.count.max())}")
+        self.guard.require(left, expected, lambda: f"{sweeps} more after {int(chains.count.max())}")
 
     def _ready(self, chains: ChainState, sweeps: int, beta: float) -> float:
         """Rule 3's factor, once chains, sweeps and beta are looked at."""
@@ -194,11 +194,11 @@ class Sampler(Generic[Model]):
     def _sweep(
         self, chains: ChainState, sweeps: int, scale: float, out: Tensor | None = None, bad: Tensor | None = None
     ) -> list[Tensor]:  # fmt: skip
-        """Sweeps in pieces, the way chosen before each; with ``out``, conditionals are added to it and energies returned."""
+        """Sweeps in pieces, the update chosen before each; with ``out``, conditionals are added to it and energies returned."""
         energies, parts, done = list[Tensor](), list[Tensor](), 0
-        # Every look costs a call of the engine: few, once the way is settled. Nor is a Ctrl-C heard before a piece is done.
-        cpu, look = chains.rows.device.type == "cpu", self.way == "auto"
-        stride = STRIDE if chains.rate.value is None or not look else LONGEST
+        # Every look costs a call of the engine: few, once the update is settled. Nor is a Ctrl-C heard before a piece is done.
+        cpu, watch = chains.rows.device.type == "cpu", self.update == "auto"
+        stride = STRIDE if chains.rate.value is None or not watch else LONGEST
         while done < sweeps:
             step = min(sweeps - done, stride) if cpu else sweeps - done
             started = time.monotonic()
@@ -214,8 +214,8 @@ class Sampler(Generic[Model]):
             parts.append(moved)
             done += step
             stride = min(2 * stride, LONGEST) if time.monotonic() - started < PATIENCE else max(stride // 2, 1)
-            if look:
-                chains.rate.look(moved, step * chains.sites)
+            if watch:
+                chains.rate.observe(moved, step * chains.sites)
         # On a GPU there is one part, and nothing to add up.
         flips = sum(parts[1:], start=parts[0]) if parts else torch.zeros_like(chains.flips)
         chains.flips = flips if bad is None else torch.where(bad, chains.flips, flips)
@@ -263,9 +263,9 @@ class Sampler(Generic[Model]):
         validation.writable("chains", chains.count)
 
     def _choose(self, chains: ChainState) -> None:
-        """Builds or drops the field: the way of the next sweeps."""
+        """Builds or drops the field: the update of the next sweeps."""
         low = chains.rate.value is not None and chains.rate.value < self.engine.break_even
-        if self.way == "incremental" or (self.way == "auto" and low):
+        if self.update == "incremental" or (self.update == "auto" and low):
             if chains.field is None:
                 chains.field = self.engine.field(chains.work, chains.rows)
         else:
@@ -283,7 +283,7 @@ class Sampler(Generic[Model]):
         tables = self.crf.rounded(self.guard, given, chains.plan)
         seen = given.copy() if self.device.type == "cpu" and self.guard.waits(self.device) else None
         if logits is not None:
-            logits = look_again(self.guard, self.crf, chains, logits)
+            logits = check_logits(self.guard, self.crf, chains, logits)
         if not self.guard.waits(self.device):
             # A fault that the host has not heard of yet must not get into what the engine prepared.
             bad = self.guard.flag(self.device)

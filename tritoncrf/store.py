@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from tritoncrf import contract, validation
 from tritoncrf.checkpoint import CheckpointError, believed, read, write
 from tritoncrf.frame import Shape
-from tritoncrf.places import places
+from tritoncrf.pixel_indices import pixel_indices
 from tritoncrf.ranks import Meeting, Ranks
-from tritoncrf.shares import Share, parcel, unpack
+from tritoncrf.sharding import Share, parcel, unpack
 from tritoncrf.sizes import table_of
 
 if TYPE_CHECKING:
@@ -184,10 +184,10 @@ class ChainStore(nn.Module):
         found.labels, found.sweeps = labels, sweeps
         return found
 
-    def fetch(self, places: Tensor, *, data: bool = False) -> Tensor:
-        """The labels uint8 ``[N, R, *shape]`` at `places`, or of images ``[N]`` of one shape; 255 beyond one or not drawn."""
-        whole = self.images(data) if places.dim() == 1 else None
-        return self.labels[int(data and self.latent), places] if whole is None else whole[places]
+    def fetch(self, indices: Tensor, *, data: bool = False) -> Tensor:
+        """The labels uint8 ``[N, R, *shape]`` at `indices`, or of images ``[N]`` of one shape; 255 beyond one or not drawn."""
+        whole = self.images(data) if indices.dim() == 1 else None
+        return self.labels[int(data and self.latent), indices] if whole is None else whole[indices]
 
     @cached_property
     def uniform(self) -> Shape | None:
@@ -200,25 +200,25 @@ class ChainStore(nn.Module):
             return None
         return self.labels[int(data and self.latent), :-1].view(len(self), self.replicas, *self.uniform)
 
-    def put(self, places: Tensor, labels: Tensor, keep: Tensor, *, data: bool = False) -> None:
-        """Writes labels uint8 ``[N, R, *shape]`` back to `places` where ``keep`` (bool ``[N]``)."""
+    def put(self, indices: Tensor, labels: Tensor, keep: Tensor, *, data: bool = False) -> None:
+        """Writes labels uint8 ``[N, R, *shape]`` back to `indices` where ``keep`` (bool ``[N]``)."""
         keep = keep.view(-1, *[1] * (labels.dim() - 1))
         row = self.labels[int(data and self.latent)]
-        row[places.masked_fill(~keep, row.numel() - 1)] = labels
+        row[indices.masked_fill(~keep, row.numel() - 1)] = labels
         row[-1:].fill_(contract.VOID)
 
     def advance(self, index: Tensor, sweeps: int, keep: Tensor) -> None:
         """Counts ``sweeps`` more for images ``index`` where ``keep``."""
         self.sweeps.index_add_(0, index, keep * sweeps)
 
-    def places(self, index: Tensor, shape: Shape, view: Tensor | None = None, cut: Tensor | None = None) -> Tensor:
+    def pixel_indices(self, index: Tensor, shape: Shape, view: Tensor | None = None, cut: Tensor | None = None) -> Tensor:
         """int64 ``[N, R, *shape]``: where each pixel of a padded batch of images ``index`` (int64 ``[N]``, valid) is kept;
         beyond an image's size, the spare byte.
 
         view: int64 ``[N, 2, d]``, of images cut or turned: the corner, and where not 0, which axes run backwards; cut: int64
         ``[N, d]``, their own sizes, None: ``shape``.
         """
-        return places(self.sizes[index], self.offsets[index], self.replicas, self.labels.shape[1] - 1, shape, view, cut)
+        return pixel_indices(self.sizes[index], self.offsets[index], self.replicas, self.labels.shape[1] - 1, shape, view, cut)
 
     @property
     def meta(self) -> Tensor:

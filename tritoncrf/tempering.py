@@ -22,11 +22,11 @@ from torch import Tensor
 
 from tritoncrf import contract, diagnostics, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.crf import CRF
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.energies import energy
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.inference import Estimate, _dense, _start
+from tritoncrf.model_protocol import CRF
 from tritoncrf.sampler import Sampler
 
 

@@ -21,17 +21,17 @@ from tritoncrf import contract
 from tritoncrf.batches import Batch
 from tritoncrf.checkpoint import Tree
 from tritoncrf.datasets.joined import known_of, numbering
+from tritoncrf.distributed import align, cross_entropy, learner, part_of, pooled, write
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.evaluation import Evaluation, answer, check_edges, edges_of, evaluate, outputs, run
 from tritoncrf.finite import check_tree, names_of
+from tritoncrf.grid_crf import GridCRF
 from tritoncrf.loop import Loop
 from tritoncrf.loss import CRFLoss
-from tritoncrf.model import GridCRF
+from tritoncrf.model_state import chains_tree, check_recipe, model_tree, parts, recipe_of, take_over, weights_of
 from tritoncrf.monitor import Journal, Record, check_fall, numbers
 from tritoncrf.ranks import Ranks
-from tritoncrf.saved import chains_tree, check_recipe, model_tree, parts, recipe_of, take_over, weights_of
 from tritoncrf.store import ChainStore
-from tritoncrf.together import align, cross_entropy, learner, part_of, pooled, write
 from tritoncrf.validation import Guard
 
 MODES = ("separate", "joint")
@@ -89,7 +89,7 @@ class Trainer:
         self._journal = Journal(log if self.ranks.rank == 0 else None)
         self.extra: dict[str, Tree] = {}
         self._saved: dict[str, Tree] | None = None
-        self._told: dict[str, Tree] = {}
+        self._statistics: dict[str, Tree] = {}
 
     def pretrain(
         self, loader: DataLoader[object], epochs: int, *, rate: float = PRETRAIN_RATE, stage: str = "pretrain",
@@ -229,7 +229,7 @@ class Trainer:
         if resume:
             self.loop.load(found.loop)
         self.pretrained = take_over(found, tree, self.crf, self.network)
-        self.history, self._told = (found.history, found.told) if resume else ([], {})
+        self.history, self._statistics = (found.history, found.statistics) if resume else ([], {})
         self._saved = tree
         if self.loss is not None:
             self._restore(self.loss)
@@ -273,7 +273,7 @@ class Trainer:
 
     def _figures(self) -> dict[str, Tree]:
         """What the loss told of its last call, which may have been the saved run's."""
-        return numbers(self.loss.statistics) if self.loss is not None and self.loss.statistics is not None else self._told
+        return numbers(self.loss.statistics) if self.loss is not None and self.loss.statistics is not None else self._statistics
 
     def _named(self) -> dict[str, Tensor]:
         return names_of(network=self.network, crf=self.crf)

@@ -16,24 +16,24 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
+from tritoncrf.chain_lookup import check_labels, find, renew
+from tritoncrf.compiling import Unopened, uncompiled, unopened
 from tritoncrf.course import Course
-from tritoncrf.crf import CRF
-from tritoncrf.eager import Unopened, uncompiled, unopened
 from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
+from tritoncrf.flip_rate import Rate
 from tritoncrf.graphs import FactorGraph
-from tritoncrf.intake import Batch, targets
+from tritoncrf.inputs import Batch, targets
 from tritoncrf.interrupts import unbroken
-from tritoncrf.lookup import find, look_at, renew
+from tritoncrf.model_protocol import CRF
 from tritoncrf.monitor import TableWatch
-from tritoncrf.outcome import Found, Terms, outcome
 from tritoncrf.phases import both
 from tritoncrf.ranks import Ranks, fingerprint
-from tritoncrf.rates import Rate
+from tritoncrf.reduction import Outputs, Terms, reduced
 from tritoncrf.sampler import Sampler
+from tritoncrf.statistics import Tally
 from tritoncrf.store import ChainStore
-from tritoncrf.tally import Tally
-from tritoncrf.targets import TargetWatch
+from tritoncrf.target_watch import TargetWatch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -72,7 +72,7 @@ class Visit(metaclass=Unopened):
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
         sweeps: Tensor | None, graph: FactorGraph | None = None, course: Course | None = None,
-    ) -> tuple[Found, Tally]:  # fmt: skip
+    ) -> tuple[Outputs, Tally]:  # fmt: skip
         """Value, the fields of `Errors`, their factor and whether the call was bad; beside that the tally.
 
         pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
@@ -81,7 +81,7 @@ class Visit(metaclass=Unopened):
         """
         if self.chains is None and self.method == "pcd":
             raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
-        self._look_fresh()
+        self._check_fresh()
         self.course = course or Course()
         self.sweeps = self.course.sweeps(self.sweeps)
         ranks = Ranks.of(self.group)
@@ -111,7 +111,7 @@ class Visit(metaclass=Unopened):
         self, terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
         mask: Tensor | None, clamp: Tensor | None, edges: Given, view: Tensor | None, visits: Tensor,
         store: ChainStore | None, ranks: Ranks,
-    ) -> tuple[Found, Tally]:  # fmt: skip
+    ) -> tuple[Outputs, Tally]:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
         batch = sampler.lay_out(
             logits, None, sizes=sizes, mask=mask, replicas=replicas, count=None, edges=edges, tables=tables
@@ -123,7 +123,7 @@ class Visit(metaclass=Unopened):
         # What is not looked at at once is seen from the energies then, where each labelled pixel's is asked.
         later = clamp is None and not guard.waits(present.device)
         labelled, known = targets(guard, batch, target, clamp, self.ignore_index, later)
-        index, count, places = self._positions(index, batch), None, None
+        index, count, indices = self._positions(index, batch), None, None
         if store is not None:
             limits = batch.layout.frame(shape).limits
             index, view = find(guard, store, sampler.crf.device, index, limits, shape, sizes, view)
@@ -132,21 +132,21 @@ class Visit(metaclass=Unopened):
             count = store.sweeps[index]
             if self.method == "pcd" or store.latent:
                 lines = view is None and store.uniform == shape and store.images() is not None
-                places = index if lines else store.places(index, shape, view, sizes)
+                indices = index if lines else store.pixel_indices(index, shape, view, sizes)
         else:
             meeting = ranks.meet(batch.plan.index, self._met != self._state(ranks))
             # The numbers of one rank's images are at hand.
-            index = visits + (batch.plan.index if ranks.size == 1 else meeting.places)
+            index = visits + (batch.plan.index if ranks.size == 1 else meeting.offsets)
         batch = batch.at(index, count)
         chains: list[Tensor | None] = [None, None]
-        if places is not None and store is not None:
+        if indices is not None and store is not None:
             chains = [
-                store.fetch(places, data=second) if there else None
+                store.fetch(indices, data=second) if there else None
                 for second, there in ((False, self.method == "pcd"), (True, store.latent))
             ]
-            self._look_at(kept.labels, [part for part in chains if part is not None], ranks)
+            self._check_kept(kept.labels, [part for part in chains if part is not None], ranks)
         begun = chains
-        if not batch.whole and places is not None:
+        if not batch.whole and indices is not None:
             # In a mask's holes, and where sizes are not the chains' own, which is heard of later, labels may be kept.
             beyond = ~present[:, None]
             begun = [None if part is None else part.masked_fill(beyond, contract.VOID) for part in chains]
@@ -158,47 +158,47 @@ class Visit(metaclass=Unopened):
         samples = free.labels, data.labels
 
         def parcel() -> Tensor | None:
-            if store is None or places is None or kept is store:
+            if store is None or indices is None or kept is store:
                 return None
             # On a stage nothing is lost: whether all is well on every rank the sums will tell.
             for second, part in enumerate(chains):
                 if part is not None:
-                    store.put(places, samples[second], meeting.own(~meeting.again), data=bool(second))
+                    store.put(indices, samples[second], meeting.own(~meeting.again), data=bool(second))
             return kept.parcel(store, meeting)
 
         counted = labelled if clamp is None else labelled.gt(clamp)
-        found, tally, parcels = outcome(terms, batch, tables, known, counted, data, free, ranks, parcel)
+        found, tally, parcels = reduced(terms, batch, tables, known, counted, data, free, ranks, parcel)
         good = ~found[6]
         with unbroken():
             self.course.move(found[2], tally, good)
             if store is None:
                 visits.add_(good, alpha=len(meeting.index))
             elif kept is not store:
-                if places is not None:
+                if indices is not None:
                     kept.settle(store, meeting, parcels, good)
                 kept.advance(meeting.index, self.sweeps, good & ~meeting.again)
             else:
-                if places is not None:
-                    renew(store, places, samples, chains, index, good, moved=view is not None)
+                if indices is not None:
+                    renew(store, indices, samples, chains, index, good, moved=view is not None)
                     self._own = _version(kept.labels)
                 # Of an image that stands twice both write the same.
                 store.sweeps.index_copy_(0, index, batch.count.add(good, alpha=self.sweeps))
             # On a GPU neither is looked at: that would stall its stream.
             kept_alike = store is not None and self.method == "pcd" and view is None
             if kept_alike and target.device.type == "cpu" and bool(good):
-                self._targets.look(target, index, sizes)
+                self._targets.observe(target, index, sizes)
         for name, parameter in sampler.crf.named_parameters():
             told = name.removeprefix("parametrizations.").split(".")[0]
-            self._watches.setdefault(name, TableWatch(f"crf.{told}")).look(parameter)
+            self._watches.setdefault(name, TableWatch(f"crf.{told}")).observe(parameter)
         return found, tally
 
-    def _look_at(self, labels: Tensor | None, chains: list[Tensor], ranks: Ranks) -> None:
+    def _check_kept(self, labels: Tensor | None, chains: list[Tensor], ranks: Ranks) -> None:
         """Looks at kept labels, on a GPU where somebody else may have written them since the last visit."""
         guard = self.sampler.guard
         own = labels is not None and ranks.size == 1 and self._own is not None and self._own == _version(labels)
         for part in chains:
             if guard.waits(part.device) or not own:
-                look_at(guard, part, self.sampler.crf.num_labels)
+                check_labels(guard, part, self.sampler.crf.num_labels)
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -234,7 +234,7 @@ class Visit(metaclass=Unopened):
                 chains.seed = first
         self._met = self._state(ranks)
 
-    def _look_fresh(self) -> None:
+    def _check_fresh(self) -> None:
         """Warns once of chains that start anew under tables that were loaded."""
         if self.chains is None or self.method != "pcd":
             return

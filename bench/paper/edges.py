@@ -55,23 +55,23 @@ def maker(text: str, neighborhood: Neighborhood) -> Recipe:
     return parse(recipe, parts[part])
 
 
-def kind_names(told: Recipe) -> list[str]:
+def kind_names(edge_maker: Recipe) -> list[str]:
     """What each kind says of its edges."""
-    levels, size = [f"{number:g}" for number in told.numbers], "|step|" if told.form == "steps" else "distance"
+    levels, size = [f"{number:g}" for number in edge_maker.numbers], "|step|" if edge_maker.form == "steps" else "distance"
     between = [f"{low} < {size} ≤ {high}" for low, high in itertools.pairwise(levels)]
     sizes = [f"{size} ≤ {levels[0]}", *between, f"{size} > {levels[-1]}"]
-    if told.form == "contrast":
+    if edge_maker.form == "contrast":
         return sizes
     down, up = ([part.replace("|step|", word) for part in sizes[1:]] for word in ("step down", "step up"))
     return [*down[::-1], sizes[0], *up]
 
 
-def crf_of(labels: int, neighborhood: Neighborhood, told: Form | None) -> tc.GridCRF:
-    """Zero tables of each class, and one more of each kind, or a gated one, where ``told`` has them."""
-    if told is None:
+def crf_of(labels: int, neighborhood: Neighborhood, edge_maker: Form | None) -> tc.GridCRF:
+    """Zero tables of each class, and one more of each kind, or a gated one, where ``edge_maker`` has them."""
+    if edge_maker is None:
         return tc.GridCRF(labels, neighborhood)
-    part = None if told.neighborhood == neighborhood else told.neighborhood
-    kinds, gates = told.kinds, told.gates
+    part = None if edge_maker.neighborhood == neighborhood else edge_maker.neighborhood
+    kinds, gates = edge_maker.kinds, edge_maker.gates
     return tc.GridCRF(
         labels, neighborhood, kinds=kinds, kinds_on=part if kinds else None, gates=gates, gates_on=part if gates else None
     )

@@ -124,13 +124,13 @@ def figure2(work: Work, path: Path, row: str = "joint_pcd") -> str:
 def kinds(work: Work, path: Path, row: str = "joint_kinds") -> str:
     """The tables of one offset for each kind of edge: of the class whose tables differ most."""
     work.predictors(row)
-    told = work.problem.edges()
+    edge_maker = work.problem.edges()
     tree = checkpoint.read(work.folder / row / "model.safetensors", kind="training")
     tables = checkpoint.tensor(tree, "pairwise")
     most = int(tables.var(1, correction=0).sum((1, 2)).argmax())
     offset = work.problem.preset.neighborhood.offsets[most]
-    figures_weights.by_kind(tables[most], offset, kind_names(told), work.problem.test.class_names, path)
-    return f"tables of {row}, {told}, offset {offset}"
+    figures_weights.by_kind(tables[most], offset, kind_names(edge_maker), work.problem.test.class_names, path)
+    return f"tables of {row}, {edge_maker}, offset {offset}"
 
 
 def figure3(work: Work, path: Path, search: int) -> str:

@@ -34,7 +34,7 @@ from tritoncrf.datasets import Figures, NpzDataset, collate
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.evaluation import run
 from tritoncrf.metrics import Score
-from tritoncrf.saved import check_tables, load_tables, weights_of
+from tritoncrf.model_state import check_tables, load_tables, weights_of
 
 BUDGETS = (3, 6, 15, 30, 60, 120, 240)
 STARTS = ("pretrained", "random")
@@ -56,7 +56,7 @@ class Model:
     network: torch.nn.Module
     pretrained: dict[str, Tensor]
     crf: tc.GridCRF
-    told: Maker | None = None
+    edge_maker: Maker | None = None
     """What tells of the edges beside the network."""
 
     @classmethod
@@ -66,18 +66,18 @@ class Model:
             raise ValueError(f"rows: expected some of {', '.join(n for n in work.rows if n in SAMPLED)}, got {row!r}")
         path = work.folder / row / "model.safetensors"
         saved = checkpoint.read(path, kind="training")
-        network, crf, told = sampling.parts(work.problem, edges_of(row))
+        network, crf, edge_maker = sampling.parts(work.problem, edges_of(row))
         # Of the fresh network, whose logits are the pre-trained one's.
         pretrained = weights_of(network)
         network.load_state_dict(checkpoint.tensors(saved, "network"))
         check_tables(path, saved, crf)
         load_tables(saved, crf)
-        return cls(network.eval(), pretrained, crf, told)
+        return cls(network.eval(), pretrained, crf, edge_maker)
 
     def asked(self, batch: Batch) -> tuple[Tensor, Tensor | None, Edges]:
         """A batch's logits, those of the pre-trained weights, and what is told of its edges."""
         logits, gates, first = run(self.network, self.pretrained, batch.image)
-        return logits, first, evaluation.edges_of(self.told, batch.image, gates)
+        return logits, first, evaluation.edges_of(self.edge_maker, batch.image, gates)
 
     def answers(self, batch: Batch, start: str, budgets: Iterable[int], replicas: int) -> tuple[dict[int, Tensor], Tensor]:
         """One image's max-marginal labels ``[*shape]`` after each budget, and the energies ``[R, T]`` after each sweep."""

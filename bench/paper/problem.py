@@ -32,18 +32,18 @@ class Chosen(Forwarding):
 
     def __init__(self, dataset: LabeledSamples, places: list[int]) -> None:
         super().__init__(dataset)
-        self.places = places
+        self.pixel_indices = places
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.pixel_indices)
 
     def __getitem__(self, i: int) -> Sample:
-        return self.dataset[self.places[check_index(i, len(self))]]
+        return self.dataset[self.pixel_indices[check_index(i, len(self))]]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         whole = super().sizes
-        return [whole[place] for place in self.places]
+        return [whole[place] for place in self.pixel_indices]
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Problem:
         """What tells of the edges, over the preset's neighbourhood: a text of `bench.paper.edges`, None for the preset's."""
         return maker(self.preset.edges if text is None else text, self.preset.neighborhood)
 
-    def crf(self, told: Form | None = None) -> tc.GridCRF:
-        """Zero tables over the preset's neighbourhood, chosen or weighed as ``told`` has it."""
-        return crf_of(self.train.num_labels, self.preset.neighborhood, told).to(self.device)
+    def crf(self, edge_maker: Form | None = None) -> tc.GridCRF:
+        """Zero tables over the preset's neighbourhood, chosen or weighed as ``edge_maker`` has it."""
+        return crf_of(self.train.num_labels, self.preset.neighborhood, edge_maker).to(self.device)
 
     def loader(self, shuffle: bool = True) -> DataLoader[object]:
         """The training images one at a time."""

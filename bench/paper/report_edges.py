@@ -40,9 +40,9 @@ def tuning_table(trials: Sequence[Trial]) -> list[str]:
     for what, setting in dict.fromkeys((trial.what, trial.setting) for trial in mine):
         same = [trial for trial in mine if (trial.what, trial.setting) == (what, setting)]
         gains = [gain for trial in same if (gain := report_open.gain(trial, trials)) is not None]
-        told = dict(setting)
+        stated = dict(setting)
         shown.append([
-            told["edges"], what.rpartition(", ")[0], told.get("preset", report_tables.NONE), told.get("images", "-"),
+            stated["edges"], what.rpartition(", ")[0], stated.get("preset", report_tables.NONE), stated.get("images", "-"),
             report_tables.spread([trial.accuracy for trial in same]),
             report_tables.points(statistics.mean_and_deviation(gains)[0]) if gains else report_tables.NONE,
         ])  # fmt: skip

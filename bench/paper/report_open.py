@@ -198,8 +198,8 @@ def _tried(mine: Sequence[Trial], trials: Sequence[Trial]) -> str:
     for what, setting in dict.fromkeys((trial.what, trial.setting) for trial in mine):
         same = [trial for trial in mine if (trial.what, trial.setting) == (what, setting)]
         gains = [over for trial in same if (over := gain(trial, trials)) is not None]
-        told = ("preset", "network", "images", "pretrain", "epochs")
-        kept = [(name, value) for name, value in setting if name in told] or setting
+        stated = ("preset", "network", "images", "pretrain", "epochs")
+        kept = [(name, value) for name, value in setting if name in stated] or setting
         text = f"{what} ({', '.join(f'{name} {value}' for name, value in kept)}) {_mean([trial.accuracy for trial in same])}"
         base = what.rpartition(", ")[0]
         said.append(text + (f", {statistics.mean_and_deviation(gains)[0] * 100:+.2f} over {base}" if gains else ""))

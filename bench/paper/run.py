@@ -37,11 +37,11 @@ def claim(out: Path, preset: Preset, resume: bool) -> None:
     about = out / "run.json"
     now = _told(preset)
     if about.exists():
-        told, known = _read(about), json.loads(now)
-        if isinstance(told, dict):
+        stated, known = _read(about), json.loads(now)
+        if isinstance(stated, dict):
             # A folder that does not tell these is from before there were rows that heed them.
-            told = {name: known[name] for name in LATER} | told
-        if told != known:
+            stated = {name: known[name] for name in LATER} | stated
+        if stated != known:
             raise FileExistsError(f"out: expected a folder of preset {preset.name!r} as it is now, got {out} of another run")
         if not resume:
             raise FileExistsError(f"out: expected a new folder, or --resume to go on, got {out}, which holds a run")

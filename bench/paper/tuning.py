@@ -122,14 +122,14 @@ SETTINGS: dict[str, Setting] = {
 class _Sampled(nn.Module):
     """The sampled likelihood with a cross-entropy beside it, an objective for `descend`."""
 
-    def __init__(self, problem: Problem, crf: tc.GridCRF, setting: Setting, told: Maker | None = None) -> None:
+    def __init__(self, problem: Problem, crf: tc.GridCRF, setting: Setting, edge_maker: Maker | None = None) -> None:
         super().__init__()
-        self.setting, self.told = setting, told
+        self.setting, self.edge_maker = setting, edge_maker
         chains = tc.ChainStore(problem.train.sizes, seed=problem.seed)
         self.loss = tc.CRFLoss(crf, chains=chains, sweeps=problem.preset.visit_sweeps)
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
-        kinds, gates = edges_of(self.told, batch.image, None)
+        kinds, gates = edges_of(self.edge_maker, batch.image, None)
         value: Tensor = self.loss(
             logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp, kinds=kinds, gates=gates
         )
@@ -151,11 +151,11 @@ def _learn(problem: Problem, setting: Setting, work: Path) -> Predictor:
         return cnn.learn(problem, work, further=True)
     if setting.piecewise is not None:
         return piecewise.learn(problem, work, joint=False, weight=setting.piecewise)
-    told = None if setting.edges is None else problem.edges(setting.edges)
-    network, crf = problem.network(), problem.crf(told)
-    objective = _Sampled(problem, crf, setting, told)
+    edge_maker = None if setting.edges is None else problem.edges(setting.edges)
+    network, crf = problem.network(), problem.crf(edge_maker)
+    objective = _Sampled(problem, crf, setting, edge_maker)
     descend(problem, network, objective, objective, work, "tuning", joint=setting.joint, rate=_rate(problem, setting))
-    return by_sampling(problem, network, crf, told)
+    return by_sampling(problem, network, crf, edge_maker)
 
 
 def held_out(data: Path, preset: Preset) -> tuple[tc.Indexed, tc.Indexed]:

@@ -1,6 +1,6 @@
 """How fast are others on the same problem? One small file a peer; ``python -m bench.peers`` pairs them with our engines.
 
-A peer is a module with ``start(task) -> {way: chains}``, or a sentence that says why it cannot run here. All start from the
+A peer is a module with ``start(task) -> {update: chains}``, or a sentence that says why it cannot run here. All start from the
 same settled labels, a chain for each thread, and sweep exactly: site by site or by the colours that the task names.
 """
 

@@ -1,8 +1,8 @@
 """How do we compare, at this moment, on this machine? ``python -m bench.peers --kind calm busy hot --threads 2``
 
 Peers and our engines take turns on the same problem from the same settled labels, a chain for each thread: medians over the
-turns, and medians of ratios within a turn, to the yardstick's same way, of our incremental way to the others, and of what
-"auto" chooses to the better of our ways. Beside
+turns, and medians of ratios within a turn, to the yardstick's same update, of our incremental update to the others, and of what
+"auto" chooses to the better of our updates. Beside
 each throughput stand the flip rate and the mean energy per site of the labels left behind, in which all must agree.
 ``--write`` puts both tables into ``bench/results/peers.md`` and the rows into ``peers.json``.
 """
@@ -27,8 +27,8 @@ PEERS = ("yardstick", "user_loop", "torch_programs", "jax_by_hand", "thrml_block
 PUBLISHED = ("torch_programs", "jax_by_hand", "thrml_blocks")
 Row = dict[str, object]
 COLUMNS = {
-    "kind": "problem", "threads": "threads", "program": "program", "way": "way", "median": "M updates/s", "least": "least",
-    "most": "most", "to_yardstick": "/ yardstick, same way", "flip_rate": "flip rate", "energy": "energy per site",
+    "kind": "problem", "threads": "threads", "program": "program", "update": "update", "median": "M updates/s", "least": "least",
+    "most": "most", "to_yardstick": "/ yardstick, same update", "flip_rate": "flip rate", "energy": "energy per site",
 }  # fmt: skip
 GOALS = {
     "kind": "problem", "threads": "threads", "figure": "ratio of", "ratio": "median of ratios",
@@ -40,7 +40,7 @@ def compare(
     problem: Standard, kind: str, threads: int, programs: Sequence[str], *, turns: int = 5, seconds: float = 0.4,
     burn_in: int = 100,
 ) -> tuple[list[Row], list[Row]]:  # fmt: skip
-    """A row for every program and way, and the ratios of our incremental way to the others'."""
+    """A row for every program and update, and the ratios of our incremental update to the others'."""
     task = Task.of(problem, library.settled(problem, threads, burn_in), kind)
     chains: dict[str, Chains] = {}
     for name in programs:
@@ -48,19 +48,19 @@ def compare(
         if isinstance(found, str):
             print(f"{name}: left out, {found}", file=sys.stderr)
         else:
-            chains |= {f"{name} {way}": run for way, run in found.items()}
+            chains |= {f"{name} {update}": run for update, run in found.items()}
     sweeps = {name: sweeps_for(run.run, seconds) for name, run in chains.items()}
     calls = {name: partial(run.run, sweeps[name]) for name, run in chains.items()}
     found_turns = take_turns(calls, turns)
     area = task.color.size * threads
     rows = []
     for name, measured in found_turns.items():
-        program, way = name.split()
+        program, update = name.split()
         updates = sweeps[name] * area
         rates = [updates / elapsed / 1e6 for elapsed, _ in measured]
-        base = f"yardstick {'gather' if way == 'gather' else 'incremental'}"
+        base = f"yardstick {'gather' if update == 'gather' else 'incremental'}"
         rows.append({
-            "kind": kind, "threads": threads, "program": program, "way": way, "median": statistics.median(rates),
+            "kind": kind, "threads": threads, "program": program, "update": update, "median": statistics.median(rates),
             "least": min(rates), "most": max(rates), "sweeps": sweeps[name], "turns": turns,
             "to_yardstick": statistics.median(_ratios(found_turns, sweeps, base, name)) if base in chains else None,
             "flip_rate": sum(flips for _, flips in measured) / (turns * updates),
@@ -95,23 +95,23 @@ def _goals(
 ) -> list[Row]:
     if "numba incremental" not in found:
         return []
-    others = [f"{row['program']} {row['way']}" for row in rows if row["program"] in PEERS]
+    others = [f"{row['program']} {row['update']}" for row in rows if row["program"] in PEERS]
     published = [row for row in rows if row["program"] in PUBLISHED]
     fastest = max(published, key=lambda row: float(str(row["median"])), default=None)
     goals: list[Row] = []
     for name in others:
         ratios = _ratios(found, sweeps, name, "numba incremental")
-        best = fastest is not None and name == f"{fastest['program']} {fastest['way']}"
+        best = fastest is not None and name == f"{fastest['program']} {fastest['update']}"
         remark = " (fastest package, or program in one)" if best else ""
         goals.append({
             "kind": kind, "threads": threads, "figure": f"incremental / {name}{remark}",
             "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
         })  # fmt: skip
-    ways = {str(row["way"]): float(str(row["median"])) for row in rows if row["program"] == "numba"}
-    better = max(("gather", "incremental"), key=lambda way: ways[way])
+    ways = {str(row["update"]): float(str(row["median"])) for row in rows if row["program"] == "numba"}
+    better = max(("gather", "incremental"), key=lambda update: ways[update])
     ratios = _ratios(found, sweeps, f"numba {better}", "numba auto")
     return [*goals, {
-        "kind": kind, "threads": threads, "figure": f"auto / the better way, {better}",
+        "kind": kind, "threads": threads, "figure": f"auto / the better update, {better}",
         "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
     }]  # fmt: skip
 

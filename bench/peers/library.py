@@ -8,14 +8,14 @@ import tritoncrf as tc
 from bench.peers import Array, Task, Ways
 from bench.problem import Standard
 
-WAYS = ("gather", "incremental", "auto")
+UPDATES = ("gather", "incremental", "auto")
 
 
 class Ours:
     """Chains as a batch of equal images that differ in their random numbers."""
 
-    def __init__(self, problem: Standard, start: Array, engine: str, way: str) -> None:
-        self.sampler = tc.Sampler(problem.crf, engine, seed=1, way=way)
+    def __init__(self, problem: Standard, start: Array, engine: str, update: str) -> None:
+        self.sampler = tc.Sampler(problem.crf, engine, seed=1, update=update)
         logits = problem.logits.expand(len(start), -1, -1, -1)
         self.chains = self.sampler.init(logits, torch.from_numpy(start))
 
@@ -35,6 +35,6 @@ def settled(problem: Standard, chains: int, sweeps: int) -> Array:
 
 
 def start(problem: Standard, task: Task, engine: str) -> Ways | str:
-    """Every way of ``engine``."""
+    """Every update of ``engine``."""
     reason = tc.engines.report(torch.device("cpu"))[engine]
-    return {way: Ours(problem, task.start, engine, way) for way in WAYS} if reason == "ready" else reason
+    return {update: Ours(problem, task.start, engine, update) for update in UPDATES} if reason == "ready" else reason

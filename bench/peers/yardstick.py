@@ -21,10 +21,10 @@ FOLDER = Path(__file__).resolve().parents[3] / "shared" / "yardstick"
 
 
 class Side:
-    """Chains of the yardstick, swept one way. Each way has its own: the incremental one's field must know of every flip."""
+    """Chains of the yardstick, swept by one update. Each has its own: the incremental one's field must know of every flip."""
 
-    def __init__(self, module: Any, library: Any, task: Task, way: str) -> None:
-        self.library, self.way, self.count = library, way, itertools.count()
+    def __init__(self, module: Any, library: Any, task: Task, update: str) -> None:
+        self.library, self.update, self.count = library, update, itertools.count()
         self.chains = [module.Chain(task.kind) for _ in task.start]
         self.shape, self.reach = task.color.shape, int(np.abs(task.offsets).max())
         for chain, start in zip(self.chains, task.start, strict=True):
@@ -44,7 +44,7 @@ class Side:
 
     def _sweep(self, chain: Any, sweeps: int, seed: int) -> int:
         # Sweep s of a call hashes seed + 7919 s: seeds this far apart are never reached.
-        getattr(chain, self.way)(self.library, sweeps, seed * 104729 % (1 << 32))
+        getattr(chain, self.update)(self.library, sweeps, seed * 104729 % (1 << 32))
         return 0
 
     def labels(self) -> Array:
@@ -60,7 +60,7 @@ def start(task: Task) -> Ways | str:
     if shutil.which("g++") is None:
         return "there is no g++"
     module, library = _built()
-    return {way: Side(module, library, task, way) for way in ("gather", "incremental")}
+    return {update: Side(module, library, task, update) for update in ("gather", "incremental")}
 
 
 @functools.cache

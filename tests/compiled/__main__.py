@@ -1,6 +1,6 @@
 """Does the compiled code give the torch engine's labels? ``python -m tests.compiled small`` says so as JSON, with no GPU.
 
-``small`` and ``full`` compare problems in both ways, by single programs and by teams; ``standard`` the problem of 130 x 330
+``small`` and ``full`` compare problems in both updates, by single programs and by teams; ``standard`` the problem of 130 x 330
 sites, 20 labels and 64 neighbours; ``planted`` says of each fault planted in a kernel what finds it, ``team`` the same of a
 small kernel whose programs wait for each other. Not with TRITON_INTERPRET.
 """
@@ -65,23 +65,23 @@ def compared(cases: list[Case], seed: int, table: str) -> dict[str, Any]:
     updates, count, differences = 0, 0, []
     for case in cases:
         for team in problems.TEAMS:
-            for way in problems.WAYS:
+            for update in problems.UPDATES:
                 count += 1
                 try:
-                    updates += problems.compare(emulator, case, way, team, table)
+                    updates += problems.compare(emulator, case, update, team, table)
                 except AssertionError as error:
-                    differences.append(f"{case}, {way}, team of {team}: {error}"[:300])
+                    differences.append(f"{case}, {update}, team of {team}: {error}"[:300])
     return {"problems": count, "site_updates": updates, "differences": differences, **report(emulator, began)}
 
 
-def standard(way: str, team: int, sweeps: int, seed: int) -> dict[str, Any]:
+def standard(update: str, team: int, sweeps: int, seed: int) -> dict[str, Any]:
     began, emulator = time.perf_counter(), Emulator(seed=seed)
-    differ, updates = problems.standard(emulator, way, team, sweeps)
+    differ, updates = problems.standard(emulator, update, team, sweeps)
     lines: Counter[str] = Counter()
     for code, _ in emulator.code.values():
         lines += code.executed() if code.kernel.name == "sweep_chains" else Counter()
     return {
-        "way": way, "team": team, "site_updates": updates, "labels_that_differ": differ,
+        "update": update, "team": team, "site_updates": updates, "labels_that_differ": differ,
         "lane_instructions_a_site": round(32 * emulator.executed["sweep_chains"] / updates, 1),
         "by_function": by_function(lines), **report(emulator, began),
     }  # fmt: skip
@@ -90,7 +90,7 @@ def standard(way: str, team: int, sweeps: int, seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["small", "full", "standard", "planted", "team"])
-    parser.add_argument("--way", choices=problems.WAYS, default="gather", help="of the standard problem")
+    parser.add_argument("--update", choices=problems.UPDATES, default="gather", help="of the standard problem")
     parser.add_argument("--team", type=int, default=1, help="programs that share the standard problem's image")
     parser.add_argument("--sweeps", type=int, default=1, help="of the standard problem")
     parser.add_argument("--seed", type=int, default=0, help="of the order of programs")
@@ -109,7 +109,7 @@ def main() -> None:
 
         found = {name: by for poll in team.POLLS for name, by in team.verdicts(poll).items()}
     elif options.what == "standard":
-        found = standard(options.way, options.team, options.sweeps, options.seed)
+        found = standard(options.update, options.team, options.sweeps, options.seed)
     else:
         small = options.what == "small"
         found = compared(problems.SMALL if small else problems.FULL, options.seed, "small" if small else "own")

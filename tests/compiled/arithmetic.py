@@ -236,7 +236,7 @@ def _table() -> dict[str, Meaning]:
             found[f"redux.sync.{verb}.{name}"] = Meaning(TYPES[name], (TYPES[name], word), reduced(WHOLE[verb]))
     found["lop3.b32"] = Meaning(word, (word,) * 4, looked_up)
     for mode in ("wrap", "clamp"):
-        found |= {f"shf.{way}.{mode}.b32": Meaning(word, (word,) * 3, funnel(way == "l", mode == "wrap")) for way in "lr"}
+        found |= {f"shf.{update}.{mode}.b32": Meaning(word, (word,) * 3, funnel(update == "l", mode == "wrap")) for update in "lr"}
     real = TYPES["f32"]
     found |= {f"{name}.approx.f32": Meaning(real, (real,), of) for name, of in (("ex2", power), ("lg2", logarithm))}
     found["ex2.approx.ftz.f32"] = Meaning(real, (real,), lambda a: flushed(power(flushed(a))))

@@ -98,13 +98,13 @@ def line_of(text: str, at: int) -> str:
 
 def sweep(emulator: Emulator, kernel: str, case: Case) -> str:
     """What a run of ``kernel`` shows to be wrong; "" if nothing."""
-    way, team = SWEEPS.get(kernel, ("incremental" if kernel in STANDING else "gather", 1))
+    update, team = SWEEPS.get(kernel, ("incremental" if kernel in STANDING else "gather", 1))
     try:
         if kernel not in SWEEPS:
-            compare(emulator, case, way, team)
+            compare(emulator, case, update, team)
             return next(iter(emulator.faults()), "")
         with emulated(emulator), shape(team):
-            said = swept(case, way, case.sweeps)
+            said = swept(case, update, case.sweeps)
     except (AssertionError, Unknown, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return next(iter(emulator.faults()), "") or said

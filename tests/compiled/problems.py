@@ -26,7 +26,7 @@ from tritoncrf.chains import ChainState
 from tritoncrf.engines import Engine, load
 
 PLACE = on_device.Place(torch.device("cpu"), False)
-# Every kernel, both ways by one program and by a team, and hardly an instruction of them that is not run: kinds and gates, one
+# Every kernel, both updates by one program and by a team, and hardly an instruction of them that is not run: kinds and gates, one
 # replica and several, packed rows and float32, phases that end in sites shared by lanes. Compiled in some seconds.
 THREE = ((0, 1), (1, 0), (1, -2))
 SMALL = [
@@ -34,7 +34,7 @@ SMALL = [
          gates_on=(1, 2, 0), entries=entries, sweeps=1) for entries in ("above", "inside")
 ] + [Case((24, 37), 5, THREE, entries=entries, sweeps=1) for entries in ("above", "inside")]  # fmt: skip
 FULL = [*CASES, *SEEING, replace(CASES[3], dtype=torch.bfloat16), *SLOW[::5]]
-WAYS = ("gather", "incremental")
+UPDATES = ("gather", "incremental")
 # Programs of a team, of which there are several only where they meet.
 TEAMS = (1, 3)
 
@@ -56,23 +56,23 @@ def shape(team: int, table: str = "small") -> Iterator[None]:
         shapes.TEAM, shapes.TABLE = kept
 
 
-def compare(emulator: Emulator, case: Case, way: str, team: int, table: str = "small") -> int:
+def compare(emulator: Emulator, case: Case, update: str, team: int, table: str = "small") -> int:
     """Site updates compared; AssertionError where something differs. What knows nothing of teams is compared without them."""
     updates, sweeps = 0, case.sweeps + 2
     with emulated(emulator), shape(team, table):
         if team == 1:
-            updates = on_device.equal_to_torch(PLACE, case, way)
+            updates = on_device.equal_to_torch(PLACE, case, update)
             unary_errors(case)
-        if team > 1 or way == "incremental":
-            assert not (said := swept(case, way, sweeps)), said
+        if team > 1 or update == "incremental":
+            assert not (said := swept(case, update, sweeps)), said
             updates += math.prod(case.shape) * case.replicas * sweeps
     return updates
 
 
-def swept(case: Case, way: str, sweeps: int) -> str:
+def swept(case: Case, update: str, sweeps: int) -> str:
     """What labels, flips and bounds show to be wrong after some sweeps by the emulator that is there; "" if nothing."""
     asked = problem(case)
-    (ours, chains), (theirs, expected) = asked.start("triton", way), asked.start("torch", "gather")
+    (ours, chains), (theirs, expected) = asked.start("triton", update), asked.start("torch", "gather")
     ours.run(chains, sweeps, beta=case.beta)
     theirs.run(expected, sweeps, beta=case.beta)
     if labels := int((chains.rows != expected.rows).sum()):
@@ -123,13 +123,13 @@ def _engine(name: str) -> Engine:
     return engine
 
 
-def standard(emulator: Emulator, way: str, team: int, sweeps: int) -> tuple[int, int]:
+def standard(emulator: Emulator, update: str, team: int, sweeps: int) -> tuple[int, int]:
     """The standard problem, calm: labels that differ from torch's after ``sweeps`` sweeps of 130 x 330 sites, and updates."""
     from bench.problem import standard as made
 
     asked = made("calm")
     with emulated(emulator), shape(team, "own"):
-        ours, theirs = (Sampler(asked.crf, name, seed=1, way=way) for name in ("triton", "torch"))
+        ours, theirs = (Sampler(asked.crf, name, seed=1, update=update) for name in ("triton", "torch"))
         chains, expected = ours.init(asked.logits), theirs.init(asked.logits)
         ours.run(chains, sweeps)
         theirs.run(expected, sweeps)

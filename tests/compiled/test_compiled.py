@@ -145,10 +145,10 @@ def test_all_cases_run_as_compiled() -> None:
 
 @NO_TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("team", [1, 4])
-def test_the_standard_problem_runs_as_compiled(way: str, team: int) -> None:
-    found = emulate("standard", "--way", way, "--sweeps", "2", "--team", str(team))
+def test_the_standard_problem_runs_as_compiled(update: str, team: int) -> None:
+    found = emulate("standard", "--update", update, "--sweeps", "2", "--team", str(team))
     assert found["labels_that_differ"] == 0
     assert found["faults"] == []
     assert found["site_updates"] == 2 * 130 * 330

@@ -33,7 +33,7 @@ from tritoncrf.datasets import (
 from tritoncrf.datasets.base import Forwarding
 from tritoncrf.datasets.headers import is_deep
 from tritoncrf.datasets.volumes import VolumeDataset, has_volumes
-from tritoncrf.order import DistributedIndexSampler
+from tritoncrf.index_sampler import DistributedIndexSampler
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def folder(source: Source, kind: Kind) -> LabeledSamples:
     return found
 
 
-def look(source: Source, labels: int, channels: int | None, background: int | None) -> tuple[LabeledSamples, Kind]:
+def folder_and_kind(source: Source, labels: int, channels: int | None, background: int | None) -> tuple[LabeledSamples, Kind]:
     """The images of a folder, and what they are: grey, colour, depth, or volumes."""
     names = tuple(f"label {label}" for label in range(labels))
     ndim = 3 if has_volumes(source.images or "", source.recursive) else 2

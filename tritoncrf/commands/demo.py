@@ -23,8 +23,8 @@ from tritoncrf.commands.data import Kept
 from tritoncrf.commands.report import Figures
 from tritoncrf.datasets import Figures as FigureSet
 from tritoncrf.edges import parse
+from tritoncrf.grid_crf import GridCRF
 from tritoncrf.loss import CRFLoss
-from tritoncrf.model import GridCRF
 from tritoncrf.store import ChainStore
 from tritoncrf.training import Trainer
 

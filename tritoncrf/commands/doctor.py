@@ -24,8 +24,8 @@ from torch import Tensor
 from tritoncrf import contract, engines
 from tritoncrf._version import VERSION
 from tritoncrf.engines.triton import uninterpretable
+from tritoncrf.grid_crf import GridCRF
 from tritoncrf.lattice import Neighborhood
-from tritoncrf.model import GridCRF
 from tritoncrf.sampler import Sampler
 
 _SHAPE, _LABELS = (2, 3), 3
@@ -119,16 +119,16 @@ def _warm(device: torch.device) -> None:
         sweep_all(device)
     finally:
         knobs.compilation.listener = kept
-    told = ", ".join(f"{name} {spent:.1f} s" if spent else f"{name} cached" for name, spent in seconds.items())
-    _row("", f"compiled: {told or 'nothing new'}")
+    times = ", ".join(f"{name} {spent:.1f} s" if spent else f"{name} cached" for name, spent in seconds.items())
+    _row("", f"compiled: {times or 'nothing new'}")
 
 
 def sweep_all(device: torch.device, labels: int = 20, many: int = 128) -> None:
-    """A sweep by each way, on one image and on ``many``, conditionals and pair counts, with the Triton engine."""
+    """A sweep by each update, on one image and on ``many``, conditionals and pair counts, with the Triton engine."""
     crf = GridCRF(labels, Neighborhood.nearest(8)).to(device)
     for images in (1, many):
-        for way in ("gather", "incremental"):
-            sampler = Sampler(crf, engine="triton", way=way)
+        for update in ("gather", "incremental"):
+            sampler = Sampler(crf, engine="triton", update=update)
             chains = sampler.init(torch.zeros(images, labels, 8, 8, device=device))
             sampler.run(chains, 1)
             sampler.conditionals(chains, torch.zeros((*chains.plan.free.shape, labels), dtype=torch.float64, device=device))

@@ -18,9 +18,9 @@ from tritoncrf.commands.options import Settings, from_values
 from tritoncrf.datasets import LabeledSamples
 from tritoncrf.edges import Recipe, parse
 from tritoncrf.evaluation import run as run_network
+from tritoncrf.grid_crf import GridCRF
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
-from tritoncrf.model import GridCRF
 from tritoncrf.training import Trainer
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -19,8 +19,8 @@ from tritoncrf.commands.models import CHECKPOINT, Run
 from tritoncrf.commands.options import Settings
 from tritoncrf.datasets import LabeledSamples, NpzDataset
 from tritoncrf.evaluation import Evaluation
+from tritoncrf.index_sampler import DistributedIndexSampler
 from tritoncrf.loss import CRFLoss
-from tritoncrf.order import DistributedIndexSampler
 from tritoncrf.ranks import Ranks
 from tritoncrf.store import ChainStore
 from tritoncrf.training import Trainer
@@ -170,7 +170,7 @@ def _data(
     elif known is not None:
         training, kind = data.read(source, None, known), known
     else:
-        training, kind = data.look(source, settings.labels or 0, settings.channels, settings.background)
+        training, kind = data.folder_and_kind(source, settings.labels or 0, settings.channels, settings.background)
     validation = test = None
     if settings.validation_files is not None:
         validation = data.read(dataclasses.replace(source, files=settings.validation_files), None, kind)

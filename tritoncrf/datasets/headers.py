@@ -88,11 +88,11 @@ def pixels(file: Image.Image, path: Path, mode: str | None = None, turned: bool 
 def turned(images: Sequence[Header], masks: Sequence[Header] | None) -> tuple[list[bool], list[str]]:
     """Which images are to be turned upright, and what there is to say of it.
 
-    Raises ValueError for a mask that fits an image neither way, or both ways while others disagree.
+    Raises ValueError for a mask that fits an image neither way, or both updates while others disagree.
     """
     found = [image.turn > 1 for image in images]
     if masks is None:
-        return found, _told(images, found, "; so are their labels", [])
+        return found, _notes(images, found, "; so are their labels", [])
     stands: list[Header] = []
     lies: list[Header] = []
     open_places = []
@@ -121,10 +121,10 @@ def turned(images: Sequence[Header], masks: Sequence[Header] | None) -> tuple[li
         )
     for place in open_places:
         found[place] = not lies
-    return found, _told(images, found, ", as their masks are", [images[place] for place in open_places])
+    return found, _notes(images, found, ", as their masks are", [images[place] for place in open_places])
 
 
-def _told(images: Sequence[Header], found: Sequence[bool], why: str, unclear: Sequence[Header]) -> list[str]:
+def _notes(images: Sequence[Header], found: Sequence[bool], why: str, unclear: Sequence[Header]) -> list[str]:
     """Sentences, each with the number of images and the first of them."""
     of = f"of {len(images)}"
     up = [image for image, yes in zip(images, found, strict=True) if yes]

@@ -151,9 +151,9 @@ def _entry(entry: Entry, images: Folder, masks: Folder | None, found: Mapping[st
             return entry
         entry = parts[0].strip(), parts[1].strip()
     image, mask = images.inside(entry[0]), None if masks is None else masks.inside(entry[1])
-    for folder, path, told in ((images, image, entry[0]), (masks, mask, entry[1])):
+    for folder, path, given in ((images, image, entry[0]), (masks, mask, entry[1])):
         if folder is not None and path is None:
-            raise FileNotFoundError(f"files: expected {folder.name} below {folder.root}, got {told!r}, which is not there")
+            raise FileNotFoundError(f"files: expected {folder.name} below {folder.root}, got {given!r}, which is not there")
     if image is None:
         raise RuntimeError("files: expected an image")
     if mask is not None and mask.suffix.lower() in _LOSSY:

@@ -182,7 +182,7 @@ class Engine(Protocol):
     ``key`` the Philox key words, ``purpose`` rule 2's number, ``scale`` rule 3's factor."""
 
     break_even: float
-    """Flips per site update below which the incremental way is the faster one."""
+    """Flips per site update below which the incremental update is the faster one."""
 
     def missing(self, device: torch.device, labels: int = FEWEST, arity: int = 0) -> str | None:
         """Why the engine cannot run on this device with so many labels, with the way to get it; None if it can.
@@ -199,9 +199,9 @@ class Engine(Protocol):
         """Draws every free site that holds void from its unaries alone, in place."""
 
     def field(self, work: Work, labels: Tensor) -> Tensor:
-        """What the incremental way keeps current: the energies of all free sites given their neighbours, or bounds on them.
+        """What the incremental update keeps current: the energies of all free sites given their neighbours, or bounds on them.
 
-        An empty one where the engine has no incremental way for a graph's factors: what is given it gathers."""
+        An empty one where the engine has no incremental update for a graph's factors: what is given it gathers."""
 
     def sweep(
         self, work: Work, labels: Tensor, field: Tensor | None, sweeps: int, scale: float,

@@ -1,6 +1,6 @@
 """The numba engine: compiled sweeps on CPU tensors, chains side by side on threads of its own.
 
-The gather way sums each site's table rows at every visit. The incremental way passes over the sites whose label surely stays
+The gather update sums each site's table rows at every visit. The incremental update passes over the sites whose label surely stays
 (`numba_sweeps` holds the argument) and gathers at the others; what the sampler keeps for it between calls, the field, is an
 upper bound of each site's odds against staying, one float32 a site, not its energies. A field lives through changes of the
 labels made by sweeps only, as every engine's does; its last entry is the scale that it was made for.
@@ -55,7 +55,7 @@ class Work:
     net: nets.Lists | None
     """Of graphs."""
     kept: dict[str, Array]
-    """What only the incremental way needs, made when it first runs."""
+    """What only the incremental update needs, made when it first runs."""
 
 
 def missing(device: torch.device, labels: int = FEWEST, arity: int = 0) -> str | None:
@@ -200,12 +200,12 @@ def _edges(plan: Plan, sites: Sites) -> Array:
     kinds = np.zeros((1, 0, 0), np.uint8) if edges.kinds is None else edges.kinds.numpy()
     gates = np.zeros((1, 0, 0, 0), np.uint8) if edges.gates is None else edges.gates.numpy()
     kinded, which = np.array(edges.kinded if plan.kinded else (), np.int64), np.array(edges.gated, np.int64)
-    places = np.array([edges.gating[k] for k in edges.gated], np.int64)
+    columns = np.array([edges.gating[k] for k in edges.gated], np.int64)
     factor = plan.labels + 1 if plan.kinds * (plan.labels + 1) <= 256 else 1
     found = np.empty((len(sites.position), 2 * (len(kinded) + len(which) * gates.shape[1])), np.uint8)
     share(
         seeing.listing, sites.first, sites.first, sites.position, edges.pixels.numpy(), sites.steps, kinds, kinded, factor,
-        gates, which, places, found,
+        gates, which, columns, found,
     )  # fmt: skip
     return found
 

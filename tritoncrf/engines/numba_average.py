@@ -18,7 +18,7 @@ import numpy as np
 from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_edges as edges
 from tritoncrf.engines import numba_flips as flips_of
-from tritoncrf.engines.numba_cache import call, entry, jit
+from tritoncrf.engines.numba_cache import call, entry_point, jit
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Words
 from tritoncrf.engines.numba_edges import Seen
 from tritoncrf.engines.numba_errors import differing
@@ -114,7 +114,7 @@ def _backwards(trace: Doubles, known: int, last: int, value: float) -> None:
         value -= change
 
 
-@entry
+@entry_point
 def average(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, bounds: Integers, position: Positions, site: Words,
     index: Integers, unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, base: Integers,
@@ -124,7 +124,7 @@ def average(
 ) -> None:  # fmt: skip
     """Sweeps of images ``begin`` to ``end``: the conditionals after each, averaged over replicas, are added to ``out``.
 
-    places: int32 ``[N, volume]``, as the incremental way's lookup; traces: ``[N * R, sweeps]``. The rest is that of `sweep`
+    places: int32 ``[N, volume]``, as the incremental update's lookup; traces: ``[N * R, sweeps]``. The rest is that of `sweep`
     and of `numba_sweeps.conditionals`.
     """
     width, volume, most = unary.shape[1], labels.shape[1], np.max(first[1:] - first[:-1])

@@ -63,9 +63,9 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         global _warned
         if not _warned:
             _warned = True
-            told = str(error) or type(error).__name__
+            reason = str(error) or type(error).__name__
             warnings.warn(
-                f"engine: the numba engine's cache in {self.cache_path} cannot be used ({told}): what it lacks is compiled in "
+                f"engine: the numba engine's cache in {self.cache_path} cannot be used ({reason}): what it lacks is compiled in "
                 "this process; NUMBA_CACHE_DIR names another place",
                 stacklevel=2,
             )
@@ -81,7 +81,7 @@ def call(function: Function) -> Function:
     return cast(Function, _njit(**_OPTIONS)(function))
 
 
-def entry(function: Function) -> Function:
+def entry_point(function: Function) -> Function:
     """`call` kept on disk: beside this file, or where NUMBA_CACHE_DIR says; compiled anew where neither can be written."""
     compiled: Any = call(function)
     with contextlib.suppress(RuntimeError, OSError):

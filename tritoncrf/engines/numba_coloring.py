@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tritoncrf.engines.numba_cache import entry
+from tritoncrf.engines.numba_cache import entry_point
 
 Integers = npt.NDArray[np.int64]
 Nodes = npt.NDArray[np.int32]
 
 
-@entry
+@entry_point
 def count(members: Integers, starts: Integers) -> None:
     """Adds to ``starts[v + 1]`` how many earlier nodes the factors ``[F, k]`` join to node v."""
     for f in range(members.shape[0]):
@@ -20,7 +20,7 @@ def count(members: Integers, starts: Integers) -> None:
                 starts[max(members[f, a], members[f, b]) + 1] += 1
 
 
-@entry
+@entry_point
 def fill(members: Integers, ends: Integers, earlier: Nodes) -> None:
     """Lists the earlier node of each pair at its later one, whose list so far ends at ``ends``."""
     for f in range(members.shape[0]):
@@ -32,7 +32,7 @@ def fill(members: Integers, ends: Integers, earlier: Nodes) -> None:
                 ends[later] += 1
 
 
-@entry
+@entry_point
 def first_fit(starts: Integers, earlier: Nodes, limit: int, color: Nodes) -> int:
     """Colours nodes 0, 1, ..; returns the first that would need colour ``limit`` or a later one, -1 for none."""
     seen = np.full(limit + 1, -1, np.int32)
@@ -48,7 +48,7 @@ def first_fit(starts: Integers, earlier: Nodes, limit: int, color: Nodes) -> int
     return -1
 
 
-@entry
+@entry_point
 def clash(members: Integers, color: Nodes) -> int:
     """The first factor with two nodes of one colour, -1 for none."""
     for f in range(members.shape[0]):

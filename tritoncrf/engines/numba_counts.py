@@ -60,10 +60,10 @@ def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
         return torch.zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64, device="cpu")
     rows = [_flat(labels.contiguous()) for labels in (data, free)]
     steps = np.array([plan.displacements[k] for k in edges.gated], np.int64)
-    places = np.array([edges.gating[k] for k in edges.gated], np.int64)
+    columns = np.array([edges.gating[k] for k in edges.gated], np.int64)
     shape = (*edges.gates.shape[1:3], plan.labels, plan.labels)
     gates = edges.gates.numpy(), edges.pixels.numpy()
-    return _summed(differences.gated_errors, shape, len(plan.index), plan.replicas, *rows, steps, places, *gates)
+    return _summed(differences.gated_errors, shape, len(plan.index), plan.replicas, *rows, steps, columns, *gates)
 
 
 def _summed(

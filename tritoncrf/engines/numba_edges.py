@@ -23,7 +23,7 @@ from numba.core.cgutils import get_or_insert_function
 
 from tritoncrf import contract
 from tritoncrf.engines import numba_vectors as vec
-from tritoncrf.engines.numba_cache import call, entry, jit
+from tritoncrf.engines.numba_cache import call, entry_point, jit
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole
 from tritoncrf.engines.numba_vectors import LANES, byte, load, word
 
@@ -223,10 +223,10 @@ def add_gated(
         _weighed_16(here, gating, end, ranks, edge, weighed + f, plane, width, factors, energies + f)
 
 
-@entry
+@entry_point
 def listing(
     begin: int, end: int, first: Integers, position: Positions, pixels: Integers, steps: Integers, kinds: Kinds,
-    kinded: Integers, factor: int, gates: Kinds, which: Integers, places: Integers, out: Bytes,
+    kinded: Integers, factor: int, gates: Kinds, which: Integers, columns: Integers, out: Bytes,
 ) -> None:  # fmt: skip
     """Writes the bytes of all free sites of images ``begin`` to ``end`` to ``out`` ``[B, E]``.
 
@@ -248,5 +248,5 @@ def listing(
             for j in range(len(which)):
                 behind = pixels[p - steps[which[j]]]
                 for r in range(ranks):
-                    row[start + (2 * j) * ranks + r] = gates[image, r, places[j], here]
-                    row[start + (2 * j + 1) * ranks + r] = gates[image, r, places[j], behind]
+                    row[start + (2 * j) * ranks + r] = gates[image, r, columns[j], here]
+                    row[start + (2 * j + 1) * ranks + r] = gates[image, r, columns[j], behind]

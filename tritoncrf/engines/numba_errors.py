@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tritoncrf.engines.numba_cache import entry, jit
+from tritoncrf.engines.numba_cache import entry_point, jit
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles
 from tritoncrf.engines.numba_vectors import address, byte, word
 
@@ -64,7 +64,7 @@ def _add(bins: Counts, sign: int, target: Cube) -> None:
                 target[kind, label, m] += sign * total
 
 
-@entry
+@entry_point
 def pair_counts(
     begin: int, end: int, replicas: int, labels: Bytes, steps: Integers, classes: Integers, kinds: Bytes, kinded: Integers,
     pixels: Integers, counts: Integers,
@@ -135,7 +135,7 @@ def _touching_kinds(
             bins[0, np.uint64((theirs + c) * size + b)] -= 1
 
 
-@entry
+@entry_point
 def pair_errors(
     begin: int, end: int, replicas: int, data: Bytes, free: Bytes, steps: Integers, classes: Integers, kinds: Bytes,
     kinded: Integers, pixels: Integers, most: float, counts: Integers,
@@ -168,9 +168,9 @@ def pair_errors(
                     _add(bins, sign, target)
 
 
-@entry
+@entry_point
 def gated_errors(
-    begin: int, end: int, replicas: int, data: Bytes, free: Bytes, steps: Integers, places: Integers, gates: Gates,
+    begin: int, end: int, replicas: int, data: Bytes, free: Bytes, steps: Integers, columns: Integers, gates: Gates,
     pixels: Integers, counts: Integers,
 ) -> None:  # fmt: skip
     """As `pair_errors`, an edge counting its gate, into ``counts`` ``[G, Cg, L, L]``.
@@ -185,7 +185,7 @@ def gated_errors(
         for j in range(len(steps) if many else 0):
             for rank in range(gates.shape[1]):
                 bins[:] = 0
-                weight = gates[image, rank, places[j]]
+                weight = gates[image, rank, columns[j]]
                 for n in range(many):
                     p = np.int64(found[np.uint64(n)])
                     after, before = np.uint64(p + steps[j]), np.uint64(p - steps[j])
@@ -196,10 +196,10 @@ def gated_errors(
                         theirs = np.int64(weight[np.uint64(pixels[before])])
                         bins[y[before], y[np.uint64(p)]] += theirs
                         bins[z[before], z[np.uint64(p)]] -= theirs
-                counts[rank, places[j]] += bins[:number, :number]
+                counts[rank, columns[j]] += bins[:number, :number]
 
 
-@entry
+@entry_point
 def unary_errors(begin: int, end: int, replicas: int, data: Bytes, free: Bytes, part: float, out: Singles) -> None:
     """Adds ``[free = l] - [data = l]`` of images ``begin`` to ``end`` times ``part`` to zeroed ``out`` ``[N, L, pixels]``.
 

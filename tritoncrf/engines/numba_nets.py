@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tritoncrf import contract
 from tritoncrf.engines import Factors, Tables
-from tritoncrf.engines.numba_cache import entry
+from tritoncrf.engines.numba_cache import entry_point
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions
 from tritoncrf.engines.numba_rows import SHORT, aligned
 from tritoncrf.engines.numba_sites import Array
@@ -128,7 +128,7 @@ def push_of(rows: GraphRows, scale: float) -> Array:
     return found
 
 
-@entry
+@entry_point
 def counting(
     begin: int, end: int, node: Integers, pointer: Integers, factor: Positions, gates: Bytes, kind: int, k: int, number: int,
     cuts: Integers,
@@ -142,7 +142,7 @@ def counting(
         cuts[t * number + k + 1] = found * size
 
 
-@entry
+@entry_point
 def listing(
     begin: int, end: int, node: Integers, pointer: Integers, factor: Positions, axis: Bytes, others: npt.NDArray[np.int32],
     table: Positions, gates: Bytes, base: Integers, kind: int, k: int, number: int, cuts: Integers, ends: Positions,
@@ -162,7 +162,7 @@ def listing(
                 at += arity + gated
 
 
-@entry
+@entry_point
 def factor_counts(
     begin: int, end: int, replicas: int, labels: Bytes, members: Integers, first: Integers, table: Positions,
     gates: Bytes, unit: int, starts: Integers, number: int, counts: Integers,
@@ -182,7 +182,7 @@ def factor_counts(
                 counts[chain, starts[table[f]] + place] += weight
 
 
-@entry
+@entry_point
 def factor_errors(
     begin: int, end: int, replicas: int, data: Bytes, free: Bytes, members: Integers, first: Integers, table: Positions,
     gates: Bytes, unit: int, starts: Integers, number: int, errors: Integers,

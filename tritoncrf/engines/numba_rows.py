@@ -56,8 +56,8 @@ def rows_of(plan: Plan, tables: Tables, width: int) -> Rows:
 def _weighed(plan: Plan, tables: Tables, width: int) -> Array:
     if plan.edges is None or tables.gated is None:
         return np.zeros((0, 2, 0, 1, width), np.float32)
-    places = [plan.edges.gating[k] for k in plan.edges.gated]
-    gated = contract.round_pairwise(tables.gated)[:, places].transpose(0, 1).numpy()
+    columns = [plan.edges.gating[k] for k in plan.edges.gated]
+    gated = contract.round_pairwise(tables.gated)[:, columns].transpose(0, 1).numpy()
     rows = aligned((len(gated), 2, gated.shape[1], plan.labels + 1, width), np.float32)
     rows[:, 0, :, :-1, : plan.labels] = gated.transpose(0, 1, 3, 2)
     rows[:, 1, :, :-1, : plan.labels] = gated

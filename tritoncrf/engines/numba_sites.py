@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritoncrf.engines import Plan
-from tritoncrf.engines.numba_cache import entry
+from tritoncrf.engines.numba_cache import entry_point
 from tritoncrf.engines.numba_draw import Integers, Positions, Singles, Words
 from tritoncrf.engines.numba_threads import share
 
@@ -83,7 +83,7 @@ def listed(plan: Plan) -> Sites:
     return Sites(first, bounds, position, work, site, slot, base, uniforms, blocks, [(0, 0, -1)], plan.index.numpy(), steps)
 
 
-@entry
+@entry_point
 def listing(
     begin: int, end: int, free: npt.NDArray[np.bool_], positions: Integers, sites: Integers, phases: Integers,
     first: Integers, position: Positions, site: Words, slot: Positions, bounds: Integers,
@@ -100,7 +100,7 @@ def listing(
         bounds[image, len(phases) - 1] = t - first[image]
 
 
-@entry
+@entry_point
 def by_color(
     begin: int, end: int, free: npt.NDArray[np.bool_], colors: Positions, sites: Integers, first: Integers, position: Positions,
     site: Words, slot: Positions, bounds: Integers,
@@ -122,7 +122,7 @@ def by_color(
                 at[colors[graph, s]] += 1
 
 
-@entry
+@entry_point
 def rounding(
     begin: int, end: int, logits: Singles, pixels: Integers, first: Integers, slot: Positions, forbidden: float, cap: float,
     unary: Singles,
@@ -168,7 +168,7 @@ def rounding(
                         target[label] = forbidden
 
 
-@entry
+@entry_point
 def rounding_rows(
     begin: int, end: int, logits: Singles, pixels: Integers, first: Integers, slot: Positions, forbidden: float, cap: float,
     unary: Singles,

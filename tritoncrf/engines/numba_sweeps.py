@@ -1,6 +1,6 @@
 """What does a thread do? The compiled loops over a range of chains or images; each chain is swept by one thread alone.
 
-The incremental way keeps no field but, for each free site, an upper bound of its odds against staying,
+The incremental update keeps no field but, for each free site, an upper bound of its odds against staying,
 
     odds = sum_(l != current) 2^(t_l) / 2^(t_current),        t_l = -e_l * scale,
 
@@ -21,7 +21,7 @@ from tritoncrf.engines import numba_draw as one
 from tritoncrf.engines import numba_edges as edges
 from tritoncrf.engines import numba_flips as flips_of
 from tritoncrf.engines import numba_graphs as graphs
-from tritoncrf.engines.numba_cache import entry, jit
+from tritoncrf.engines.numba_cache import entry_point, jit
 from tritoncrf.engines.numba_draw import Bytes, Integers, Positions, Singles, Whole, Words
 from tritoncrf.engines.numba_edges import Seen
 from tritoncrf.engines.numba_graphs import Net
@@ -77,7 +77,7 @@ def _push(p: Whole, place: Positions, steps: Integers, push: Singles, old: Whole
         chances[back] *= push[came, 2 * k + 1] * push[went, 2 * k + 1]
 
 
-@entry
+@entry_point
 def sweep(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, bounds: Integers, position: Positions, site: Words,
     index: Integers, unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, base: Integers,
@@ -192,7 +192,7 @@ def sweep(
     keep(net)
 
 
-@entry
+@entry_point
 def initial(
     begin: int, end: int, replicas: int, void: int, labels: Bytes, first: Integers, position: Positions, site: Words,
     index: Integers, unary: Singles, base: Integers, uniforms: Singles, blocks: Integers,
@@ -222,7 +222,7 @@ def initial(
                 labels[chain, p] = one.draw(weight, 0, void, 0, chosen[t], total)
 
 
-@entry
+@entry_point
 def conditionals(
     begin: int, end: int, replicas: int, labels: Bytes, first: Integers, position: Positions, slot: Positions,
     unary: Singles, rows: Bytes, short: bool, steps: Integers, parts: Integers, number: int, scale: float, seen: Seen | None,

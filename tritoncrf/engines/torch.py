@@ -1,4 +1,4 @@
-"""The torch engine: gather vectorised over the sites of a colour, and the incremental way as a reference.
+"""The torch engine: gather vectorised over the sites of a colour, and the incremental update as a reference.
 
 Runs on CPU and CUDA tensors. Only free sites are held: they are listed phase by phase and chain by chain. A site's energies
 are its unary row plus one table row per neighbour, ``pairwise[c, :, y]`` for the one at +d_c and ``pairwise[c, y, :]`` for the

@@ -2,7 +2,7 @@
 
 Free sites are listed phase by phase by a kernel, without a look from the host, so no launch depends on how many there are. All
 sweeps of a batch are one launch, by a program for each image or, of few images, by several (`tritoncrf.kernels.sweeps`). The
-incremental way passes over sites that surely stay; what the sampler keeps for it between calls, the field, is a bound of each
+incremental update passes over sites that surely stay; what the sampler keeps for it between calls, the field, is a bound of each
 site's odds against staying, made in whole numbers, so that it does not depend on order (`tritoncrf.kernels.odds`).
 
 With TRITON_INTERPRET=1 in the environment when Triton is first imported the same kernels run on CPU tensors, slowly.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tritoncrf.kernels.listing import Listing
     from tritoncrf.kernels.tables import Rows
 
-# Where the times of both ways at 0.6, 2.2 and 84 % of flips cross, on an H200 at 20 labels.
+# Where the times of both updates at 0.6, 2.2 and 84 % of flips cross, on an H200 at 20 labels.
 break_even = 0.06
 MAX_LABELS = 64
 OLDEST = (3, 6)

@@ -20,8 +20,8 @@ from tritoncrf import checkpoint, contract
 from tritoncrf.batches import Batch
 from tritoncrf.checkpoint import CheckpointError
 from tritoncrf.evaluation import answer, edges_of, forward
+from tritoncrf.grid_crf import GridCRF
 from tritoncrf.loop import Loop
-from tritoncrf.model import GridCRF
 
 Objective = Callable[[Tensor, Batch], Tensor]
 # Steps between checkpoints: a kill costs a minute or two, not an epoch.
@@ -89,7 +89,7 @@ def marginals(batch: Batch, given: Tensor) -> Tensor:
     return given * batch.present[:, None]
 
 
-def by_sampling(problem: Problem, network: nn.Module, crf: GridCRF, told: Maker | None = None) -> Predictor:
+def by_sampling(problem: Problem, network: nn.Module, crf: GridCRF, edge_maker: Maker | None = None) -> Predictor:
     """Max-marginal inference with the paper's start: the first sample is drawn from the pre-trained network's marginals.
 
     told: what tells of the edges, for a CRF whose tables see the image.
@@ -98,7 +98,7 @@ def by_sampling(problem: Problem, network: nn.Module, crf: GridCRF, told: Maker 
 
     def predict(batch: Batch) -> tuple[Tensor, Tensor]:
         logits, first = forward(network, start, batch.image)
-        edges = edges_of(told, batch.image, None)
+        edges = edges_of(edge_maker, batch.image, None)
         return answer(crf, logits, first, batch, preset.sweeps, preset.burn_in, seed=problem.seed, edges=edges)
 
     return predict

@@ -50,15 +50,15 @@ class Step:
 
 def rows(problem: Problem, iterations: Sequence[int] = (2, 5, 10), visits: int = 8) -> list[Step]:
     """Steps over the first ``visits`` training images, on one thread or whatever torch is set to."""
-    told, crf, labels = problem.edges(), problem.crf(), problem.train.num_labels
-    kinded = problem.crf(told)
+    edge_maker, crf, labels = problem.edges(), problem.crf(), problem.train.num_labels
+    kinded = problem.crf(edge_maker)
 
-    def sampling(crf: tc.GridCRF, told: Maker | None) -> Objective:
+    def sampling(crf: tc.GridCRF, edge_maker: Maker | None) -> Objective:
         pcd = tc.CRFLoss(crf, chains=tc.ChainStore(problem.train.sizes, seed=0, device=problem.device))
 
         def value(logits: Tensor, batch: Batch) -> Tensor:
             given = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp}
-            kinds, gates = edges_of(told, batch.image, None)
+            kinds, gates = edges_of(edge_maker, batch.image, None)
             found: Tensor = pcd(logits, batch.labels, batch.index, **given, kinds=kinds, gates=gates)
             return found
 
@@ -68,11 +68,11 @@ def rows(problem: Problem, iterations: Sequence[int] = (2, 5, 10), visits: int =
         return crfrnn.objective(crfrnn.DenseCRF(labels, crfrnn.Bandwidths()).to(problem.device))
 
     steps: dict[str, Callable[[], Objective]] = {"cross-entropy": lambda: cross_entropy}
-    steps["PCD-10"], steps["PCD-10, kinds"] = partial(sampling, crf, None), partial(sampling, kinded, told)
+    steps["PCD-10"], steps["PCD-10, kinds"] = partial(sampling, crf, None), partial(sampling, kinded, edge_maker)
     steps["pseudo-likelihood"] = lambda: pseudolikelihood.objective(crf)
     for count in iterations:
         steps[f"mean field {count}"] = partial(meanfield.objective, crf, count, messages)
-        steps[f"mean field {count}, kinds"] = partial(meanfield.objective, kinded, count, messages, told)
+        steps[f"mean field {count}, kinds"] = partial(meanfield.objective, kinded, count, messages, edge_maker)
         steps[f"mean field {count}, autograd"] = partial(meanfield.objective, crf, count, plain)
     steps[f"CRF-as-RNN {crfrnn.LEARNED}"] = dense
     return [_measure(problem, name, make, visits) for name, make in steps.items()]

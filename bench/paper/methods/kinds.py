@@ -22,14 +22,14 @@ from bench.paper.edges import Maker
 from bench.paper.methods.messages import Sites
 from tritoncrf.batches import Batch
 from tritoncrf.evaluation import edges_of
-from tritoncrf.model import GridCRF
+from tritoncrf.grid_crf import GridCRF
 
 
-def of_edges(crf: GridCRF, told: Maker, batch: Batch, sites: Sites) -> Tensor:
-    """Of the edges to each free pixel's neighbours, uint8 ``[P, 2 C]``; 0 for classes that ``told`` does not tell of."""
-    kinds = edges_of(told, batch.image, None).kinds
+def of_edges(crf: GridCRF, edge_maker: Maker, batch: Batch, sites: Sites) -> Tensor:
+    """Of the edges to each free pixel's neighbours, uint8 ``[P, 2 C]``; 0 for classes that ``edge_maker`` does not tell of."""
+    kinds = edges_of(edge_maker, batch.image, None).kinds
     if kinds is None or crf.form.kinds is None:
-        raise ValueError(f"told: expected kinds for a CRF that has them, got {told!r} for {crf!r}")
+        raise ValueError(f"told: expected kinds for a CRF that has them, got {edge_maker!r} for {crf!r}")
     # One more class, of zeros, for those that have none.
     return sites.kinds(F.pad(kinds.movedim(1, -1), (0, 1))[..., list(crf.form.kinded)].movedim(-1, 1))
 

@@ -24,7 +24,7 @@ from bench.paper.problem import Predictor, Problem
 from tritoncrf import contract, validation
 from tritoncrf.batches import Batch
 from tritoncrf.evaluation import forward
-from tritoncrf.model import GridCRF
+from tritoncrf.grid_crf import GridCRF
 
 Messages = Callable[[Tensor, Tensor, Sites], Tensor]
 
@@ -37,41 +37,41 @@ def learn(problem: Problem, work: Path, *, iterations: int, edges: str | None = 
     validation.whole("iterations", iterations, 1)
     if edges not in (None, "kinds"):
         raise ValueError(f"edges: expected None or 'kinds', got {edges!r}")
-    told = None if edges is None else problem.edges()
-    network, crf = problem.network(), problem.crf(told)
+    edge_maker = None if edges is None else problem.edges()
+    network, crf = problem.network(), problem.crf(edge_maker)
     name = f"meanfield{iterations}" + ("" if edges is None else f" {edges}")
-    descend(problem, network, crf, objective(crf, iterations, told=told), work, name, joint=True)
+    descend(problem, network, crf, objective(crf, iterations, edge_maker=edge_maker), work, name, joint=True)
 
     @torch.no_grad()
     def predict(batch: Batch) -> tuple[Tensor, Tensor]:
         logits, _ = forward(network, None, batch.image)
         sites = Sites.of(batch, crf.neighborhood, crf.num_labels)
         alone = marginals(batch, logits.softmax(1))
-        found = _scores(crf, logits, batch, sites, iterations, messages, told)
+        found = _scores(crf, logits, batch, sites, iterations, messages, edge_maker)
         return alone, sites.spread(found.softmax(1), alone)
 
     return predict
 
 
 def objective(
-    crf: GridCRF, iterations: int, via: Messages = messages, told: Maker | None = None
+    crf: GridCRF, iterations: int, via: Messages = messages, edge_maker: Maker | None = None
 ) -> Callable[[Tensor, Batch], Tensor]:
     """Logits and their batch -> the cross-entropy of Q^T. told: what chooses the tables, for a CRF with kinds."""
 
     def value(logits: Tensor, batch: Batch) -> Tensor:
         sites = Sites.of(batch, crf.neighborhood, crf.num_labels)
-        return pixel_cross_entropy(_scores(crf, logits, batch, sites, iterations, via, told), batch, sites)
+        return pixel_cross_entropy(_scores(crf, logits, batch, sites, iterations, via, edge_maker), batch, sites)
 
     return value
 
 
 def _scores(
-    crf: GridCRF, logits: Tensor, batch: Batch, sites: Sites, iterations: int, via: Messages, told: Maker | None
+    crf: GridCRF, logits: Tensor, batch: Batch, sites: Sites, iterations: int, via: Messages, edge_maker: Maker | None
 ) -> Tensor:
     picked = sites.pick(logits)
-    if told is None:
+    if edge_maker is None:
         return scores(picked, crf.pairwise, sites, iterations, via)
-    chosen = kinds.of_edges(crf, told, batch, sites)
+    chosen = kinds.of_edges(crf, edge_maker, batch, sites)
     groups = kinds.Groups.of(sites, chosen, crf.pairwise.shape[1])
     fixed = kinds.labelled(crf.pairwise, sites, chosen)
     return scores(picked, crf.pairwise, sites, iterations, lambda q, tables, _: fixed + kinds.messages(q, tables, groups))

@@ -90,5 +90,5 @@ def edge_counts(batch: Batch, double: GridCRF) -> Tensor:
     """
     labels = double.num_labels // 2
     exists = batch.present & (batch.labels < labels) & (batch.labels >= 0)
-    told = batch.labels.long() if batch.clamp is None else batch.labels.long() + labels * batch.clamp
-    return double.pair_counts(told.masked_fill(~exists, 0), sizes=batch.sizes, mask=exists).sum(0)
+    edge_maker = batch.labels.long() if batch.clamp is None else batch.labels.long() + labels * batch.clamp
+    return double.pair_counts(edge_maker.masked_fill(~exists, 0), sizes=batch.sizes, mask=exists).sum(0)

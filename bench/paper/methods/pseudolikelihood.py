@@ -19,7 +19,7 @@ from bench.paper.methods.messages import Sites, messages
 from bench.paper.problem import Predictor, Problem
 from tritoncrf import contract
 from tritoncrf.batches import Batch
-from tritoncrf.model import GridCRF
+from tritoncrf.grid_crf import GridCRF
 
 
 def learn(problem: Problem, work: Path, *, joint: bool = True) -> Predictor:

@@ -32,7 +32,7 @@ class Parts(NamedTuple):
 
     network: nn.Module
     crf: tc.GridCRF
-    told: Maker | None
+    edge_maker: Maker | None
     """What tells of the edges beside the network."""
 
 
@@ -43,10 +43,10 @@ def parts(problem: Problem, edges: str | None = None) -> Parts:
     if edges == "network":
         gated = Gated(problem.network(), problem.preset.neighborhood)
         return Parts(gated, problem.crf(gated), None)
-    told = None if edges is None else problem.edges(text_of(edges, problem.preset))
-    crf = problem.crf(told)
+    edge_maker = None if edges is None else problem.edges(text_of(edges, problem.preset))
+    crf = problem.crf(edge_maker)
     crf.pairwise.requires_grad_(edges != "gaussian")
-    return Parts(problem.network(), crf, told)
+    return Parts(problem.network(), crf, edge_maker)
 
 
 def learn(
@@ -54,7 +54,7 @@ def learn(
 ) -> Predictor:
     """joint: the network learns too; sweeps: K per visit, None takes the preset's; edges: a word of `EDGES`."""
     preset = problem.preset
-    network, crf, told = parts(problem, edges)
+    network, crf, edge_maker = parts(problem, edges)
     chains = tc.ChainStore(problem.train.sizes, seed=problem.seed, device=problem.device)
     loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=preset.visit_sweeps if sweeps is None else sweeps)
     tables = [table for table in loss.parameters() if table.requires_grad]
@@ -67,7 +67,7 @@ def learn(
     else:
         groups[0]["momentum"] = 0.0
         optimizer = torch.optim.SGD(groups, momentum=preset.momentum)
-    trainer = Trainer(network, crf, loss=loss, chains=chains, optimizer=optimizer, log=work / "log.jsonl", edges=told)
+    trainer = Trainer(network, crf, loss=loss, chains=chains, optimizer=optimizer, log=work / "log.jsonl", edges=edge_maker)
     saved = work / "model.safetensors"
     if saved.exists():
         trainer.load(saved)

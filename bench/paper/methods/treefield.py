@@ -22,7 +22,7 @@ from bench.paper.problem import Predictor, Problem
 from tritoncrf import checkpoint, contract
 from tritoncrf.batches import Batch
 from tritoncrf.edge_trees import EdgeTree
-from tritoncrf.model import GridCRF
+from tritoncrf.grid_crf import GridCRF
 
 # Edges of an image that trees are grown from.
 PAIRS = 2000
@@ -37,13 +37,13 @@ def learn(problem: Problem, work: Path, *, kinds: int) -> Predictor:
     return by_sampling(problem, network, crf, tree)
 
 
-def objective(crf: GridCRF, told: Maker) -> Callable[[Tensor, Batch], Tensor]:
+def objective(crf: GridCRF, edge_maker: Maker) -> Callable[[Tensor, Batch], Tensor]:
     """Logits and their batch -> minus the log pseudo-likelihood, a mean over its terms, as `pseudolikelihood` has it."""
 
     def value(logits: Tensor, batch: Batch) -> Tensor:
         sites = Sites.of(batch, crf.neighborhood, crf.num_labels, exists=batch.target != contract.VOID)
         target = sites.labels_of(batch.target)
-        field = kinded.labelled(crf.pairwise, sites, kinded.of_edges(crf, told, batch, sites), target)
+        field = kinded.labelled(crf.pairwise, sites, kinded.of_edges(crf, edge_maker, batch, sites), target)
         return F.cross_entropy(sites.pick(logits) - field, target, reduction="sum") / max(len(target), 1)
 
     return value

@@ -11,7 +11,7 @@ from torch import Tensor
 from tritoncrf.frame import Shape
 
 
-def places(
+def pixel_indices(
     sizes: Tensor, offsets: Tensor, replicas: int, spare: int, shape: Shape, view: Tensor | None, cut: Tensor | None
 ) -> Tensor:
     """int64 ``[N, R, *shape]``; `spare` beyond an image's size.

@@ -19,11 +19,11 @@ class TargetWatch:
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}
         self._settled: set[int] = set()
-        self._told = False
+        self._warned = False
 
-    def look(self, target: Tensor, index: Tensor, sizes: Tensor | None) -> None:
+    def observe(self, target: Tensor, index: Tensor, sizes: Tensor | None) -> None:
         """target: integers ``[N, *shape]``; index: integers ``[N]``; sizes: integers ``[N, d]`` where the batch is padded."""
-        if self._told or torch.compiler.is_compiling() or target.device.type != "cpu" or index.shape != target.shape[:1]:
+        if self._warned or torch.compiler.is_compiling() or target.device.type != "cpu" or index.shape != target.shape[:1]:
             return
         for n, image in enumerate(index.tolist()):
             if image in self._settled:
@@ -36,7 +36,7 @@ class TargetWatch:
             elif first == mark:
                 self._settled.add(image)
             else:
-                self._told = True
+                self._warned = True
                 warnings.warn(
                     f"target: image {image} has another target than at its first visit, as random crops and flips make it, or "
                     "two data sets that both number from 0: a persistent chain belongs to one image (give a flip an index of "

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState
-from tritoncrf.crf import CRF
 from tritoncrf.edge_inputs import Given
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.layout import Layout
+from tritoncrf.model_protocol import CRF
 from tritoncrf.validation import Guard
 
 ALLOWED = "target: expected labels that the logits allow"
@@ -46,7 +46,7 @@ class Batch:
         return replace(self, plan=replace(self.plan, index=index.contiguous()), count=count)
 
 
-def look(
+def check_batch(
     guard: Guard, crf: CRF, logits: Tensor, index: Tensor | None, sizes: Tensor | None, mask: Tensor | None, replicas: int,
     count: Tensor | None, edges: Given,
 ) -> tuple[Plan, Layout, Tensor, Tensor]:  # fmt: skip
@@ -63,10 +63,10 @@ def look(
     present = frame.exists(images, sizes, mask)
     validation.logit_values(guard, logits, None if sizes is None and mask is None else present)
     plan = layout.plan(labels, shape, index, replicas, sizes, mask, None, present)
-    return crf.look(guard, plan, layout, present, sizes, edges), layout, present, count
+    return crf.plan_with_edges(guard, plan, layout, present, sizes, edges), layout, present, count
 
 
-def look_again(guard: Guard, crf: CRF, chains: ChainState, logits: Tensor) -> Tensor:
+def check_logits(guard: Guard, crf: CRF, chains: ChainState, logits: Tensor) -> Tensor:
     """New logits of chains that are under way, looked at; those of graphs as rows."""
     fold = chains.layout.fold
     logits = logits if fold is None else fold.logits(logits, crf.num_labels, crf.device)
@@ -117,8 +117,8 @@ def targets(
         fine = labelled | target.eq(ignore_index)
     if not batch.whole:
         labelled, fine = labelled & present, fine.ge(present)
-    told = f"target: expected labels from 0 to {labels - 1} (or {ignore_index})"
-    guard.require(fine, told, lambda: f"{int(target[~fine][0])} at {validation.first(~fine)}")
+    expected = f"target: expected labels from 0 to {labels - 1} (or {ignore_index})"
+    guard.require(fine, expected, lambda: f"{int(target[~fine][0])} at {validation.first(~fine)}")
     void = batch.layout.frame(tuple(present.shape[1:])).void
     known = torch.where(labelled, safe, void).to(torch.uint8)
     if not later:

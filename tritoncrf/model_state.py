@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from tritoncrf import checkpoint as files
 from tritoncrf import contract, finite
 from tritoncrf.checkpoint import CheckpointError, Tree
-from tritoncrf.edge_inputs import EdgeForm, told
+from tritoncrf.edge_inputs import EdgeForm, describe
 from tritoncrf.edge_trees import EdgeTree
 from tritoncrf.edges import Recipe
+from tritoncrf.grid_crf import GridCRF
 from tritoncrf.lattice import Neighborhood
 from tritoncrf.loss import CRFLoss
-from tritoncrf.model import GridCRF
 from tritoncrf.store import ChainStore
 
 
@@ -88,7 +88,7 @@ def check_tables(path: str | os.PathLike[str], tree: dict[str, Tree], crf: GridC
         names = sorted(_named(kept) ^ _named(mine)) or sorted(shapes)
         raise CheckpointError(f"{path}: expected tables parametrized as this CRF's are, got others ({', '.join(names)})")
     if "_extra_state" in kept and not torch.equal(kept["_extra_state"], crf.get_extra_state().cpu()):
-        raise CheckpointError(f"{path}: expected tables of {crf.extra_repr()}, got those of {told(kept['_extra_state'])}")
+        raise CheckpointError(f"{path}: expected tables of {crf.extra_repr()}, got those of {describe(kept['_extra_state'])}")
     check_finite(path, kept, "crf", crf)
 
 
@@ -109,7 +109,7 @@ class Parts:
     pretrained: dict[str, Tensor] | None
     loop: dict[str, Tree]
     history: list[dict[str, Tree]]
-    told: dict[str, Tree]
+    statistics: dict[str, Tree]
     """What the loss told of its last call."""
     extra: dict[str, Tree]
 
@@ -161,7 +161,7 @@ def check_state(path: str | os.PathLike[str], state: Mapping[str, Tensor], name:
     """Raises CheckpointError if a loss's state, or that of its chains, holds what neither can be."""
     for at, part in state.items():
         if name == "loss" and at == "crf._extra_state" and not torch.equal(part, crf.get_extra_state().cpu()):
-            raise CheckpointError(f"{path}: expected a loss of {crf.extra_repr()}, got one of {told(part)}")
+            raise CheckpointError(f"{path}: expected a loss of {crf.extra_repr()}, got one of {describe(part)}")
         if name == "loss" and at == "_extra_state" and (part.shape != (3,) or part.dtype != torch.int64):
             raise CheckpointError(f"{path}: expected {at} int64 [3], got {part.dtype} {list(part.shape)}")
         if not bool(part.isfinite().all()):

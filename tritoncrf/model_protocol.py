@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from tritoncrf.edge_inputs import Given
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.frame import Shape
+from tritoncrf.graph_rows import Fold
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.layout import Layout
-from tritoncrf.nodes import Fold
 from tritoncrf.validation import Guard
 
 
@@ -68,7 +68,7 @@ class CRF(nn.Module):
         """The layout of images of padded ``shape``, or of a batch of graphs."""
         raise NotImplementedError
 
-    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
+    def plan_with_edges(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
         """The plan with what its batch says of its edges, looked at."""
         raise NotImplementedError
 
@@ -99,7 +99,7 @@ class CRF(nn.Module):
         # Not of a table: a parametrization would compute it for that.
         return next(self.parameters()).device
 
-    def told(self, state: object) -> str:
+    def describe(self, state: object) -> str:
         """Whose tables a state's numbers say it holds."""
         raise NotImplementedError
 
@@ -118,7 +118,7 @@ class CRF(nn.Module):
         given, mine = state_dict.get(name), self.get_extra_state()
         if given is not None and not (isinstance(given, Tensor) and torch.equal(given.cpu(), mine)):
             raise ValueError(
-                f"state: expected tables of {self.extra_repr()}, got those of {self.told(given)} (to carry such tables over in "
+                f"state: expected tables of {self.extra_repr()}, got those of {self.describe(given)} (to carry such tables over in "
                 f"earnest, copy them into {self.own})"
             )
         args = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

@@ -17,16 +17,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tritoncrf.crf import CRF
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, errors, unary_gap
-from tritoncrf.intake import ALLOWED, Batch
+from tritoncrf.inputs import ALLOWED, Batch
+from tritoncrf.model_protocol import CRF
 from tritoncrf.phases import Sample
 from tritoncrf.ranks import Ranks
 from tritoncrf.sampler import Sampler
-from tritoncrf.tally import Tally, agreeing
+from tritoncrf.statistics import Tally, agreeing
 
-Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 # Of a nat: energies of several ranks are added as whole numbers too.
 STEPS = 1 << 20
@@ -47,10 +47,10 @@ class Terms:
     """Whether some pixels may be clamped."""
 
 
-def outcome(
+def reduced(
     terms: Terms, batch: Batch, tables: Tables, known: Tensor, counted: Tensor, data: Sample, free: Sample, ranks: Ranks,
     parcel: Callable[[], Tensor | None],
-) -> tuple[Found, Tally, list[Tensor]]:  # fmt: skip
+) -> tuple[Outputs, Tally, list[Tensor]]:  # fmt: skip
     """Value, the fields of `Errors`, the factor by which they count and whether the call was bad on any rank; then the tally.
 
     known: uint8 ``[N, *shape]``, the known labels; counted: bool ``[N, *shape]``, which pixels count; parcel: makes the bytes
@@ -77,16 +77,16 @@ def outcome(
     def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal labelled, right, updates, flips, bad, whole, parcels, fallen
         own = [*path.drops().sum(1), path.sites.sum()]
-        told = torch.stack([labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum()), *own])
+        figures = torch.stack([labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum()), *own])
         # Of one type whatever a rank's batch: messages of unlike lengths would end every process.
-        parts = (counts.long(), weighed.long(), told)
+        parts = (counts.long(), weighed.long(), figures)
         flat, parcels = ranks.sum_with(torch.cat([part.flatten() for part in parts]), parcel())
-        counts, weighed, told = (
+        counts, weighed, figures = (
             part.view(own.shape)
             for part, own in zip(torch.split(flat, [p.numel() for p in parts]), parts, strict=True)
         )
-        labelled, correct, updates, flips, faults, fixed = told[:6].unbind()
-        fallen = told[6:]
+        labelled, correct, updates, flips, faults, fixed = figures[:6].unbind()
+        fallen = figures[6:]
         right, bad, whole = (correct,), faults > 0, fixed.double() / float(STEPS)
         return counts, weighed
 

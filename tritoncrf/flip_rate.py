@@ -14,13 +14,13 @@ SELDOM = 8
 class Rate:
     """Flips per site update.
 
-    On a GPU `look` sends their number on its way, and a later look reads what has arrived.
+    On a GPU `observe` sends their number on its way, and a later look reads what has arrived.
     """
 
     def __init__(self) -> None:
         self.value: float | None = None
         """None until it is known."""
-        self._looks, self._updates = 0, 0
+        self._observed, self._updates = 0, 0
         self._sent: Tensor | None = None
         self._event: torch.cuda.Event | None = None
 
@@ -31,7 +31,7 @@ class Rate:
         self.__init__()  # type: ignore[misc]
         self.value = state["value"]
 
-    def look(self, flips: Tensor, updates: int) -> None:
+    def observe(self, flips: Tensor, updates: int) -> None:
         """Takes note of flips, any int64 tensor, of so many site updates."""
         if not updates or flips.is_meta:
             return
@@ -42,10 +42,10 @@ class Rate:
             return
         if self._event is not None and self._sent is not None and self._event.query():  # type: ignore[no-untyped-call]
             self.value, self._event = int(self._sent) / self._updates, None
-        if self._event is None and (self.value is None or self._looks % SELDOM == 0):
+        if self._event is None and (self.value is None or self._observed % SELDOM == 0):
             if self._sent is None:
                 self._sent = torch.empty((), dtype=torch.int64, device="cpu", pin_memory=True)
             self._sent.copy_(flips.sum(), non_blocking=True)
             self._event, self._updates = torch.cuda.Event(), updates  # type: ignore[no-untyped-call]
             self._event.record()
-        self._looks += 1
+        self._observed += 1

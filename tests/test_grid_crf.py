@@ -211,9 +211,9 @@ def test_an_engines_pair_counts_are_the_models() -> None:
                 assert torch.equal(counts[:, replica], crf.pair_counts(chains.labels[:, replica], **given))
 
 
-@pytest.mark.parametrize("way", ["gather", "incremental"])
+@pytest.mark.parametrize("update", ["gather", "incremental"])
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_an_engines_conditionals_are_the_models(case: int, way: str) -> None:
+def test_an_engines_conditionals_are_the_models(case: int, update: str) -> None:
     crf, logits, labels, given, exists = batch(case, "both")
     offsets, _ = CASES[case]
     tables, beta = crf.pairwise.detach().double().numpy(), 0.7
@@ -221,7 +221,7 @@ def test_an_engines_conditionals_are_the_models(case: int, way: str) -> None:
     start = labels.clamp(max=LABELS - 1)
     for name, state in report(torch.device("cpu")).items():
         if state == "ready":
-            sampler = Sampler(crf, name, 0, way=way)
+            sampler = Sampler(crf, name, 0, update=update)
             sizes, mask = given["sizes"], given["mask"]
             chains = sampler.init(logits, start, sizes=sizes, mask=mask, clamp=clamp, replicas=2)
             sampler.run(chains, 3)

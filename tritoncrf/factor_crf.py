@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
-from tritoncrf.crf import CRF, piecewise, whole
 from tritoncrf.edge_inputs import Given
 from tritoncrf.engines import Plan, Tables, starts_of
 from tritoncrf.engines.torch import pair_counts
 from tritoncrf.frame import Shape
+from tritoncrf.graph_rows import Fold
 from tritoncrf.graphs import LEAST, MOST, FactorGraph
 from tritoncrf.incidence import GraphCache
 from tritoncrf.layout import Layout, pack
+from tritoncrf.model_protocol import CRF, piecewise, whole
 from tritoncrf.node_bound import bound
-from tritoncrf.nodes import Fold
 from tritoncrf.validation import Guard
 
 # Entries of all tables, which engines number with 32 bits.
@@ -109,7 +109,7 @@ class FactorCRF(CRF):
         """int64: labels, classes, arities and kinds, so that tables of others are not taken for these."""
         return torch.tensor([self.num_labels, len(self.arities), *self.arities, *self.kinds], device="cpu")
 
-    def told(self, state: object) -> str:
+    def describe(self, state: object) -> str:
         try:
             labels, classes, *rest = state.tolist()  # type: ignore[attr-defined]
             arities, kinds = rest[:classes], rest[classes:]
@@ -149,7 +149,7 @@ class FactorCRF(CRF):
         assert isinstance(given, FactorGraph), "looked at by `fold`"
         return self.layouts.get(given)
 
-    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
+    def plan_with_edges(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
         return plan
 
     def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Given) -> Tensor:

@@ -25,8 +25,8 @@ def find(
         raise ValueError("index: expected integers [N], each image's position in the data set, got None")
     given = index
     index = given.clamp(0, len(store) - 1)
-    told = f"index: expected positions from 0 to {len(store) - 1}"
-    guard.require(index.eq(given), told, lambda: f"{int(given[index != given][0])}")
+    expected = f"index: expected positions from 0 to {len(store) - 1}"
+    guard.require(index.eq(given), expected, lambda: f"{int(given[index != given][0])}")
     if view is None and sizes is None and store.uniform == shape:
         return index, None
     kept = store.sizes[index]
@@ -54,7 +54,7 @@ def find(
     return index, None
 
 
-def look_at(guard: Guard, labels: Tensor, most: int) -> None:
+def check_labels(guard: Guard, labels: Tensor, most: int) -> None:
     """Looks at labels that a store held: below ``most`` or 255. Others are drawn anew where a call goes on."""
     if most == contract.VOID:
         return
@@ -68,7 +68,7 @@ def look_at(guard: Guard, labels: Tensor, most: int) -> None:
 
 
 def renew(
-    store: ChainStore, places: Tensor, samples: tuple[Tensor, Tensor], chains: list[Tensor | None], index: Tensor,
+    store: ChainStore, indices: Tensor, samples: tuple[Tensor, Tensor], chains: list[Tensor | None], index: Tensor,
     good: Tensor, moved: bool,
 ) -> None:  # fmt: skip
     """Writes samples of the free phase and the data phase back, or where not ``good``, bool ``[]``, what was there before.
@@ -81,7 +81,7 @@ def renew(
     for data, before in enumerate(chains):
         if before is None:
             continue
-        labels, where = samples[data], places
+        labels, where = samples[data], indices
         if first is not None:
             labels = labels[first]
             before, where = (before[first], where[first]) if moved else (before, where)

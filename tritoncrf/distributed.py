@@ -49,11 +49,11 @@ def write(ranks: Ranks, action: Callable[[], None]) -> None:
             action()
         except OSError as error:
             trouble = error
-    told = ranks.objects(None if trouble is None else str(trouble))[0]
+    message = ranks.objects(None if trouble is None else str(trouble))[0]
     if trouble is not None:
         raise trouble
-    if told is not None:
-        raise OSError(told)
+    if message is not None:
+        raise OSError(message)
 
 
 def part_of(ranks: Ranks, items: Iterable[T]) -> Iterator[T]:

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
-from tritoncrf.crf import CRF, piecewise, whole
-from tritoncrf.edge_inputs import EdgeForm, Edges, Given, look, told
+from tritoncrf.edge_inputs import EdgeForm, Edges, Given, describe, plan_with_edges
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.engines.torch import pair_counts
 from tritoncrf.frame import Shape
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.lattice import Neighborhood, refuse_graph
 from tritoncrf.layout import Layout, LayoutCache, pack
-from tritoncrf.rings import axes, check
+from tritoncrf.model_protocol import CRF, piecewise, whole
+from tritoncrf.periodic import axes, check
 from tritoncrf.validation import Guard
 
 # Sites whose pseudolikelihoods are computed together: of each, all neighbours' labels are needed at once.
@@ -86,8 +86,8 @@ class GridCRF(CRF):
         """int64: what the tables are tables of, so that those of other labels, offsets, kinds or gates are not taken for it."""
         return self.form.numbers(self.num_labels)
 
-    def told(self, state: object) -> str:
-        return told(state)
+    def describe(self, state: object) -> str:
+        return describe(state)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -125,11 +125,11 @@ class GridCRF(CRF):
         check(Guard(), self.neighborhood, self.form.wrap, shape, None)
         return self.layouts.get(shape, self.device)
 
-    def look(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
+    def plan_with_edges(self, guard: Guard, plan: Plan, layout: Layout, present: Tensor, sizes: Tensor | None, given: Given) -> Plan:
         if sizes is not None:
             check(guard, self.neighborhood, self.form.wrap, tuple(present.shape[1:]), sizes)
         assert isinstance(given, Edges), "looked at by `fold`"
-        return look(guard, self.form, plan, layout, present, given)
+        return plan_with_edges(guard, self.form, plan, layout, present, given)
 
     def scores(self, logits: Tensor, labels: Tensor, sizes: Tensor | None, mask: Tensor | None, given: Given) -> Tensor:
         assert isinstance(given, Edges), "looked at by `fold`"
@@ -274,7 +274,7 @@ class GridCRF(CRF):
         layout = self.layouts.get(shape, self.device)
         plan = layout.plan(self.num_labels, shape, index, labels.shape[1], sizes, mask, None)
         present = layout.frame(shape).exists(len(labels), sizes, mask)
-        plan = look(guard, self.form if gates else self.form.without_gates(), plan, layout, present, given)
+        plan = plan_with_edges(guard, self.form if gates else self.form.without_gates(), plan, layout, present, given)
         held = present[:, None] if many else present
         validation.label_values(guard, "labels", labels if many else labels[:, 0], self.num_labels, held)
         # A label that a deferred check will report must not index out of the tables meanwhile.

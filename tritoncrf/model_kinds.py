@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from tritoncrf.crf import CRF
-from tritoncrf.model import GridCRF
+from tritoncrf.grid_crf import GridCRF
+from tritoncrf.model_protocol import CRF
 
 if TYPE_CHECKING:
     import typing_extensions

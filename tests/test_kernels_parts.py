@@ -29,7 +29,6 @@ poison, watch = test_kernels_interpret.poison, test_kernels_interpret.watch
 if INTERPRETED in os.environ:
     import triton
     import triton.language as tl
-
     from tritoncrf.kernels.draw import draw, exp2, philox
     from tritoncrf.kernels.edges import neighbours
     from tritoncrf.kernels.rows import store_row

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
+from tritoncrf.model_protocol import CRF
 from tritoncrf.store import ChainStore
 from tritoncrf.validation import Guard
 

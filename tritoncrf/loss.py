@@ -221,7 +221,8 @@ class CRFLoss(nn.Module, Generic[Model]):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         # Before the tables are loaded: chains of other images are an error, after which nothing has changed.
-        own = {name.removeprefix(f"{prefix}chains."): part for name, part in state_dict.items() if name.startswith(f"{prefix}chains.")}
+        first = f"{prefix}chains."
+        own = {name.removeprefix(first): part for name, part in state_dict.items() if name.startswith(first)}
         if self.chains is not None and self.chains.persistent and own:
             self.chains.check(own)
         args = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

@@ -61,7 +61,8 @@ def sample_phases(
         if not counted:
             sampler.check_sweep_limit(found, sweeps)
         stops, middle = (objective.stops(sweeps), [sweeps // 2] if halves else []) if free else ([], [])
-        marks, flips, done = [found.rows.clone()], found.flips, 0
+        # Where the free phase begins, its fall of energy is counted from.
+        marks, flips, done = [found.rows.clone()] if free else [], found.flips, 0
         for stop in sorted({*stops, *middle, sweeps} - {0}):
             sampler.advance(found, stop - done)
             flips, done = flips + found.flips if done else found.flips, stop

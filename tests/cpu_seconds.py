@@ -1,7 +1,7 @@
-"""Where does the tests' time go? CPU seconds of each test, its set-up and the processes it waited for: ``pytest -p tests.cpu_seconds``.
+"""Where does the tests' time go? CPU seconds of each test, of its set-up and of the processes that it waited for.
 
-Seconds of a clock also count what other programs of the machine did meanwhile; these count less of it. A shared fixture's seconds
-are those of the test that made it. The summary has the forty dearest tests, each file, and the sum.
+``pytest -p tests.cpu_seconds`` ends with the sum, each file and the forty dearest tests. Seconds of a clock also count what other
+programs of the machine did meanwhile; these count less of it. A shared fixture's seconds are those of the test that made it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     now = used()
     # Sent to the process that prints, where several run tests.
-    report.cpu_seconds = now - item.stash.get(BEFORE, now)
+    vars(report)["cpu_seconds"] = now - item.stash.get(BEFORE, now)
     item.stash[BEFORE] = now
     return report
 

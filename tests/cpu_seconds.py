@@ -1,7 +1,7 @@
 """Where does the tests' time go? CPU seconds of each test, of its set-up and of the processes that it waited for.
 
 ``pytest -p tests.cpu_seconds`` ends with the sum, each file and the forty dearest tests. Seconds of a clock also count what
-other programs of the machine did meanwhile; these count less of it. A shared fixture's seconds are those of the test that made it.
+other programs of the machine did meanwhile; these count less of it. A shared fixture's are those of the test that made it.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_a_swap_that_is_always_made_is_found(monkeypatch: pytest.MonkeyPatch) ->
     assert distance(tempered("torch").rungs[0].labels[:, 0]) < 1e-12
 
 
-@pytest.mark.skipif(len(ENGINES) < 2, reason="one engine alone")
+@pytest.mark.skipif(len(ENGINES) < 2, reason="numba is not installed: pip install numba")
 def test_engines_swap_alike_and_images_apart_too() -> None:
     one, other = (tempered(engine) for engine in ENGINES[:2])
     assert torch.equal(one.rows, other.rows)

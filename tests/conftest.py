@@ -10,7 +10,8 @@ import pytest
 
 # What a reason says, the group it belongs to, and what to do about it; the first that fits.
 GROUPS = (
-    (r"as with kinds|the interpreter's own checks|each problem and each update once", "checked elsewhere in this run", "nothing"),
+    (r"as with kinds|the interpreter's own checks|each problem and each update once", "checked elsewhere in this run",
+     "nothing"),
     (r"starts that process|runs in a process of its own|this is that process", "runs in a process that another test starts",
      "nothing"),
     (r"GPU|the device's memory|compute-sanitizer", "needs an NVIDIA GPU with Triton",

@@ -20,7 +20,7 @@ POINTERS = {
     "values": "u8", "chosen": "i32", "sites": "i64", "positions": "i64", "before": "u8", "marks": "u8", "since": "i32",
     "pointer": "i32", "base": "i32", "others": "i32", "first_node": "i64", "starts": "i32", "members": "i32", "graph": "i32",
     "start": "i64",
-    "pairwise": "fp32", "target": "i64", "visits": "i64", "sweeps": "i64", "holds": "u8", "place": "i64", "known": "u8",
+    "pairwise": "fp32", "target": "i64", "visits": "i64", "holds": "u8", "place": "i64", "known": "u8",
     "labelled": "u8", "kept": "u8", "gaps": "fp64", "pairs": "i64", "errors": "fp32", "whole": "fp64", "value": "fp32",
     "factor": "fp32",
 }  # fmt: skip
@@ -29,7 +29,8 @@ OWN: dict[str, dict[str, str]] = {
     "add_conditionals": {"out": "fp64"}, "pair_products": {"out": "i64"}, "unary_differences": {"out": "fp32"},
     "edge_bytes": {"out": "u8"}, "gated_products": {"out": "i64"}, "table_rows": {"tables": "fp32", "kinds": ""},
     "settle": {"out": "fp64"}, "add_graph_conditionals": {"out": "fp64"}, "count_factors": {"counts": "i64", "free": "u8"},
-    "tell_pixels": {"out": "fp32"}, "tell_once": {"bad": "u8", "labelled": "i64"},
+    "tell_pixels": {"out": "fp32"}, "tell_once": {"bad": "u8", "labelled": "i64", "sweeps": "i64"},
+    "look_once": {"sweeps": "i64"},
 }  # fmt: skip
 # Kernels of models that have these, and what then is None in the others.
 VARIANTS: dict[str, dict[str, int]] = {

@@ -10,14 +10,15 @@ import pytest
 
 # What a reason says, the group it belongs to, and what to do about it; the first that fits.
 GROUPS = (
-    (r"the interpreter's own checks|each problem and each update once", "checked elsewhere in this run", "nothing"),
+    (r"as with kinds|the interpreter's own checks|each problem and each update once", "checked elsewhere in this run",
+     "nothing"),
     (r"starts that process|runs in a process of its own|this is that process", "runs in a process that another test starts",
      "nothing"),
     (r"GPU|the device's memory|compute-sanitizer", "needs an NVIDIA GPU with Triton",
      "run there, `pytest tests/test_gpu.py`"),
     (r"shared|beside th|yardstick|no data beside", "needs data that is not part of the project",
      "nothing; what it checks is checked on made data too"),
-    (r"(?:is not installed|cannot install)", "needs a package", "as each reason says: `pytest -rs`"),
+    (r"(?:is not installed|cannot install|could not import)", "needs a package", "as each reason says: `pytest -rs`"),
     (r"numpy (?:draws|computes)|no committed figures", "compares with figures kept from other releases",
      "nothing, or the releases that `pytest -rs` names"),
     (r"every engine runs here", "says what a missing engine says, and none is missing", "nothing"),

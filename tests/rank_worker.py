@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 import tritoncrf as tc
 from tritoncrf import ranks, store
 from tritoncrf.datasets import collate
+from tritoncrf.fast import FastWeights
+from tritoncrf.pace import AutoSweeps
 
 IMAGES, BATCH, EPOCHS = 24, 8, 3
 
@@ -63,7 +65,8 @@ def learn(case: str, chains: tc.ChainStore | None, resume: Path | None = None) -
         crf,
         chains=chains,
         method=method,
-        sweeps=3,
+        sweeps=AutoSweeps(2, 12, 0.001, 2) if case == "paced" else 3,
+        fast=FastWeights(0.5) if case == "paced" else None,
         reduction="mean" if case == "mean" else "sum",
         objective=tc.Objective(cross_entropy=1.0, contexts=2, margin=0.5) if case == "soft" else None,
         seed=9 if chains is None else None,
@@ -90,7 +93,7 @@ def learn(case: str, chains: tc.ChainStore | None, resume: Path | None = None) -
         flat = {f"{of}.{name}": part.clone() for of, state in parts.items() for name, part in state.items()}
         assert crf.pairwise.grad is not None
         flat |= {"value": value.detach(), "grad": crf.pairwise.grad.clone(), "epoch": torch.tensor(epoch)}
-        flat |= vars(loss.statistics)
+        flat |= {name: part for name, part in vars(loss.statistics).items() if name != "drops"}
         flat["bytes"] = torch.tensor(0 if chains is None else chains.labels.nbytes)
         yield flat
         if epoch == 0:
@@ -102,7 +105,7 @@ def run(folder: Path, case: str, name: str | None = None) -> None:
     sizes, rank = Whole().sizes, dist.get_rank() if dist.is_initialized() else 0
     # Nobody names a seed: the first rank's becomes everybody's.
     torch.manual_seed(100 + rank)
-    shared = case in ("borrowed", "moved")
+    shared = case in ("borrowed", "moved", "paced")
     chains = None if case == "cd" else tc.ChainStore(sizes, replicas=2, latent=True, shared=shared)
     results: list[dict[str, Tensor]] = []
     resume = folder / "state.pt" if (folder / "state.pt").exists() else None

@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import enumeration
 from tritoncrf import GridCRF, Neighborhood, Sampler, contract, engines
 from tritoncrf.chains import ChainState
-from tritoncrf.engines import Work, load
+from tritoncrf.engines import Work, load, triton_needs
 
 HERE = Path(__file__)
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_the_engine_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "needs a GPU" in str(engine.missing(torch.device("cpu")))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert engine.missing(torch.device("cpu")) is None
-    monkeypatch.setattr(engine, "_version", lambda: "3.5.1")
+    monkeypatch.setattr(triton_needs, "_version", lambda: "3.5.1")
     assert "needs Triton 3.6 or newer and found 3.5.1" in str(engine.missing(torch.device("cpu")))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'tritoncrf[triton]'" in str(engine.missing(torch.device("cpu")))

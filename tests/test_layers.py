@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "tritoncrf"
 ROOMS = [
     "__init__", "__main__", "cli", "commands", "training", "distributed", "head", "evaluation", "loop", "optimizers",
     "generators", "model_state", "batches", "networks", "loss", "held_out", "visit_operator", "visit", "short_visit",
-    "agreement", "chain_lookup", "monitor", "reduction", "phases", "objective", "gradient", "inference", "diagnostics",
-    "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets", "index_sampler", "partition", "sampler", "inputs",
-    "chains", "flip_rate", "store", "pixel_indices", "sharding", "sizes", "ranks", "finite", "checkpoint", "model_kinds",
-    "factor_crf", "grid_crf", "model_protocol", "incidence", "node_bound", "edge_inputs", "layout", "graph_rows", "frame",
-    "coloring", "sublattices", "periodic", "graph_recipes", "graph_builders", "graphs", "graph_coloring", "lattice",
-    "target_watch", "statistics", "tiles", "validation", "guard", "engines", "compiling", "interrupts", "contract", "kernels",
-    "_version",
+    "agreement", "chain_lookup", "monitor", "reduction", "phases", "objective", "gradient", "course", "pace", "fast",
+    "tempering", "inference", "diagnostics", "metrics", "plots", "edge_trees", "edges", "edge_ends", "datasets",
+    "index_sampler", "partition", "sampler", "inputs", "statistics", "energies", "chains", "flip_rate", "store",
+    "pixel_indices", "sharding", "sizes", "ranks", "finite", "checkpoint", "model_kinds", "factor_crf", "grid_crf",
+    "model_protocol", "incidence", "node_bound", "edge_inputs", "layout", "graph_rows", "frame", "coloring", "sublattices",
+    "periodic", "graph_recipes", "graph_builders", "graphs", "graph_coloring", "lattice", "target_watch", "tiles", "validation",
+    "guard", "engines", "compiling", "interrupts", "contract", "kernels", "_version",
 ]  # fmt: skip
 # What engines share.
 NAMED = ("NAMES", "averaging", "find", "load", "report", "soft")

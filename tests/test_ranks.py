@@ -19,7 +19,7 @@ from tritoncrf.ranks import Meeting, Ranks
 from tritoncrf.sharding import Share, unpack
 
 ROOT = Path(__file__).parent.parent
-CASES = ("whole", "borrowed", "moved", "cd", "soft")
+CASES = ("whole", "borrowed", "moved", "cd", "soft", "paced")
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="this torch has no gloo"

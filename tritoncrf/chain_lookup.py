@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf import contract, validation
+from tritoncrf.model_protocol import CRF
 from tritoncrf.store import ChainStore
 from tritoncrf.validation import Guard
 
@@ -110,3 +111,14 @@ def _firsts(index: Tensor) -> Tensor | None:
     if len(index) == 1 or (index.device.type == "cpu" and len(set(index.tolist())) == len(index)):
         return None
     return torch.eq(index[:, None], index).to(torch.uint8).argmax(1)
+
+
+def fitting_chains(chains: object, crf: CRF, method: str) -> None:
+    """Raises TypeError or ValueError unless a loss of this kind can use them."""
+    if chains is not None and not isinstance(chains, ChainStore):
+        raise TypeError(f"chains: expected a ChainStore or None, got {type(chains).__name__}")
+    if chains is None and method == "pcd":
+        raise ValueError("chains: expected a ChainStore over the training images' sizes for method='pcd', got None")
+    if chains is not None and chains.sizes.shape[1] != crf.ndim:
+        wanted = f"images of {crf.ndim} axes as the neighbourhood," if not crf.arity else "one axis, a graph's nodes,"
+        raise ValueError(f"chains: expected {wanted} got {chains.sizes.shape[1]}")

@@ -15,6 +15,12 @@ Rule 3, the draw, current label first. ``w_l = 2^((low - e_l) * scale)`` by a po
 order; the label stays if ``x < w_current``; else the other labels are walked in label order until their weights pass
 ``x - w_current``.
 
+Extension, replicas that change places (`tempering`). The swap of replicas r and r + 1 of an image after s sweeps reads rule 2
+at site r, sweep s, replica 0 and purpose 3 (free phase 0, data phase 1, inference 2), which nothing else reads. It is made if
+``t >= 0``, or if ``t >= -100`` and ``u < 2^t`` by rule 3's polynomial: ``t = float32((scale_r - scale_(r+1)) (E_r - E_(r+1)))``
+with the rounded energies' exact sums, difference and product in float64. Pairs with r even are asked in turns 0, 2, .., the
+others in turns 1, 3, ...
+
 Extension, tables that see the image. An edge may read one of several tables of its class, by the *kind* kept at its first end:
 no new arithmetic, and rule 1's bound takes a class's largest entry over its kinds. A *gate* in [0, 1] becomes
 ``b / 128`` with ``b = floor(gate * 128 + 0.5)``; gated tables are rounded as tables are and hold at most 16 in size, so that
@@ -54,6 +60,8 @@ MAX_BETA = 1e6
 SWEEP_BITS, INDEX_BITS, REPLICA_BITS, SITE_BITS = 34, 40, 16, 32
 PURPOSES = {"free": 0, "data": 1, "inference": 2}
 INITIAL = 128
+# Of swaps between replicas at several temperatures (`tempering`); no phase of a chain.
+SWAP = 3
 # Coefficients a5 .. a1 of 2^f on [0, 1); each is exactly a float32.
 POLYNOMIAL = (0.0018793180352076888, 0.008990994654595852, 0.05581868067383766, 0.240159273147583, 0.6931517124176025)
 

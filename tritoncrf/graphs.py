@@ -285,3 +285,10 @@ def _joined(parts: list[Tensor | None], members: list[Tensor], none: float, dtyp
         return None
     pairs = zip(parts, members, strict=True)
     return torch.cat([torch.full((len(m),), none, dtype=dtype, device=m.device) if p is None else p for p, m in pairs])
+
+
+def owners(graph: FactorGraph | None) -> Tensor | None:
+    """int64 ``[V]``: each node's graph."""
+    if graph is None:
+        return None
+    return torch.searchsorted(graph.first, torch.arange(graph.num_nodes, device=graph.device), right=True) - 1

@@ -17,12 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from tritoncrf import contract, validation
+from tritoncrf.chain_lookup import fitting_chains
+from tritoncrf.course import Course
+from tritoncrf.fast import FastWeights
 from tritoncrf.gradient import Sampled
-from tritoncrf.graphs import NO_GRAPH, FactorGraph
+from tritoncrf.graphs import NO_GRAPH, FactorGraph, owners
 from tritoncrf.held_out import held_out
 from tritoncrf.model_kinds import Model
 from tritoncrf.model_protocol import CRF
 from tritoncrf.objective import PLAIN, Objective
+from tritoncrf.pace import AutoSweeps, Pace, pace_of
 from tritoncrf.sampler import Sampler
 from tritoncrf.statistics import Statistics, Tally
 from tritoncrf.store import ChainStore
@@ -38,17 +42,18 @@ class CRFLoss(nn.Module, Generic[Model]):
 
     crf: a submodule, so ``loss.parameters()`` are its tables. chains: the training set's `ChainStore`, which PCD needs; its
     replicas are used and its seed, unless ``seed`` is given. method: "pcd" continues each image's chain, "cd" starts at the
-    data. sweeps: K per visit. ignore_index: the target of latent pixels. reduction: "mean" divides by the labelled, unclamped
-    pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``, by which
-    the errors of labels on the logits count, the data's and the sample's alike (`reduction` says why). engine as in
+    data. sweeps: K per visit; "auto" or `AutoSweeps`: as many as the chains need (`pace`). fast: tables beside the model's that
+    push persistent chains on (`fast`). ignore_index: the target of latent pixels. reduction: "mean" divides by the labelled,
+    unclamped pixels of the batch, "sum" does not (the paper's 11), "none" gives each image its own sum. weight: float ``[L]``,
+    by which the errors of labels on the logits count, the data's and the sample's alike (`reduction` says why). engine as in
     `Sampler`. validate: True checks values at once on a GPU too; by default a fault there makes the loss NaN, its gradient 0
     and ``loss.invalid`` true, moves no chain, and raises at the next call. objective: an `Objective` to put a cross-entropy of
     averaged conditionals beside the likelihood, or a margin; None: the likelihood. Raises ValueError or TypeError naming the
     argument.
 
-    ``torch.compile`` of a step keeps one graph through the loss. To capture a step as a CUDA graph: make
-    ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a side stream and
-    ``loss.sampler.guard.settle()`` first; after a replay ``loss.invalid`` of the captured call tells of faults.
+    ``torch.compile`` of a step keeps one graph through the loss, unless it has fast tables or sweeps that follow the chains. To
+    capture a step as a CUDA graph: make ``chains`` and all arguments static tensors (``index`` too), run a few plain steps on a
+    side stream and ``loss.sampler.guard.settle()`` first; after a replay ``loss.invalid`` of the captured call tells of faults.
 
     Under `torch.distributed` (process_group, None: the initialised one) all ranks learn one model: errors of tables are summed,
     a mean is over the labelled pixels of all, and an image's chain is the same on any number of ranks. A network's gradients
@@ -73,29 +78,36 @@ class CRFLoss(nn.Module, Generic[Model]):
     visits: Tensor
     """int64 []: the running number that CD without chains names its images' random numbers by."""
     weight: Tensor | None
+    pace: Tensor | None
+    """int64 [8]: where sweeps that follow the chains stand (`pace`)."""
+    fast: Tensor | None
+    """float32, as the tables: fast ones (`fast`)."""
     chains: ChainStore | None
     """The training set's, or None; may be set."""
 
     def __init__(
-        self, crf: Model, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int = 10,
+        self, crf: Model, *, chains: ChainStore | None = None, method: str = "pcd", sweeps: int | str | AutoSweeps = 10,
         ignore_index: int = 255, reduction: str = "mean", engine: str = "auto", seed: int | None = None,
         validate: bool | None = None, weight: Tensor | None = None, process_group: ProcessGroup | None = None,
-        objective: Objective | None = None,
+        objective: Objective | None = None, fast: FastWeights | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(crf, CRF):
             raise TypeError(f"crf: expected a GridCRF or a FactorCRF, got {type(crf).__name__}")
         validation.choice("method", method, METHODS)
         validation.choice("reduction", reduction, REDUCTIONS)
-        sweeps, ignore_index = validation.whole("sweeps", sweeps, 1), validation.whole("ignore_index", ignore_index, -(1 << 63))
+        ignore_index = validation.whole("ignore_index", ignore_index, -(1 << 63))
+        pace, first = pace_of(sweeps)
+        if fast is not None and (not isinstance(fast, FastWeights) or method != "pcd"):
+            raise ValueError(f"fast: expected FastWeights with method='pcd', or None, got {fast!r} with {method!r}")
         if 0 <= ignore_index < crf.num_labels:
             raise ValueError(f"ignore_index: expected none of the {crf.num_labels} labels, got {ignore_index}")
         if objective is not None and not isinstance(objective, Objective):
             raise TypeError(f"objective: expected an Objective or None, got {type(objective).__name__}")
         objective = objective or PLAIN
-        objective.check(sweeps)
+        objective.check(first)
         # Without a seed of its own the loss draws as its chains say, also after they were loaded from a file.
-        _check_chains(chains, crf, method)
+        fitting_chains(chains, crf, method)
         if weight is not None:
             weight = validation.tensor("weight", weight).detach().float()
             if weight.shape != (crf.num_labels,) or not bool(((weight >= 0) & weight.isfinite()).all()):
@@ -117,13 +129,18 @@ class CRFLoss(nn.Module, Generic[Model]):
         self._statistics: Statistics | Tally | None = None
         self.register_buffer("weight", None if weight is None else weight.clone())
         options = (ignore_index, reduction, follows, drawn, process_group, objective)
-        self._visit = Visit(self.sampler, None, method, sweeps, *options)
+        self._visit = Visit(self.sampler, None, method, first, *options)
+        # Neither is in the state of a loss without it.
+        self.register_buffer("pace", None if pace is None else Pace.fresh(pace.bounds, crf.device))
+        tables = crf.tables.pairwise
+        self.register_buffer("fast", None if fast is None else torch.zeros(tables.shape, device=crf.device))
+        self._pace, self._fast = pace, fast
         # Last, so that it stands last in the loss's state, and in a model's whose last part the loss is.
         self.chains = chains
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "chains":
-            _check_chains(value, self.crf, self.method)
+            fitting_chains(value, self.crf, self.method)
             # `nn.Module` keeps modules; a None in the place of one must be kept as one too.
             self.register_module(name, value if isinstance(value, ChainStore) else None)
             self._visit.chains = self.chains
@@ -165,14 +182,19 @@ class CRFLoss(nn.Module, Generic[Model]):
 
     @property
     def sweeps(self) -> int:
-        """K per visit; may be set between calls."""
-        return self._visit.sweeps
+        """K of the next visit; may be set between calls, also to what follows the chains."""
+        return self._course().sweeps(self._visit.sweeps)
 
     @sweeps.setter
-    def sweeps(self, sweeps: int) -> None:
-        sweeps = validation.whole("sweeps", sweeps, 1)
-        self.objective.check(sweeps)
-        self._visit.sweeps = sweeps
+    def sweeps(self, sweeps: int | str | AutoSweeps) -> None:
+        pace, first = pace_of(sweeps)
+        self.objective.check(first)
+        self._pace, self._visit.sweeps = pace, first
+        self.pace = None if pace is None else Pace.fresh(pace.bounds, self.crf.device)
+
+    def _course(self) -> Course:
+        pace = None if self._pace is None or self.pace is None else (self._pace, self.pace)
+        return Course(pace, None if self._fast is None or self.fast is None else (self._fast, self.fast))
 
     @property
     def objective(self) -> Objective:
@@ -199,7 +221,8 @@ class CRFLoss(nn.Module, Generic[Model]):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         # Before the tables are loaded: chains of other images are an error, after which nothing has changed.
-        own = {name.removeprefix(f"{prefix}chains."): part for name, part in state_dict.items() if f"{prefix}chains." in name}
+        first = f"{prefix}chains."
+        own = {name.removeprefix(first): part for name, part in state_dict.items() if name.startswith(first)}
         if self.chains is not None and self.chains.persistent and own:
             self.chains.check(own)
         args = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -235,13 +258,15 @@ class CRFLoss(nn.Module, Generic[Model]):
         logits, gates = validation.tensor("logits", logits), (gates if graph is None else self.crf.flows(graph))
         compiled = OPERATOR and torch.compiler.is_compiling()
         # How many values the operators return, 0 for a single one.
-        images = (len(logits) if graph is None else len(graph.first) - 1) if compiled and self._each else 0
+        images = 0 if not compiled else len(logits) if graph is None else len(graph.first) - 1
         if not (self.training and torch.is_grad_enabled()):
             told_gates = None if gates is None else validation.tensor("gates", gates).detach()
             held = (logits.detach(), target, sizes, mask, clamp, kinds, told_gates)
             if compiled:
                 carried = NO_GRAPH if graph is None else graph.carried
-                held_value, self.invalid = torch.ops.tritoncrf.held_out(self._visit, *held, images, carried)
+                held_value, self.invalid = torch.ops.tritoncrf.held_out(
+                    self._visit, *held, images if self._each else 0, carried
+                )
             else:
                 held_value, self.invalid = held_out(self._visit, *held, graph)
             return held_value  # type: ignore[no-any-return]
@@ -255,35 +280,18 @@ class CRFLoss(nn.Module, Generic[Model]):
         if flow and self._each and graph is not None:
             raise ValueError("reduction: expected 'mean' or 'sum' where a graph's gates want a gradient, got 'none'")
         told_gates = None if gates is None else gates.detach()
-        given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, view, flow)
-        if compiled:
+        given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, view, flow, self._each, *state)
+        if compiled and self.pace is None and self.fast is None:
             tables = pairwise.detach(), None if gated is None else gated.detach()
-            told = *given, *state, images, NO_GRAPH if graph is None else graph.carried
+            told = *given, images, NO_GRAPH if graph is None else graph.carried
             found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *told)
             self._statistics = Statistics(*found[7:])
         else:
-            eager = *given, self._each, *state
-            found, self._statistics = self._visit(logits, pairwise, gated, *eager, graph=graph)  # type: ignore[misc]
+            found, self._statistics = self._visit(  # type: ignore[misc]
+                logits, pairwise, gated, *given, graph=graph, course=self._course()
+            )
         value, *errors, factor, self.invalid = found[:7]
         result: Tensor = Sampled.apply(  # type: ignore[no-untyped-call]
-            logits, pairwise, gated, gates, _owners(graph) if self._each else None, value, factor, *errors
+            logits, pairwise, gated, gates, owners(graph) if self._each else None, value, factor, *errors
         )
         return result
-
-
-def _owners(graph: FactorGraph | None) -> Tensor | None:
-    """int64 ``[V]``: each node's graph."""
-    if graph is None:
-        return None
-    return torch.searchsorted(graph.first, torch.arange(graph.num_nodes, device=graph.device), right=True) - 1
-
-
-def _check_chains(chains: object, crf: CRF, method: str) -> None:
-    """Raises TypeError or ValueError unless a loss of this kind can use them."""
-    if chains is not None and not isinstance(chains, ChainStore):
-        raise TypeError(f"chains: expected a ChainStore or None, got {type(chains).__name__}")
-    if chains is None and method == "pcd":
-        raise ValueError("chains: expected a ChainStore over the training images' sizes for method='pcd', got None")
-    if chains is not None and chains.sizes.shape[1] != crf.ndim:
-        wanted = f"images of {crf.ndim} axes as the neighbourhood," if not crf.arity else "one axis, a graph's nodes,"
-        raise ValueError(f"chains: expected {wanted} got {chains.sizes.shape[1]}")

@@ -24,8 +24,8 @@ LOG_STEPS = 50
 
 
 def numbers(statistics: Statistics) -> dict[str, Tree]:
-    """A call's figures, by name, read from its device."""
-    return {name: float(value) for name, value in vars(statistics).items()}
+    """A call's figures of all its images, by name, read from its device."""
+    return {name: float(value) for name, value in vars(statistics).items() if not value.dim()}
 
 
 class TableWatch:

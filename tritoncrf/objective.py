@@ -140,16 +140,16 @@ class Soft(NamedTuple):
 
 def cross_entropy(
     sampler: Sampler[CRF], batch: Batch, free: ChainState, contexts: list[Tensor], tables: Tables, known: Tensor,
-    counted: Tensor, bad: Tensor, *, margin: bool, flow: bool, each: bool,
+    counted: Tensor, bad: Tensor, *, moved: bool, flow: bool, each: bool,
 ) -> Soft:  # fmt: skip
     """H of a visit's contexts, rows uint8 ``[N, R, volume]`` each.
 
     known: labels uint8 ``[N, *shape]``; counted: bool ``[N, *shape]``, the labelled, unclamped pixels; bad: bool [], whether
-    the call is; margin: whether the chains are of other logits than the model's; flow: whether gates want their errors; each:
-    tables' apart for each image, ``[N, ..]``.
+    the call is; moved: whether the chains are of other logits or tables than the model's; flow: whether gates want their
+    errors; each: tables' apart for each image, ``[N, ..]``.
     """
     plan, engine, images = replace(free.plan, replicas=1), sampler.engine, len(free.index)
-    own = not margin and free.replicas == 1
+    own = not moved and free.replicas == 1
     work = free.work if own else engine.prepare(plan, batch.logits, batch.tables)
     sites = _sites(plan.free & counted.flatten(1)[:, plan.pixels])
     slots, number = len(plan.positions), plan.labels

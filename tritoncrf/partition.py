@@ -17,11 +17,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tritoncrf import contract, validation
-from tritoncrf.engines import Factors, Plan, Tables
+from tritoncrf.energies import pair_energy
+from tritoncrf.engines import Tables
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.model_protocol import CRF
 from tritoncrf.sampler import Sampler
@@ -97,7 +97,7 @@ def log_partition(
     for step in range(1, steps):
         after = _scaled(given, step / steps)
         counts = sampler.engine.pair_counts(plan, rows)
-        weights += _pairs(plan, rows, counts, before) - _pairs(plan, rows, counts, after)
+        weights += pair_energy(plan, rows, counts, before) - pair_energy(plan, rows, counts, after)
         chains.work, chains.field = sampler.engine.retable(chains.work, after), None
         sampler.check_sweep_limit(chains, sweeps)
         sampler.advance(chains, sweeps)
@@ -109,7 +109,7 @@ def log_partition(
     if not bool(exact.isfinite().all()):
         raise ValueError("labels: expected labels that the logits allow where clamp holds them, got -inf at some of them")
     counts = sampler.engine.pair_counts(plan, rows)
-    weights += drawn + _pairs(plan, rows, counts, before) - exact - _pairs(plan, rows, counts, given, rounded=False)
+    weights += drawn + pair_energy(plan, rows, counts, before) - exact - pair_energy(plan, rows, counts, given, rounded=False)
     return Partition(weights)
 
 
@@ -133,35 +133,3 @@ def _scaled(tables: Tables, beta: float) -> Tables:
     return Tables(
         contract.round_pairwise(pairwise * beta), None if gated is None else contract.round_pairwise(gated * beta)
     )
-
-
-def _pairs(plan: Plan, rows: Tensor, counts: Tensor, tables: Tables, rounded: bool = True) -> Tensor:
-    """Energy of all edges or factors, float64 ``[N, R]``, of labels that were counted; rounded: as samplers add it up."""
-    if plan.factors is not None and plan.factors.gated:
-        return _factors(plan.factors, rows, tables.pairwise, rounded)
-    total = counts.double().flatten(2) @ tables.pairwise.double().flatten()
-    if plan.edges is None or plan.edges.gates is None or tables.gated is None:
-        return total
-    entries = F.pad(tables.gated.double(), (0, 1, 0, 1))
-    here = rows[:, :, plan.positions].long()
-    for k in plan.edges.gated:
-        there, place = rows[:, :, plan.positions + plan.displacements[k]].long(), plan.edges.gating[k]
-        for rank, own in enumerate(entries[:, place]):
-            steps, read = plan.edges.gates[:, None, rank, place, plan.pixels], own[here, there]
-            total += contract.gate(steps, read.float()).double().sum(2) if rounded else _weighed(steps, read).sum(2)
-    return total
-
-
-def _factors(factors: Factors, rows: Tensor, tables: Tensor, rounded: bool) -> Tensor:
-    """`_pairs` of a graph with gates; tables ``[entries]``."""
-    total, read = rows.new_zeros(rows.shape[:2], dtype=torch.float64), F.pad(tables.double(), (0, 1))
-    for part in factors.ends:
-        values = read[factors.entries(part, rows)]
-        if part.gate is not None:
-            values = contract.gate(part.gate, values.float()).double() if rounded else _weighed(part.gate, values)
-        total.index_add_(0, factors.graph_of(part.members[:, 0]), values.T)
-    return total
-
-
-def _weighed(steps: Tensor, entries: Tensor) -> Tensor:
-    return steps.double() / contract.GATE_STEPS * entries

@@ -72,17 +72,21 @@ def reduced(
     # What figures to watch are made from.
     right: tuple[Tensor, ...] = (samples[1], known, counted)
     updates, flips, whole = free.chains.plan.free, free.chains.flips, gap
+    if free.path is None:
+        raise RuntimeError("free: expected a free phase that was swept")
+    path, fallen = free.path, None
     parcels: list[Tensor] = []
     soft, each = None, terms.reduction == "none"
     if terms.objective.cross_entropy:
         soft = cross_entropy(
             terms.sampler, batch, free.chains, free.contexts, tables, known, counted, bad,
-            margin=terms.objective.margin > 0, flow=terms.flow, each=each,
+            moved=terms.objective.margin > 0 or free.chains.tables is not batch.tables, flow=terms.flow, each=each,
         )  # fmt: skip
 
     def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal labelled, right, updates, flips, bad, whole, parcels, soft
-        figures = torch.stack([labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum())])
+        nonlocal labelled, right, updates, flips, bad, whole, parcels, soft, fallen
+        own = [*path.drops().sum(1), path.sites.sum()]
+        figures = torch.stack([labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum()), *own])
         # Of one type whatever a rank's batch: messages of unlike lengths would end every process.
         parts = (counts.long(), weighed.long(), figures, *(() if soft is None else soft.numbers()))
         flat, parcels = ranks.sum_with(torch.cat([part.flatten() for part in parts]), parcel())
@@ -90,7 +94,8 @@ def reduced(
             part.view(own.shape)
             for part, own in zip(torch.split(flat, [p.numel() for p in parts]), parts, strict=True)
         )
-        labelled, correct, updates, flips, faults, fixed = figures.unbind()
+        labelled, correct, updates, flips, faults, fixed = figures[:6].unbind()
+        fallen = figures[6:]
         right, bad, whole = (correct,), faults > 0, fixed.double() / float(STEPS)
         soft = None if soft is None else soft.read(*others)
         return counts, weighed
@@ -117,7 +122,7 @@ def reduced(
         share = share.clamp_(max=1.0)
     # 1 over 0 labelled pixels is 0 here, over a bad call's NaN.
     share = share.masked_fill_(bad, torch.nan).reciprocal_().nan_to_num_(nan=torch.nan, posinf=0.0)
-    tally = Tally(labelled, gap, right, updates, flips, free.chains.replicas, terms.sweeps)
+    tally = Tally(labelled, gap, right, updates, flips, free.chains.replicas, terms.sweeps, path, fallen)
     return ((whole * share).float(), *found, share.nan_to_num(nan=0.0), bad), tally, parcels
 
 

@@ -79,7 +79,9 @@ def short_visit(
     empty = told.unary.new_empty(0)
     found = Errors(told.unary, told.pairwise, empty, empty)
     right = free.labels, looked.known, looked.labelled
-    tally = Tally(told.labelled, told.whole, right, free.chains.plan.free, free.chains.flips, replicas, sweeps)
+    assert free.path is not None
+    flips = free.chains.flips
+    tally = Tally(told.labelled, told.whole, right, free.chains.plan.free, flips, replicas, sweeps, free.path)
     return (told.value, *found, told.factor, told.bad), tally
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tritoncrf import contract
+from tritoncrf.energies import Path
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -22,6 +25,11 @@ class Statistics:
     """Share of labelled, unclamped pixels whose sampled label is the target."""
     labelled: Tensor
     """Labelled, unclamped pixels in the batch."""
+    energy_drop: Tensor
+    """By how much the free phase's sweeps lowered the chains' energy, per free pixel, in nats: zero in the mean where they keep
+    up with the model, more where they lag behind it (`energies`)."""
+    drops: Tensor
+    """float32 [N]: the same of each image, of this rank's own."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,10 @@ class Tally:
     """int64 [] or [N, R]."""
     replicas: int
     sweeps: int
+    path: Path
+    fallen: Tensor | None = None
+    """int64 [marks + 1]: of several ranks, the falls of energy between marks of all their free phases' paths, in 2^-12 nat, and
+    their free sites."""
 
     def __reduce__(self) -> tuple[type[Statistics], tuple[Tensor, ...]]:
         # A copy has the figures, not what they are made from.
@@ -55,7 +67,25 @@ class Tally:
             (self.gap.sum() / labelled.clamp(min=1)).float(),
             correct.float() / (labelled * self.replicas).clamp(min=1).float(),
             labelled.clone(),
+            *self._drops(),
         )
+
+    def falls(self) -> tuple[Tensor, Tensor]:
+        """Of all ranks' images, int64 ``[marks]`` and ``[]``: falls between marks in 2^-12 nat, and free sites."""
+        if self.fallen is not None:
+            return self.fallen[:-1], self.fallen[-1]
+        return self.path.drops().sum(1), self.path.sites.sum()
+
+    def _drops(self) -> tuple[Tensor, Tensor]:
+        # Between first and last all others fall out.
+        drops, sites = self.path.whole().drops()[0], self.path.sites
+        fallen = (drops.sum(), sites.sum()) if self.fallen is None else (self.fallen[:-1].sum(), self.fallen[-1])
+        return per_site(*fallen), per_site(drops, sites)
+
+
+def per_site(fallen: Tensor, sites: Tensor) -> Tensor:
+    """Nats a site, float32, of int64 in 2^-12 nat."""
+    return (fallen.double() / contract.GRID / sites.clamp(min=1)).float()
 
 
 def agreeing(samples: Tensor, known: Tensor, counted: Tensor) -> Tensor:

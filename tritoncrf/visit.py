@@ -17,6 +17,7 @@ from tritoncrf import contract, validation
 from tritoncrf.agreement import agree
 from tritoncrf.chain_lookup import check_index_and_view, check_labels, positions, write_chains
 from tritoncrf.compiling import Unopened, uncompiled
+from tritoncrf.course import Course
 from tritoncrf.edge_inputs import Edges, Given
 from tritoncrf.engines import Tables
 from tritoncrf.flip_rate import Rate
@@ -63,6 +64,7 @@ class Visit(metaclass=Unopened):
         # Of the labels that this visit wrote last.
         self._written: tuple[int, int] | None = None
         self._rates: dict[str, Rate] = {}
+        self.course = Course()
         # What was seen alike on all ranks: how many they were, which store, and how often it was loaded.
         self._met: tuple[int, int, int] | None = None
 
@@ -71,13 +73,14 @@ class Visit(metaclass=Unopened):
         self, logits: Tensor, pairwise: Tensor, gated: Tensor | None, target: Tensor, index: Tensor | None,
         sizes: Tensor | None, mask: Tensor | None, clamp: Tensor | None, kinds: Tensor | None, gates: Tensor | None,
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
-        sweeps: Tensor | None, graph: FactorGraph | None = None,
+        sweeps: Tensor | None, graph: FactorGraph | None = None, course: Course | None = None,
     ) -> tuple[Outputs, Tally]:  # fmt: skip
         """Value, the fields of `Errors`, their factor and whether the call was bad; beside that the tally.
 
         pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
         gates want an error; each: a value for each image; visits, labels, sweeps: the loss's running number and the store's
-        tensors, written in place. The rest as in `CRFLoss.forward`, of which a graph's gates are `CRF.flows`.
+        tensors, written in place, as are those of the course. The rest as in `CRFLoss.forward`, of which a graph's gates are
+        `CRF.flows`.
         """
         crf = self.sampler.crf
         # A graph's nodes pass for the pixels of a row: from here on there are images alone.
@@ -88,6 +91,8 @@ class Visit(metaclass=Unopened):
         if self.chains is None and self.method == "pcd":
             raise ValueError("chains: expected a ChainStore in loss.chains, got None, as a deep copy of a loss has it")
         self._check_fresh()
+        self.course = course or Course()
+        self.sweeps = self.course.sweeps(self.sweeps)
         ranks = Ranks.of(self.group)
         if self.chains is not None and self.chains.share is not None:
             theirs = self.chains.share.ranks
@@ -120,7 +125,7 @@ class Visit(metaclass=Unopened):
     ) -> tuple[Outputs, Tally]:  # fmt: skip
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
         plain = isinstance(edges, Edges) and all(part is None for part in (sizes, mask, clamp, view, *edges))
-        if plain and ranks.size == 1 and applies(terms, logits, store):
+        if plain and ranks.size == 1 and not self.course and applies(terms, logits, store):
             goes_on = self.method == "pcd"
             short = short_visit(terms, logits, tables, target, index, self.ignore_index, goes_on, visits, store, self._rates)
             self._written = _version(store.labels) if goes_on and store is not None else self._written
@@ -162,7 +167,10 @@ class Visit(metaclass=Unopened):
             # In a mask's holes, and where sizes are not the chains' own, which is heard of later, labels may be kept.
             beyond = ~present[:, None]
             begun = [None if part is None else part.masked_fill(beyond, contract.VOID) for part in chains]
-        data, free = sample_phases(sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates, self.objective)
+        more = self.course.pace is not None, self.course.tables(sampler, tables, batch.plan)
+        data, free = sample_phases(
+            sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates, self.objective, False, *more
+        )
         if ranks.size > 1 and meeting.changed:
             # Heard of only now, but before anything is written.
             self._meet(ranks, *tables, terms.weight, visits)
@@ -181,6 +189,7 @@ class Visit(metaclass=Unopened):
         found, tally, parcels = reduced(terms, batch, tables, known, counted, data, free, ranks, parcel)
         good = ~found[6]
         with unbroken():
+            self.course.move(found[2], tally, good)
             if store is None:
                 visits.add_(good, alpha=len(meeting.index))
             elif kept is not store:
@@ -237,6 +246,7 @@ class Visit(metaclass=Unopened):
             "chains": 0 if chains is None or chains.share is not None else fingerprint(chains.labels),
             "visits": int(visits), "ignore_index": self.ignore_index,
             "weight": 0 if weight is None else fingerprint(weight), "objective": fingerprint(self.objective.numbers),
+            "fast": 0 if self.course.fast is None else fingerprint(self.course.fast[1]),
             "tables": fingerprint(tables.detach().float()),
             "seed": 0 if self.drawn else seed - (seed >> 63 << 64),
         }  # fmt: skip

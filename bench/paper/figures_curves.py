@@ -19,6 +19,7 @@ from bench.paper.report_rows import Curve
 
 PANELS = {
     "energy_gap": "energy gap,\nnats a pixel",
+    "energy_drop": "energy drop of a\nvisit, nats a pixel",
     "chain_accuracy": "chain accuracy",
     "flip_rate": "flip rate",
     "accuracy": "validation\naccuracy",

@@ -23,6 +23,8 @@ from bench.paper.statistics import Labels, Scores
 Setting = tuple[tuple[str, str], ...]
 TUNING, STORAGE, INFERENCE, LAG = "tuning.json", "storage.json", "inference.json", "lag.json"
 EXCHANGE, LIKELIHOOD = "exchange.json", "likelihood.json"
+# Of trials that a guide tells of (`bench.paper.mixing`).
+MIXING = "mixing.json"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def read(folder: Path) -> Results:
         raise FileNotFoundError(f"results: expected a folder of JSON files, got {folder}, which is none")
     rows: dict[tuple[str, str, str, int], Row] = {}
     for path in sorted(folder.glob("*.json")):
-        if path.name in (TUNING, STORAGE, INFERENCE, LAG, EXCHANGE, LIKELIHOOD):
+        if path.name in (TUNING, STORAGE, INFERENCE, LAG, EXCHANGE, LIKELIHOOD, MIXING):
             continue
         for fields in _list(path):
             row = _row(fields)

@@ -104,7 +104,8 @@ def _traces(path: Path, log: Path, trainer: Trainer) -> None:
     joint = [line for line in lines if line["stage"] == "joint"]
     alone = [line for line in lines if line["stage"] == "pretrain" and "epoch" in line]
     series = {"cross-entropy\nby epoch": [float(line["loss"]) for line in alone]}
-    for name, title in (("energy_gap", "energy gap"), ("chain_accuracy", "chain accuracy"), ("flip_rate", "flip rate")):
+    titles = {"energy_gap": "gap", "energy_drop": "drop", "chain_accuracy": "chain accuracy", "flip_rate": "flip rate"}
+    for name, title in titles.items():
         series[f"joint:\n{title}"] = [float(line[name]) for line in joint if name in line]
     plots.traces({name: values for name, values in series.items() if values}, path)
 

@@ -1,0 +1,149 @@
+"""How many sweeps does learning need, and what tells? Sweeps that follow the chains and fast weights beside fixed K.
+
+``python -m bench.paper.mixing --data FOLDER --out DIR [--settings ...] [--seeds N]``: as `bench.paper.tuning`, on training
+images held out for it. While a setting learns it is noted how far a visit's sweeps lower the energy of the image's chain, nats
+a pixel, in their first half and in their second, and every so many visits by how much 300 sweeps more would lower it: the lag
+that the visit leaves. Rows are appended to ``mixing.json`` in the folder; a row that stands there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import tritoncrf as tc
+from bench.paper.methods.descent import by_sampling, descend
+from bench.paper.presets import PRESETS
+from bench.paper.problem import Problem, pretrained
+from bench.paper.run import rows_of
+from bench.paper.tuning import held_out
+from tritoncrf.batches import Batch
+from tritoncrf.contract import GRID
+from tritoncrf.diagnostics import lag
+from tritoncrf.fast import FastWeights
+from tritoncrf.metrics import Score
+from tritoncrf.pace import AutoSweeps
+
+# Visits between looks at the lag, sweeps of one, and the parts of learning that figures are averaged over.
+EVERY, MORE, PARTS = 24, 300, 4
+_Option = tuple[AutoSweeps, FastWeights | None]
+
+
+def fixed(sweeps: int) -> AutoSweeps:
+    """As a fixed K, but halves are looked at."""
+    return AutoSweeps(sweeps, sweeps, period=1)
+
+
+SETTINGS: dict[str, _Option] = {
+    **{f"K = {k}": (fixed(k), None) for k in (5, 10, 20, 30, 40, 100)},
+    "auto": (AutoSweeps(), None),
+    **{
+        f"auto, {floor} to {ceiling}, {tolerance}": (AutoSweeps(floor, ceiling, tolerance), None)
+        for floor, ceiling in ((10, 100), (10, 40), (20, 100), (4, 100)) for tolerance in (0.0005, 0.001, 0.002, 0.005, 0.01)
+    },
+    **{f"K = {k}, fast {rate:g}": (fixed(k), FastWeights(rate)) for k in (5, 10, 30) for rate in (0.03, 0.1, 0.3, 1.0, 3.0)},
+}  # fmt: skip
+
+
+class Watched(nn.Module):
+    """The sampled likelihood, an objective for `descend` that notes what its chains do."""
+
+    def __init__(self, problem: Problem, crf: tc.GridCRF, option: _Option) -> None:
+        super().__init__()
+        sweeps, fast = option
+        chains = tc.ChainStore(problem.train.sizes, seed=problem.seed)
+        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=sweeps, fast=fast)
+        self.notes = list[dict[str, float]]()
+
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        known = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp}
+        note: dict[str, float] = {"K": self.loss.sweeps}
+        value: Tensor = self.loss(logits, batch.labels, batch.index, **known)
+        told = self.loss.statistics
+        if told is not None:
+            note |= {"drop": float(told.energy_drop), "flips": float(told.flip_rate), "gap": float(told.energy_gap)}
+        if self.loss.pace is not None and int(self.loss.pace[1]) == 0:
+            early, late, sites = self.loss.pace[5:].tolist()
+            note |= {"early": early / GRID / sites, "late": late / GRID / sites}
+        if len(self.notes) % EVERY == 0 and self.loss.chains is not None:
+            crf = self.loss.crf
+            note["lag"] = float(-lag(crf, self.loss.chains, logits.detach(), batch.index, sweeps=MORE, **known).mean())  # type: ignore[arg-type]
+        self.notes.append(note)
+        return value
+
+    def figures(self) -> dict[str, object]:
+        """Means over each part of learning; of a resumed run, of what was seen since."""
+        visits = np.array_split(np.arange(len(self.notes)), PARTS)
+        found: dict[str, object] = {"sweeps": int(sum(note["K"] for note in self.notes)), "visits": len(self.notes)}
+        for name in ("K", "drop", "early", "late", "lag", "flips", "gap"):
+            parts = [[self.notes[at][name] for at in part if name in self.notes[at]] for part in visits]
+            found[name] = [round(float(np.mean(part)), 5) if part else None for part in parts]
+        return found
+
+
+def row(problem: Problem, option: _Option, work: Path) -> dict[str, object]:
+    """Learns one setting and asks the held-out images."""
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(problem.seed + 1)
+    network, crf = problem.network(), problem.crf(None)
+    objective = Watched(problem, crf, option)
+    began = time.process_time()
+    descend(problem, network, objective.loss, objective, work, "mixing", joint=True)
+    seconds = time.process_time() - began
+    predict, alone = by_sampling(problem, network, crf), Score.empty(problem.test.num_labels, problem.test.background)
+    whole = alone
+    with torch.no_grad():
+        for item in DataLoader(problem.test, batch_size=1, collate_fn=tc.datasets.collate):
+            batch = Batch.of(item, problem.device)
+            first, last = predict(batch)
+            alone, whole = alone.plus(batch.target, first.argmax(1)), whole.plus(batch.target, last.argmax(1))
+    return {
+        "validation_accuracy": round(whole.accuracy, 5), "validation_iou": round(whole.mean_iou, 5),
+        "network_accuracy": round(alone.accuracy, 5), "validation_images": len(problem.test),
+        "cpu_seconds": round(seconds, 1), **objective.figures(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", choices=[name for name, preset in PRESETS.items() if preset.file], default="facades")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["K = 10", "K = 30", "K = 100"])
+    parser.add_argument("--train", type=int, default=300)
+    parser.add_argument("--pretrain", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    preset = replace(PRESETS[options.preset], train=options.train, pretrain=options.pretrain, epochs=options.epochs)
+    train, held = held_out(options.data, preset)
+    for seed in range(options.seed, options.seed + options.seeds):
+        work = options.out / f"{preset.name}_{preset.network}_{options.train}_{options.pretrain}_{seed}".replace(":", "_")
+        problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
+        for name in options.settings:
+            file = options.out / "mixing.json"
+            about = {
+                "preset": preset.name, "network": preset.network, "images": len(train), "pretrain": options.pretrain,
+                "epochs": preset.epochs, "burn_in": preset.burn_in, "answer_sweeps": preset.sweeps,
+            }  # fmt: skip
+            if any((old["what"], old["seed"], old["setting"]) == (name, seed, about) for old in rows_of(file, "what")):
+                continue
+            found = {"what": name, "seed": seed, "setting": about}
+            found |= row(problem, SETTINGS[name], work / f"mixing {name} {preset.epochs}".replace(" ", "_"))
+            print(json.dumps(found), flush=True)
+            file.write_text(json.dumps([*rows_of(file, "what"), found], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

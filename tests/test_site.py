@@ -53,7 +53,13 @@ def test_the_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
     torch.manual_seed(0)
     names: dict[str, object] = {"__name__": page.stem}
     for title, code in blocks(page, "python"):
-        if title:
+        if "init_process_group" in code:
+            # In a process that ends at once: torch at times waits for ever where a group of gloo's goes as its last use does.
+            program = f"{code}\nimport os\nos._exit(0)\n"
+            command = [sys.executable, "-c", program]
+            done = subprocess.run(command, capture_output=True, text=True, env=outside_xdist(), cwd=tmp_path, timeout=300)
+            assert done.returncode == 0, done.stderr
+        elif title:
             path = tmp_path / title.removeprefix('title="').removesuffix('"')
             path.write_text(code)
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-only", str(path)]

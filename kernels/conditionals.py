@@ -21,6 +21,24 @@ from tritoncrf.kernels.rows import load_row, padded, separate, width
 from tritoncrf.kernels.tables import Rows
 
 
+@triton.jit
+def add_shares(here, energies, weights, total, target, energy, valid, replicas, LABELS: tl.constexpr):
+    """Adds sites' conditionals, over ``replicas``, to rows at ``target`` and the energies of their own labels to ``energy``.
+
+    here: uint8 pointers [B] to the labels; energies, weights: tuples of L float32 [B], total: the weights' sum, as of
+    `tritoncrf.kernels.draw.weigh`; target: float64 pointers [B]; energy: one to the chain's; valid: bool [B].
+    """
+    current = tl.load(here, mask=valid, other=LABELS).to(tl.int32)
+    own = total * 0.0
+    for label in tl.static_range(LABELS):
+        own = tl.where(current == label, energies[label], own)
+        share = tl.div_rn(weights[label], total * replicas).to(tl.float64)
+        so_far = tl.load(target + label, mask=valid, other=0.0)
+        tl.store(target + label, so_far + share, mask=valid)
+    # Multiples of 2^-12: exact in float64 in any order.
+    tl.atomic_add(energy, tl.sum(tl.where(valid, own, 0.0).to(tl.float64), 0), sem="relaxed")
+
+
 @triton.jit(do_not_specialize=["blocks", "apart", "replicas", "volume", "slots", "classes", "weighed"])
 def add_conditionals(
     labels, unary, rows, words, steepest, steps, slot, position, bad, out, energy, kinds, gates, gated, gating,
@@ -59,15 +77,7 @@ def add_conditionals(
             total_pieces = total_pieces + (alone[q] + pieces[q],)  # noqa: RUF005
         energies = separate(total_pieces, PAD, WIDTH)
         weights, total = weigh(energies, scale, LABELS, FAR)
-        current = tl.load(here, mask=valid, other=LABELS).to(tl.int32)
-        own = total * 0.0
-        for label in tl.static_range(LABELS):
-            own = tl.where(current == label, energies[label], own)
-            share = tl.div_rn(weights[label], total * replicas).to(tl.float64)
-            so_far = tl.load(target + label, mask=valid, other=0.0)
-            tl.store(target + label, so_far + share, mask=valid)
-        # Multiples of 2^-12: exact in float64 in any order.
-        tl.atomic_add(energy + chain, tl.sum(tl.where(valid, own, 0.0).to(tl.float64), 0), sem="relaxed")
+        add_shares(here, energies, weights, total, target, energy + chain, valid, replicas, LABELS)
 
 
 def conditionals(

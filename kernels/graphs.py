@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from tritoncrf.kernels.conditionals import add_shares
 from tritoncrf.kernels.device import launch
 from tritoncrf.kernels.draw import draw, far, uniform, weigh
 from tritoncrf.kernels.edges import weigh_row
@@ -232,15 +233,8 @@ def add_graph_conditionals(
             pieces = pieces + (alone[q] + added[q],)  # noqa: RUF005
         energies = separate(pieces, PAD, WIDTH)
         weights, total = weigh(energies, scale, LABELS, FAR)
-        current = tl.load(at + node, mask=valid, other=LABELS).to(tl.int32)
-        own = total * 0.0
-        for label in tl.static_range(LABELS):
-            own = tl.where(current == label, energies[label], own)
-            share = tl.div_rn(weights[label], total * replicas).to(tl.float64)
-            so_far = tl.load(out + row * LABELS + label, mask=valid, other=0.0)
-            tl.store(out + row * LABELS + label, so_far + share, mask=valid)
-        # Multiples of 2^-12: exact in float64 in any order.
-        tl.atomic_add(energy + chain, tl.sum(tl.where(valid, own, 0.0).to(tl.float64), 0), sem="relaxed")
+        target = out + row * LABELS
+        add_shares(at + node, energies, weights, total, target, energy + chain, valid, replicas, LABELS)
 
 
 def conditionals(

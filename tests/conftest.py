@@ -17,7 +17,7 @@ GROUPS = (
     (r"GPU|the device's memory|compute-sanitizer", "needs an NVIDIA GPU with Triton",
      "run there, `pytest tests/test_gpu.py`"),
     (r"shared|beside th|yardstick|no data beside", "needs data that is not part of the project",
-     "nothing; what it checks is checked on made data too"),
+     "nothing, unless that folder lies beside the checkout"),
     (r"(?:is not installed|cannot install|could not import)", "needs a package", "as each reason says: `pytest -rs`"),
     (r"numpy (?:draws|computes)|no committed figures", "compares with figures kept from other releases",
      "nothing, or the releases that `pytest -rs` names"),

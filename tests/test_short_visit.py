@@ -132,6 +132,24 @@ def check_a_short_visit_is_a_visit(step: Step) -> None:
     assert same(step) == step.steps
 
 
+def check_the_fall_of_energy_is_under_the_tables_that_chains_moved_by() -> None:
+    """Rounded ones, of tables between the grid's steps, also where they are read after a step of the optimizer."""
+    for batches in zip(*(BASE.batches() for _ in range(2)), strict=True):
+        read = []
+        for engine, (logits, target, index) in zip(("triton", "torch"), batches, strict=True):
+            loss = BASE.loss(engine)
+            with torch.no_grad():
+                loss.crf.pairwise.add_(0.3 / 4096)
+            loss(logits, target, index).backward()
+            with torch.no_grad():
+                loss.crf.pairwise.mul_(2)
+            assert loss.statistics is not None
+            read.append((loss.statistics.energy_drop, loss.statistics.drops))
+        assert torch.equal(read[0][1], read[1][1])
+        assert torch.equal(read[0][0], read[1][0])
+        assert bool(read[0][1].abs().min() > 1e-3)
+
+
 def spoil_logits(what: float) -> Callable[[Tensor, Tensor, Tensor, CRFLoss], None]:
     def spoil(logits: Tensor, target: Tensor, index: Tensor, loss: CRFLoss) -> None:
         logits[1, 2, 2, 4] = what

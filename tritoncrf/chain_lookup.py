@@ -12,7 +12,7 @@ from tritoncrf.validation import Guard
 
 
 def positions(index: Tensor | None, images: int, device: torch.device) -> Tensor | None:
-    """Of a batch, int64 ``[N]`` on the device, once what the host knows of them is looked at."""
+    """Of a batch, int64 ``[N]`` on the device, once what the host knows of them is checked."""
     if index is None:
         return None
     index = validation.tensor("index", index).to(device, non_blocking=True)
@@ -20,7 +20,7 @@ def positions(index: Tensor | None, images: int, device: torch.device) -> Tensor
 
 
 def continued(store: ChainStore, device: torch.device, index: Tensor | None) -> Tensor:
-    """The positions, once what the host knows of them and of the store is looked at."""
+    """The positions, once what the host knows of them and of the store is checked."""
     if store.device != device:
         raise ValueError(f"chains: expected a ChainStore on {device} (that of the CRF's tables), got {store.device}")
     validation.writable("chains", store.labels)
@@ -69,7 +69,7 @@ def check_index_and_view(
 
 
 def check_labels(guard: Guard, labels: Tensor, most: int) -> None:
-    """Looks at labels that a store held: below ``most`` or 255. Others are drawn anew where a call goes on."""
+    """Checks labels that a store held: below ``most`` or 255. Others are drawn anew where a call goes on."""
     if most == contract.VOID:
         return
     # The byte after 255 is 0.

@@ -65,7 +65,9 @@ def unary_energy(logits: Tensor, labels: Tensor) -> Tensor:
 def energy(engine: Engine, chains: ChainState, rows: Tensor | None = None) -> Tensor:
     """Energies of chains, or of other rows of theirs, under their own logits and rounded tables: float64 ``[N, R]``, exact."""
     rows = chains.rows if rows is None else rows
-    pairs = pair_energy(chains.plan, rows, engine.pair_counts(chains.plan, rows), chains.tables)
+    # Rounded already but where an engine rounds by itself: there is nothing to lose by it a second time.
+    tables = Tables(*(None if part is None else contract.round_pairwise(part) for part in chains.tables))  # type: ignore[arg-type]
+    pairs = pair_energy(chains.plan, rows, engine.pair_counts(chains.plan, rows), tables)
     return pairs + unary_energy(chains.logits.detach(), chains.layout.crop(rows, chains.shape))
 
 

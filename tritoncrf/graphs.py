@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tritoncrf import contract, validation
 from tritoncrf.compiling import Unopened, unopened
+from tritoncrf.engines.factors import graph_of
 from tritoncrf.graph_coloring import first_fit
 
 # Nodes of a factor: what one has alone stands in the logits, and the table of many would have no end.
@@ -291,4 +292,4 @@ def owners(graph: FactorGraph | None) -> Tensor | None:
     """int64 ``[V]``: each node's graph."""
     if graph is None:
         return None
-    return torch.searchsorted(graph.first, torch.arange(graph.num_nodes, device=graph.device), right=True) - 1
+    return graph_of(graph.first, torch.arange(graph.num_nodes, device=graph.device))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tritoncrf import contract
 from tritoncrf.engines import Ends, Factors, starts_of
+from tritoncrf.engines.factors import graph_of
 from tritoncrf.graph_rows import Fold
 from tritoncrf.graphs import FactorGraph
 from tritoncrf.layout import Layout
@@ -60,7 +61,7 @@ def _incidence(graph: FactorGraph, members: Tensor, fold: Fold) -> tuple[Tensor,
     factor, axis = order // arity, order % arity
     if fold.graphs > 1:
         # Each graph has a row of its own.
-        owner = torch.searchsorted(graph.first, members[:, 0].contiguous(), right=True) - 1
+        owner = graph_of(graph.first, members[:, 0])
         members = members - graph.first[owner][:, None]
     columns = [[other for other in range(arity) if other != own] for own in range(arity)]
     others = members[factor[:, None], torch.tensor(columns, device=graph.device)[axis]]

@@ -5,7 +5,7 @@ axis but the first is followed by a border as wide as the neighbourhood reaches 
 one: a step off the image always lands on void, never on another row, so the neighbour at offset d is always
 ``position + sum_j d_j * stride_j`` and no bounds are tested. Missing neighbours, padding, ragged images and holes are one
 mechanism: void. A bucket rounds each axis up by at most an eighth, so few layouts serve all image sizes; an axis that wraps is
-kept as it is, for the offsets across its seam know its length (`rings`).
+kept as it is, for the offsets across its seam know its length (`periodic`).
 """
 
 from __future__ import annotations

@@ -260,8 +260,8 @@ class CRFLoss(nn.Module, Generic[Model]):
         # How many values the operators return, 0 for a single one.
         images = 0 if not compiled else len(logits) if graph is None else len(graph.first) - 1
         if not (self.training and torch.is_grad_enabled()):
-            told_gates = None if gates is None else validation.tensor("gates", gates).detach()
-            held = (logits.detach(), target, sizes, mask, clamp, kinds, told_gates)
+            plain_gates = None if gates is None else validation.tensor("gates", gates).detach()
+            held = (logits.detach(), target, sizes, mask, clamp, kinds, plain_gates)
             if compiled:
                 carried = NO_GRAPH if graph is None else graph.carried
                 held_value, self.invalid = torch.ops.tritoncrf.held_out(
@@ -279,12 +279,12 @@ class CRFLoss(nn.Module, Generic[Model]):
         flow = gates is not None and gates.requires_grad
         if flow and self._each and graph is not None:
             raise ValueError("reduction: expected 'mean' or 'sum' where a graph's gates want a gradient, got 'none'")
-        told_gates = None if gates is None else gates.detach()
-        given = (target, index, sizes, mask, clamp, kinds, told_gates, self.weight, view, flow, self._each, *state)
+        plain_gates = None if gates is None else gates.detach()
+        given = (target, index, sizes, mask, clamp, kinds, plain_gates, self.weight, view, flow, self._each, *state)
         if compiled and self.pace is None and self.fast is None:
             tables = pairwise.detach(), None if gated is None else gated.detach()
-            told = *given, images, NO_GRAPH if graph is None else graph.carried
-            found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *told)
+            passed = *given, images, NO_GRAPH if graph is None else graph.carried
+            found = torch.ops.tritoncrf.visit(self._visit, logits.detach(), *tables, *passed)
             self._statistics = Statistics(*found[7:])
         else:
             found, self._statistics = self._visit(  # type: ignore[misc]

@@ -7,6 +7,8 @@ sentences; only sums of float64 numbers, the value's and the energy gap's, are a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
@@ -80,8 +82,10 @@ def short_visit(
     found = Errors(told.unary, told.pairwise, empty, empty)
     right = free.labels, looked.known, looked.labelled
     assert free.path is not None
+    # Figures are made when somebody asks, and the optimizer writes into the tables themselves.
+    path = replace(free.path, chains=replace(free.chains, tables=Tables(pairwise.detach().clone(), None)))
     flips = free.chains.flips
-    tally = Tally(told.labelled, told.whole, right, free.chains.plan.free, flips, replicas, sweeps, free.path)
+    tally = Tally(told.labelled, told.whole, right, free.chains.plan.free, flips, replicas, sweeps, path)
     return (told.value, *found, told.factor, told.bad), tally
 
 

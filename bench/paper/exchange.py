@@ -8,7 +8,6 @@ Every answer's accuracy and cross-entropy (nats a pixel) go to ``exchange.json``
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from bench.paper.inference import Model
 from bench.paper.methods import edges_of, meanfield
 from bench.paper.methods.descent import by_sampling
 from bench.paper.problem import Predictor
+from bench.paper.run import finished
 from tritoncrf import checkpoint
 from tritoncrf.batches import Batch
 from tritoncrf.metrics import Score
@@ -78,11 +78,7 @@ def _own(found: Tensor, target: Tensor) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.paper.exchange", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
-    parser.add_argument("--data", type=Path, help="the folder of the archives")
-    parser.add_argument("--split", help="the preset's first by default")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = finished("exchange", __doc__ or "")
     parser.add_argument("--rows", nargs="+", default=["joint_kinds", "meanfield5_kinds"])
     parser.add_argument("--out", type=Path, default=report.RESULTS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

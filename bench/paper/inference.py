@@ -9,7 +9,6 @@ have is the least number of sweeps from which more make neither the answers bett
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -28,6 +27,7 @@ from bench.paper.edges import Maker
 from bench.paper.figures import SAMPLED, Work, open_work
 from bench.paper.methods import edges_of, sampling
 from bench.paper.problem import Chosen, Problem
+from bench.paper.run import finished
 from tritoncrf import checkpoint, diagnostics, evaluation
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import Figures, NpzDataset, collate
@@ -169,11 +169,7 @@ def choose(agreed: dict[int, Tensor], accuracy: dict[int, float]) -> tuple[int, 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.paper.inference", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
-    parser.add_argument("--data", type=Path, help="the folder of the archives")
-    parser.add_argument("--split", help="the preset's first by default")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = finished("inference", __doc__ or "")
     parser.add_argument("--rows", nargs="+", default=["joint_pcd", "separate_pcd"], help="the first one's chains choose")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--out", type=Path, default=report.RESULTS)

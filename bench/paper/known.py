@@ -7,17 +7,16 @@ the cross-entropy in nats a labelled pixel whose label is not known anyway. Far 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 import tritoncrf as tc
 from bench.paper.figures import open_work
 from bench.paper.methods.descent import cross_entropy, free_pixels
+from bench.paper.run import finished
 from tritoncrf import contract
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import collate
@@ -52,11 +51,7 @@ def known(network: torch.nn.Module, images: tc.Indexed, part: str, device: torch
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.paper.known", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
-    parser.add_argument("--data", type=Path, help="the folder of the archives")
-    parser.add_argument("--split", help="the preset's first by default")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = finished("known", __doc__ or "")
     options = parser.parse_args(arguments)
     try:
         problem = open_work(options.work, options.data, options.split, options.seed).problem

@@ -9,7 +9,6 @@ the kindest moment to ask.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from bench.paper import report, report_rows
 from bench.paper.figures import Work, open_work
 from bench.paper.inference import Model
 from bench.paper.methods import METHODS
-from bench.paper.run import rows_of
+from bench.paper.run import finished, rows_of
 from tritoncrf import checkpoint, diagnostics
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import collate
@@ -64,11 +63,7 @@ class Kept:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.paper.lag", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
-    parser.add_argument("--data", type=Path, help="the folder of the archives")
-    parser.add_argument("--split", help="the preset's first by default")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = finished("lag", __doc__ or "")
     parser.add_argument("--rows", nargs="+", default=["separate_pcd", "joint_pcd"], help=", ".join(PERSISTENT))
     parser.add_argument("--images", type=int, default=40, help="how many training images, evenly spaced")
     parser.add_argument("--out", type=Path, default=report.RESULTS)

@@ -8,7 +8,6 @@ that the visit leaves. Rows are appended to ``mixing.json`` in the folder; a row
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import replace
@@ -24,7 +23,7 @@ from bench.paper.methods.descent import by_sampling, descend
 from bench.paper.presets import PRESETS
 from bench.paper.problem import Problem, pretrained
 from bench.paper.run import rows_of
-from bench.paper.tuning import held_out
+from bench.paper.tuning import folder_of, held_out, trials
 from tritoncrf.batches import Batch
 from tritoncrf.contract import GRID
 from tritoncrf.diagnostics import lag
@@ -113,23 +112,12 @@ def row(problem: Problem, option: _Option, work: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--preset", choices=[name for name, preset in PRESETS.items() if preset.file], default="facades")
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["K = 10", "K = 30", "K = 100"])
-    parser.add_argument("--train", type=int, default=300)
-    parser.add_argument("--pretrain", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
+    options = trials(__doc__ or "", list(SETTINGS), ["K = 10", "K = 30", "K = 100"], "facades", 20).parse_args()
     torch.set_num_threads(options.threads)
     preset = replace(PRESETS[options.preset], train=options.train, pretrain=options.pretrain, epochs=options.epochs)
     train, held = held_out(options.data, preset)
     for seed in range(options.seed, options.seed + options.seeds):
-        work = options.out / f"{preset.name}_{preset.network}_{options.train}_{options.pretrain}_{seed}".replace(":", "_")
+        work = options.out / folder_of(preset, options.train, options.pretrain, seed)
         problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
         for name in options.settings:
             file = options.out / "mixing.json"

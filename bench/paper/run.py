@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import resource
@@ -27,6 +28,16 @@ from tritoncrf.metrics import Score
 Row = dict[str, object]
 # Fields that some rows alone heed, always told: those rows came later than the first runs.
 LATER = ("edges", "bandwidth")
+
+
+def finished(program: str, about: str) -> argparse.ArgumentParser:
+    """The arguments of a program that looks at what ``python -m bench.paper`` left."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.paper.{program}", description=about.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
+    parser.add_argument("--data", type=Path, help="the folder of the archives")
+    parser.add_argument("--split", help="the preset's first by default")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def claim(out: Path, preset: Preset, resume: bool) -> None:

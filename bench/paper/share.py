@@ -8,14 +8,12 @@ image. Times are the processor's, summed over the images; the two kinds of step 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from bench.paper.figures import open_work
 from bench.paper.lag import PERSISTENT, Kept
 from bench.paper.methods import METHODS
 from bench.paper.methods.descent import cross_entropy
+from bench.paper.run import finished
 from tritoncrf import evaluation
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import collate
@@ -104,11 +103,7 @@ def measure(kept: Kept, row: str, batches: list[Batch], sweeps: int, preset: str
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.paper.share", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
-    parser.add_argument("--data", type=Path, help="the folder of the archives")
-    parser.add_argument("--split", help="the preset's first by default")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = finished("share", __doc__ or "")
     parser.add_argument("--rows", nargs="+", default=["joint_pcd"], help=", ".join(JOINT))
     parser.add_argument("--images", type=int, default=20, help="how many training images, evenly spaced")
     parser.add_argument("--threads", type=int, default=1)

@@ -195,19 +195,25 @@ def folder_of(preset: Preset, train: int, pretrain: int, seed: int) -> str:
     return f"{preset.name}_{preset.network}_{train}_{pretrain}_{seed}".replace(":", "_")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def trials(about: str, settings: list[str], chosen: list[str], preset: str, pretrain: int) -> argparse.ArgumentParser:
+    """The arguments of a program that tries ``settings``, those chosen by default, on images held out of training."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--preset", choices=[name for name, preset in PRESETS.items() if preset.file], default="half")
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--network", help="small, table1 or module:factory; without it, the preset's")
+    parser.add_argument("--preset", choices=[name for name, preset in PRESETS.items() if preset.file], default=preset)
+    parser.add_argument("--settings", nargs="+", choices=settings, default=chosen)
     parser.add_argument("--train", type=int, default=300)
-    parser.add_argument("--pretrain", type=int, default=10)
+    parser.add_argument("--pretrain", type=int, default=pretrain)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser
+
+
+def main() -> None:
+    parser = trials(__doc__ or "", list(SETTINGS), list(SETTINGS), "half", 10)
+    parser.add_argument("--network", help="small, table1 or module:factory; without it, the preset's")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     preset = PRESETS[options.preset]

@@ -153,7 +153,7 @@ REDUNDANT = {
         ("graph_team, several chains", "teams", {"address 24": POLL}),
         ("graph_team, several chains", "standard", {"barrier 1": APART_TOO}),
         ("add_graph_conditionals", "standard", {"barrier 2": FIRST}),
-        ("add_graph_conditionals, several chains", "graphs", {"store 3": ONE_BLOCK}),
+        ("add_graph_conditionals, several chains", "conditionals", {"store 3": ONE_BLOCK}),
         ("add_conditionals", "standard", {"barrier 0": FIRST}),
         ("mark_stale, several chains", "standing", {"barrier 3": SUM}),
         ("settle, several chains", "standing", {"barrier 4": SAME}),

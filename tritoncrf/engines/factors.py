@@ -87,7 +87,7 @@ class Factors:
         """int64: the graph of each node of the batch."""
         if len(self.first) == 2:
             return torch.zeros_like(nodes)
-        return torch.searchsorted(self.first, nodes.contiguous(), right=True) - 1
+        return graph_of(self.first, nodes)
 
     def entries(self, part: Ends, labels: Tensor) -> Tensor:
         """int64 ``[R, F]``: the entry of the flat tables that each factor of ``part`` reads under labels uint8 ``[N, R,
@@ -149,6 +149,11 @@ class Factors:
 
     def _starts(self, device: torch.device) -> Tensor:
         return torch.tensor(self.starts, dtype=torch.int64, device=device)
+
+
+def graph_of(first: Tensor, nodes: Tensor) -> Tensor:
+    """int64: the graph of each node of a batch whose graphs begin at ``first``."""
+    return torch.searchsorted(first, nodes.contiguous(), right=True) - 1
 
 
 def starts_of(arities: tuple[int, ...], kinds: tuple[int, ...], labels: int) -> tuple[int, ...]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import tritoncrf as tc
-from bench.paper import exchange, likelihood, report, report_rows, tuning
+from bench.paper import exchange, likelihood, report, report_rows
 from bench.paper.__main__ import main as learn_rows
 from bench.paper.figures import open_work
 from bench.paper.inference import Model
+from bench.paper.settings import parse
 from tests.test_paper_report import put, put_rows, row, written
 
 
@@ -58,7 +58,7 @@ def test_a_curve_begins_at_the_networks_own_cross_entropy(folder: Path, tmp_path
     problem = replace(problem, preset=replace(problem.preset, epochs=1))
     likelihood.STEPS, steps = 4, likelihood.STEPS
     try:
-        found = likelihood.curve(problem, tuning.SETTINGS["joint, cross-entropy of 4 averaged x 1"], tmp_path, 2)
+        found = likelihood.curve(problem, parse("joint, cross-entropy of 4 averaged x 1"), tmp_path, 2)
     finally:
         likelihood.STEPS = steps
     assert len(found) == 2
@@ -87,11 +87,3 @@ def test_trials_of_objectives_have_a_table_of_their_own(tmp_path: Path) -> None:
     seen = text[text.index("## Tables that see the image") : text.index("## What is learned by")]
     assert "of 4 averaged" not in seen
     assert "of 4 averaged" not in text[text.index("## What the paper leaves open") : text.index("## What was tried")]
-
-
-def test_settings_say_what_they_learn_by() -> None:
-    for name, setting in tuning.SETTINGS.items():
-        changed = name.rpartition(", ")[2]
-        assert (setting.objective != tc.Objective()) == (changed in tuning.OBJECTIVES), name
-        if changed in tuning.OBJECTIVES:
-            assert setting.objective == tuning.OBJECTIVES[changed]

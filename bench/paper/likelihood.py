@@ -9,7 +9,6 @@ Curves are appended to ``likelihood.json`` in the folder; one that stands there 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import replace
@@ -25,6 +24,7 @@ from bench.paper.methods.descent import by_sampling, cross_entropy, descend, fre
 from bench.paper.presets import PRESETS
 from bench.paper.problem import Problem, pretrained
 from bench.paper.run import rows_of
+from bench.paper.settings import Setting, parse
 from tritoncrf import diagnostics
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import collate
@@ -63,7 +63,7 @@ def ask(problem: Problem, network: nn.Module, crf: tc.GridCRF, told: Maker | Non
     return {name: round(value / pixels, 5) for name, value in sums.items()} | {"accuracy": round(score.accuracy, 5)}
 
 
-def curve(problem: Problem, setting: tuning.Setting, work: Path, images: int) -> list[dict[str, float]]:
+def curve(problem: Problem, setting: Setting, work: Path, images: int) -> list[dict[str, float]]:
     """What is told before learning and after each epoch."""
     told = None if setting.edges is None else problem.edges(setting.edges)
     network, crf = problem.network(), problem.crf(told)
@@ -81,38 +81,29 @@ def curve(problem: Problem, setting: tuning.Setting, work: Path, images: int) ->
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.paper.likelihood", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--preset", choices=[name for name, preset in PRESETS.items() if preset.file], default="half")
-    parser.add_argument("--settings", nargs="+", choices=list(tuning.SETTINGS), default=["joint, edges steps:0.1,0.3"])
-    parser.add_argument("--train", type=int, default=300)
-    parser.add_argument("--pretrain", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser = tuning.trials(__doc__ or "", parse, ["joint, edges steps:0.1,0.3"], "half", 10)
     parser.add_argument("--images", type=int, default=4, help="held-out images that are asked")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     preset = replace(PRESETS[options.preset], train=options.train, pretrain=options.pretrain, epochs=options.epochs)
     train, held = tuning.held_out(options.data, preset)
-    work = options.out / tuning.folder_of(preset, options.train, options.pretrain, options.seed)
-    problem = pretrained(preset, preset.splits[0], options.seed, train, held, work, torch.device("cpu"))
     file = options.out / CURVES
-    for name in options.settings:
-        about = {"preset": preset.name, "images": len(train), "epochs": preset.epochs, "steps": STEPS, "weights": REPLICAS}
-        if any((row["what"], row["seed"], row["setting"]) == (name, options.seed, about) for row in rows_of(file, "what")):
-            continue
-        own = replace(problem, preset=replace(preset, **tuning.SETTINGS[name].changes))  # type: ignore[arg-type]
-        folder = work / f"likelihood {name}".replace(" ", "_")
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(options.seed + 1)
-        row = {
-            "what": name, "seed": options.seed, "setting": about, "asked": options.images,
-            "curve": curve(own, tuning.SETTINGS[name], folder, options.images),
-        }  # fmt: skip
-        print(json.dumps(row), flush=True)
-        file.write_text(json.dumps([*rows_of(file, "what"), row], indent=1) + "\n")
+    for seed in range(options.seed, options.seed + options.seeds):
+        work = options.out / tuning.folder_of(preset, options.train, options.pretrain, seed)
+        problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
+        for name in options.settings:
+            about = {"preset": preset.name, "images": len(train), "epochs": preset.epochs, "steps": STEPS, "weights": REPLICAS}
+            if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
+                continue
+            setting = parse(name)
+            own = replace(problem, preset=replace(preset, **setting.changes))  # type: ignore[arg-type]
+            folder = work / f"likelihood {name}".replace(" ", "_")
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.manual_seed(seed + 1)
+            told = curve(own, setting, folder, options.images)
+            row = {"what": name, "seed": seed, "setting": about, "asked": options.images, "curve": told}
+            print(json.dumps(row), flush=True)
+            file.write_text(json.dumps([*rows_of(file, "what"), row], indent=1) + "\n")
     return 0
 
 

@@ -9,6 +9,7 @@ that the visit leaves. Rows are appended to ``mixing.json`` in the folder; a row
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -41,15 +42,18 @@ def fixed(sweeps: int) -> AutoSweeps:
     return AutoSweeps(sweeps, sweeps, period=1)
 
 
-SETTINGS: dict[str, _Option] = {
-    **{f"K = {k}": (fixed(k), None) for k in (5, 10, 20, 30, 40, 100)},
-    "auto": (AutoSweeps(), None),
-    **{
-        f"auto, {floor} to {ceiling}, {tolerance}": (AutoSweeps(floor, ceiling, tolerance), None)
-        for floor, ceiling in ((10, 100), (10, 40), (20, 100), (4, 100)) for tolerance in (0.0005, 0.001, 0.002, 0.005, 0.01)
-    },
-    **{f"K = {k}, fast {rate:g}": (fixed(k), FastWeights(rate)) for k in (5, 10, 30) for rate in (0.03, 0.1, 0.3, 1.0, 3.0)},
-}  # fmt: skip
+def parse(text: str) -> _Option:
+    """The setting of a text: "K = 10", "auto" or "auto, 10 to 100, 0.01" (floor, ceiling, tolerance), also with ", fast 0.3".
+
+    Raises ValueError for any other.
+    """
+    number = "([0-9.]+)"
+    told = re.fullmatch(f"(?:K = {number}|auto(?:, {number} to {number}, {number})?)(?:, fast {number})?", text)
+    if told is None:
+        raise ValueError(f"setting: expected 'K = 10' or 'auto, 10 to 100, 0.01', perhaps with ', fast 0.3', got {text!r}")
+    k, floor, ceiling, tolerance, rate = told.groups()
+    pace = AutoSweeps() if floor is None else AutoSweeps(int(floor), int(ceiling), float(tolerance))
+    return fixed(int(k)) if k else pace, None if rate is None else FastWeights(float(rate))
 
 
 class Watched(nn.Module):
@@ -112,7 +116,7 @@ def row(problem: Problem, option: _Option, work: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    options = trials(__doc__ or "", list(SETTINGS), ["K = 10", "K = 30", "K = 100"], "facades", 20).parse_args()
+    options = trials(__doc__ or "", parse, ["K = 10", "K = 30", "K = 100"], "facades", 20).parse_args()
     torch.set_num_threads(options.threads)
     preset = replace(PRESETS[options.preset], train=options.train, pretrain=options.pretrain, epochs=options.epochs)
     train, held = held_out(options.data, preset)
@@ -128,7 +132,7 @@ def main() -> None:
             if any((old["what"], old["seed"], old["setting"]) == (name, seed, about) for old in rows_of(file, "what")):
                 continue
             found = {"what": name, "seed": seed, "setting": about}
-            found |= row(problem, SETTINGS[name], work / f"mixing {name} {preset.epochs}".replace(" ", "_"))
+            found |= row(problem, parse(name), work / f"mixing {name} {preset.epochs}".replace(" ", "_"))
             print(json.dumps(found), flush=True)
             file.write_text(json.dumps([*rows_of(file, "what"), found], indent=1) + "\n")
 

@@ -1,10 +1,10 @@
 """What would make learning better? Settings side by side on training images held out for it.
 
-``python -m bench.paper.tuning --data FOLDER --out DIR [--preset P] [--settings ...] [--seeds N]``: a network is pre-trained on
-most training images, then each setting learns from it, and those left out (whole clips of the bodies; of the facades, every
-fifth of the images that are not in the first fold) tell how well. Test images of the preset's first split are not looked at;
-those of its other splits or folds are among them. Rows are appended to ``tuning.json`` in the folder; a row
-that stands there is not made again.
+``python -m bench.paper.tuning --data FOLDER --out DIR [--preset P] [--settings TEXT ...] [--seeds N]``: a network is learned
+first on most training images, then each setting, a text of `bench.paper.settings`, learns from it, and those left out (whole
+clips of the bodies; of the facades, every fifth of the images that are not in the first fold) tell how well. Test images of the
+preset's first split are not looked at; those of its other splits or folds are among them. Rows are appended to ``tuning.json``
+in the folder; a row that stands there is not made again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from bench.paper.edges import Maker
-from bench.paper.methods import cnn, piecewise
+from bench.paper.methods import beside, cnn, piecewise
 from bench.paper.methods.descent import by_sampling, cross_entropy, descend
-from bench.paper.presets import CLIP, PRESETS, Preset, far
+from bench.paper.presets import CLIP, PRESETS, Preset
 from bench.paper.problem import Chosen, Predictor, Problem, distinct, fold, pretrained
 from bench.paper.run import rows_of
+from bench.paper.settings import Setting, parse
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import NpzDataset
 from tritoncrf.evaluation import edges_of
@@ -37,103 +39,6 @@ from tritoncrf.objective import PLAIN, Objective
 HELD = 5
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a row changes; the rest is the preset's."""
-
-    joint: bool = True
-    learns: bool = True
-    """False: the control, cross-entropy alone."""
-    auxiliary: float = 0.0
-    """Weight of a cross-entropy of the network alone beside the sampled likelihood."""
-    soften: float = 1.0
-    """Factor on the pre-trained network's last layer: a start that is less sure of itself."""
-    centred: bool = False
-    """Takes from the tables after each step what a label's bias in the unaries says as well."""
-    piecewise: float | None = None
-    """Not sampled: the tables of piecewise training (14) beside the fixed network, times this."""
-    edges: str | None = None
-    """What is told of the edges, a text of `bench.paper.edges`; None: one table a class."""
-    objective: Objective = PLAIN
-    """What is learned by."""
-    changes: dict[str, object] = field(default_factory=dict)
-    """Fields of the preset."""
-
-
-# Signed depth steps, in units of 0.3 m: three kinds, five, seven, five on some classes; by their size alone, two and three.
-STEPS = (
-    "steps:0.1", "steps:0.2", "steps:0.3", "steps:0.4", "steps:0.1,0.3", "steps:0.2,0.5", "steps:0.1,0.2,0.4",
-    "steps:0.1,0.3 on far", "steps:0.1,0.3 on near", "contrast:0.2", "contrast:0.1,0.3",
-)  # fmt: skip
-# Distances of colours, for the facades: quantiles 1/2; 1/3, 2/3; 1/2, 4/5; 1/4, 1/2, 3/4 of the training images of fold 0.
-CONTRASTS = ("contrast:0.8", "contrast:0.43,1.33", "contrast:0.8,1.95", "contrast:0.28,0.8,1.69")
-# Objectives: a cross-entropy of averaged conditionals beside the likelihood, alone, and softmax-margin.
-OBJECTIVES = {
-    **{f"cross-entropy of {m} averaged x {w:g}": Objective(cross_entropy=w, contexts=m)
-       for m, w in ((4, 1.0), (4, 0.3), (4, 3.0), (1, 1.0), (10, 1.0))},
-    "cross-entropy of 4 averaged alone": Objective(likelihood=0.0, cross_entropy=1.0),
-    **{f"margin {a:g}": Objective(margin=a) for a in (0.1, 0.3, 1.0)},
-}  # fmt: skip
-_grid, _log = tc.Neighborhood.grid, tc.Neighborhood.log_polar
-SETTINGS: dict[str, Setting] = {
-    "control": Setting(learns=False),
-    "separate": Setting(joint=False),
-    "joint": Setting(),
-    "separate, start x 0.5": Setting(joint=False, soften=0.5),
-    "joint, start x 0.5": Setting(soften=0.5),
-    "separate, table rate 1e-3": Setting(joint=False, changes={"separate_rate": 1e-3}),
-    "joint, table rate 3e-3": Setting(changes={"table_rate": 3e-3}),
-    "separate, table rate 1e-2": Setting(joint=False, changes={"separate_rate": 1e-2}),
-    "joint, table rate 1e-2": Setting(changes={"table_rate": 1e-2}),
-    "joint, cross-entropy x 0.05": Setting(auxiliary=0.05),
-    "joint, cross-entropy x 0.2": Setting(auxiliary=0.2),
-    "joint, centred tables": Setting(centred=True),
-    "joint, 12 epochs": Setting(changes={"epochs": 12}),
-    "control, 12 epochs": Setting(learns=False, changes={"epochs": 12}),
-    "joint, 32 classes to 24": Setting(changes={"neighborhood": far(24, 8)}),
-    "joint, 48 classes to 32": Setting(changes={"neighborhood": far(32, 8)}),
-    "joint, 32 classes log-polar to 40": Setting(changes={"neighborhood": _log(40)}),
-    "joint, 20 classes to 16": Setting(changes={"neighborhood": far(16, 8)}),
-    "separate, 20 classes to 16": Setting(joint=False, changes={"neighborhood": far(16, 8)}),
-    "joint, 8 classes to 2": Setting(changes={"neighborhood": far(1, 1)}),
-    "separate, 8 classes to 2": Setting(joint=False, changes={"neighborhood": far(1, 1)}),
-    "joint, network rate 3e-3": Setting(changes={"network_rate": 3e-3}),
-    "joint, network rate 3e-4": Setting(changes={"network_rate": 3e-4}),
-    "joint, network rate 1e-4": Setting(changes={"network_rate": 1e-4}),
-    "joint, K = 10": Setting(changes={"visit_sweeps": 10}),
-    "separate, K = 10": Setting(joint=False, changes={"visit_sweeps": 10}),
-    "joint, K = 20": Setting(changes={"visit_sweeps": 20}),
-    "joint, K = 40": Setting(changes={"visit_sweeps": 40}),
-    "separate, K = 40": Setting(joint=False, changes={"visit_sweeps": 40}),
-    "joint, K = 100": Setting(changes={"visit_sweeps": 100}),
-    "joint, K = 40, 100 + 200 sweeps": Setting(changes={"visit_sweeps": 40, "burn_in": 100, "sweeps": 200}),
-    "joint, K = 40, network rate 3e-4": Setting(changes={"visit_sweeps": 40, "network_rate": 3e-4}),
-    "joint, K = 40, 12 epochs": Setting(changes={"visit_sweeps": 40, "epochs": 12}),
-    "joint, K = 40, 20 classes to 16": Setting(changes={"visit_sweeps": 40, "neighborhood": far(16, 8)}),
-    "joint, K = 40, table rate 3e-4": Setting(changes={"visit_sweeps": 40, "table_rate": 3e-4}),
-    "joint, table rate 3e-4": Setting(changes={"table_rate": 3e-4}),
-    "joint, K = 1": Setting(changes={"visit_sweeps": 1}),
-    "joint, K = 1, network rate 3e-4": Setting(changes={"visit_sweeps": 1, "network_rate": 3e-4}),
-    "joint, 6 epochs": Setting(changes={"epochs": 6}),
-    "control, 6 epochs": Setting(learns=False, changes={"epochs": 6}),
-    "separate, piecewise tables x 1": Setting(joint=False, piecewise=1.0),
-    "separate, piecewise tables x 0.3": Setting(joint=False, piecewise=0.3),
-    "separate, piecewise tables x 0.1": Setting(joint=False, piecewise=0.1),
-    "separate, piecewise tables x 0.03": Setting(joint=False, piecewise=0.03),
-    "separate, piecewise tables x 0.01": Setting(joint=False, piecewise=0.01),
-    "separate, 100 + 200 sweeps": Setting(joint=False, changes={"burn_in": 100, "sweeps": 200}),
-    "joint, 100 + 200 sweeps": Setting(changes={"burn_in": 100, "sweeps": 200}),
-    **{f"joint, edges {text}": Setting(edges=text) for text in (*STEPS, *CONTRASTS)},
-    **{f"joint, {name}": Setting(objective=objective) for name, objective in OBJECTIVES.items()},
-    **{
-        f"joint, edges {text}, {name}": Setting(edges=text, objective=objective)
-        for text in ("steps:0.1,0.3", "contrast:0.8,1.95") for name, objective in OBJECTIVES.items()
-    },
-    "separate, edges steps:0.2": Setting(joint=False, edges="steps:0.2"),
-    "separate, edges steps:0.1,0.3": Setting(joint=False, edges="steps:0.1,0.3"),
-}
-
-
 class Sampled(nn.Module):
     """The sampled likelihood with a cross-entropy beside it, an objective for `descend`."""
 
@@ -141,13 +46,24 @@ class Sampled(nn.Module):
         super().__init__()
         self.setting, self.edge_maker = setting, edge_maker
         chains = tc.ChainStore(problem.train.sizes, seed=problem.seed)
-        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=problem.preset.visit_sweeps, objective=setting.objective)
+        sweeps, own = problem.preset.visit_sweeps, setting.objective
+        self.loss = tc.CRFLoss(crf, chains=chains, sweeps=sweeps, objective=own, fast=setting.fast)
+        # A loss of its own on the same tables and chains.
+        second = own if setting.second is None else setting.second
+        self.later = None if second == own else tc.CRFLoss(crf, chains=chains, sweeps=sweeps, objective=second)
+        self.turn = problem.preset.epochs * len(problem.train) // 2
+        self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
+        self.visits: Tensor
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
         kinds, gates = edges_of(self.edge_maker, batch.image, None)
-        value: Tensor = self.loss(
+        loss = self.loss if self.later is None or int(self.visits) < self.turn else self.later
+        self.visits += len(batch.index)
+        value: Tensor = loss(
             logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp, kinds=kinds, gates=gates
         )
+        if self.setting.beside is not None:
+            value = value + beside.value(self.setting.beside, loss, logits, batch, self.edge_maker)
         if self.setting.auxiliary:
             value = value + self.setting.auxiliary * cross_entropy(logits, batch)
         if self.setting.centred:
@@ -195,13 +111,26 @@ def folder_of(preset: Preset, train: int, pretrain: int, seed: int) -> str:
     return f"{preset.name}_{preset.network}_{train}_{pretrain}_{seed}".replace(":", "_")
 
 
-def trials(about: str, settings: list[str], chosen: list[str], preset: str, pretrain: int) -> argparse.ArgumentParser:
-    """The arguments of a program that tries ``settings``, those chosen by default, on images held out of training."""
+def trials(
+    about: str, parsed: Callable[[str], object], chosen: list[str], preset: str, pretrain: int
+) -> argparse.ArgumentParser:
+    """The arguments of a program that tries settings, those chosen by default, on images held out of training.
+
+    parsed: raises ValueError for a text that is no setting.
+    """
+
+    def setting(text: str) -> str:
+        try:
+            parsed(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", choices=[name for name, preset in PRESETS.items() if preset.file], default=preset)
-    parser.add_argument("--settings", nargs="+", choices=settings, default=chosen)
+    parser.add_argument("--settings", nargs="+", type=setting, default=chosen, help="each one argument: see the program's text")
     parser.add_argument("--train", type=int, default=300)
     parser.add_argument("--pretrain", type=int, default=pretrain)
     parser.add_argument("--epochs", type=int, default=4)
@@ -212,7 +141,7 @@ def trials(about: str, settings: list[str], chosen: list[str], preset: str, pret
 
 
 def main() -> None:
-    parser = trials(__doc__ or "", list(SETTINGS), list(SETTINGS), "half", 10)
+    parser = trials(__doc__ or "", parse, ["control", "separate", "joint"], "half", 10)
     parser.add_argument("--network", help="small, table1 or module:factory; without it, the preset's")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -225,25 +154,35 @@ def main() -> None:
         work = options.out / folder_of(preset, options.train, options.pretrain, seed)
         problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
         for name in options.settings:
-            file = options.out / "tuning.json"
-            changed = replace(preset, **SETTINGS[name].changes)  # type: ignore[arg-type]
-            rate = changed.table_rate if SETTINGS[name].joint else changed.separate_rate
+            file, setting = options.out / "tuning.json", parse(name)
+            changed = replace(preset, **setting.changes)  # type: ignore[arg-type]
+            rate = changed.table_rate if setting.joint else changed.separate_rate
             about = {
                 "preset": preset.name, "network": preset.network, "images": len(train), "pretrain": options.pretrain,
                 "epochs": changed.epochs, "K": changed.visit_sweeps, "classes": len(changed.neighborhood), "table_rate": rate,
                 "network_rate": changed.network_rate,
             }  # fmt: skip
-            if SETTINGS[name].edges is not None:
-                about["edges"] = SETTINGS[name].edges
-            if SETTINGS[name].objective != PLAIN:
-                parts = asdict(SETTINGS[name].objective).items()
-                about["objective"] = ", ".join(f"{part.replace('_', '-')} {value:g}" for part, value in parts)
+            about |= _told(setting)
             if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
                 continue
             folder = work / f"{name} {changed.epochs} {changed.visit_sweeps}".replace(" ", "_")
-            row = {"what": name, "seed": seed, "setting": about, **_row(problem, SETTINGS[name], folder)}
+            row = {"what": name, "seed": seed, "setting": about, **_row(problem, setting, folder)}
             print(json.dumps(row), flush=True)
             file.write_text(json.dumps([*rows_of(file, "what"), row], indent=1) + "\n")
+
+
+def _told(setting: Setting) -> dict[str, str]:
+    """What is changed beside the preset's fields; of what is not, nothing, as in trials from before there was a choice."""
+
+    def said(objective: Objective) -> str:
+        return ", ".join(f"{part.replace('_', '-')} {value:g}" for part, value in asdict(objective).items())
+
+    told = {
+        "edges": setting.edges, "objective": None if setting.objective == PLAIN else said(setting.objective),
+        "second": None if setting.second is None else said(setting.second), "beside": setting.beside,
+        "fast": None if setting.fast is None else f"rate {setting.fast.rate:g}, decay {setting.fast.decay:g}",
+    }  # fmt: skip
+    return {name: text for name, text in told.items() if text is not None}
 
 
 def _row(problem: Problem, setting: Setting, work: Path) -> dict[str, object]:
@@ -257,9 +196,9 @@ def _row(problem: Problem, setting: Setting, work: Path) -> dict[str, object]:
     problem = replace(problem, preset=preset, start=network)
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(problem.seed + 1)
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     predict = _learn(problem, setting, work)
-    seconds = time.perf_counter() - began
+    seconds, spent = time.perf_counter() - began, time.process_time() - spent
     alone = whole = Score.empty(problem.test.num_labels, problem.test.background)
     with torch.no_grad():
         for item in DataLoader(problem.test, batch_size=1, collate_fn=tc.datasets.collate):
@@ -267,8 +206,9 @@ def _row(problem: Problem, setting: Setting, work: Path) -> dict[str, object]:
             first, last_answer = predict(batch)
             alone, whole = alone.plus(batch.target, first.argmax(1)), whole.plus(batch.target, last_answer.argmax(1))
     return {
-        "validation_accuracy": round(whole.accuracy, 5), "network_accuracy": round(alone.accuracy, 5),
-        "validation_images": len(problem.test), "seconds": round(seconds, 1),
+        "validation_accuracy": round(whole.accuracy, 5), "validation_iou": round(whole.mean_iou, 5),
+        "network_accuracy": round(alone.accuracy, 5), "validation_images": len(problem.test), "seconds": round(seconds, 1),
+        "cpu_seconds": round(spent, 1),
     }  # fmt: skip
 
 

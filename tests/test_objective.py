@@ -26,7 +26,7 @@ from tests import test_gradients_edges as seeing
 from tests import test_loss_use as use
 from tests import test_step as whole_step
 from tests.test_loss import ALL, LABELS, SHAPE, Problem, energies, problem, sampled
-from tritoncrf import guard, reduction
+from tritoncrf import contract, guard, reduction
 from tritoncrf.cli import main
 from tritoncrf.engines import triton
 from tritoncrf.engines.soft import STEP
@@ -190,9 +190,11 @@ def test_weights_add_up_and_chains_stay_those_of_the_likelihood() -> None:
     assert torch.equal(one[4], both[4])
 
 
-def test_images_apart_or_together_change_no_bit() -> None:
+@pytest.mark.parametrize("every", [1, 3])
+def test_images_apart_or_together_change_no_bit(every: int) -> None:
     """A batch's sums are those of its images, in whatever order."""
-    options = {"reduction": "sum", "objective": Objective(likelihood=0.0, cross_entropy=1.0, contexts=2)}
+    objective = Objective(likelihood=0.0, cross_entropy=1.0, contexts=2, every=every)
+    options = {"reduction": "sum", "objective": objective}
     whole = errors_of(options)
     parts = [errors_of(options, slice(n, n + 1)) for n in range(3)]
     assert torch.equal(whole[0], torch.cat([part[0] for part in parts]))
@@ -201,8 +203,58 @@ def test_images_apart_or_together_change_no_bit() -> None:
     for k in (1, 2):
         # The parts are float32 already.
         assert torch.allclose(whole[k], sum(part[k] for part in parts), atol=1e-6)  # type: ignore[arg-type]
-    given = dict(options, objective=Objective(likelihood=0.0, cross_entropy=1.0, contexts=2))
-    assert all(torch.equal(a, b) for a, b in zip(errors_of(given, slice(None)), whole, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(errors_of(dict(options)), whole, strict=True))
+    # Conditionals are each engine's own to the last bits, chains are not.
+    for engine in ENGINES:
+        *values, labels, sweeps = errors_of(options | {"engine": engine})
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(values, whole[:-2], strict=True))
+        assert torch.equal(labels, whole[-2])
+        assert torch.equal(sweeps, whole[-1])
+
+
+@pytest.mark.parametrize("shape", [(7, 10), (5,), (3, 4, 6)])
+@pytest.mark.parametrize("every", [2, 3, 4, 7])
+def test_each_pixel_is_asked_as_often(every: int, shape: tuple[int, ...]) -> None:
+    """Remainders part the pixels, larger images begin alike, and each is drawn as often as the others."""
+    objective, visits = Objective(cross_entropy=1.0, every=every), 4000
+    index, count = torch.full((visits,), 5), 10 * torch.arange(visits)
+    asked = objective.asked(shape, index, count, (1, 2))
+    assert asked is not None
+    kinds = asked.flatten(1).unique(dim=0)
+    assert bool((kinds.sum(0) == 1).all())
+    assert len(kinds) == min(every, asked[0].numel()) + (every > asked[0].numel())
+    # Within 5 standard deviations of a binomial.
+    often = asked.float().mean(0)
+    assert float((often - 1 / every).abs().max()) < 5 * (1 / every * (1 - 1 / every) / visits) ** 0.5
+    larger = objective.asked(tuple(size + 3 for size in shape), index, count, (1, 2))
+    assert larger is not None
+    assert torch.equal(larger[(slice(None), *map(slice, shape))], asked)
+    # No two neighbours along an axis, and another image draws for itself.
+    assert all(not bool((asked.narrow(k + 1, 0, 2).sum(k + 1) > 1).any()) for k in range(len(shape)) if every > 3)
+    assert not torch.equal(asked, objective.asked(shape, index + 1, count, (1, 2)))
+    assert Objective(cross_entropy=1.0).asked(shape, index, count, (1, 2)) is None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("moved", [False, True])
+def test_asking_some_pixels_is_right_on_average(engine: str, moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over all remainders is what asking all pixels gives, value and gradients."""
+    draw, every = contract.draw_uniform, 3
+    margin = 0.2 if moved else 0.0
+    options = {"engine": engine, "reduction": "sum", "objective": Objective(0.0, 1.0, 2, margin)}
+    whole = errors_of(options)
+    parts = []
+    for remainder in range(every):
+        def fixed(site: Tensor, count: Tensor, index: Tensor, replica: Any, purpose: int, key: Any) -> Tensor:
+            found = draw(site, count, index, replica, purpose, key)
+            return torch.full_like(found, (remainder + 0.5) / every) if purpose == contract.ASKED else found  # noqa: B023
+
+        monkeypatch.setattr(contract, "draw_uniform", fixed)
+        parts.append(errors_of(options | {"objective": Objective(0.0, 1.0, 2, margin, every)}))
+        assert not torch.allclose(parts[-1][0], whole[0], atol=1e-3)
+    for k, wanted in enumerate(whole):
+        mean = torch.stack([part[k] for part in parts]).double().mean(0)
+        assert torch.allclose(mean, wanted.double(), atol=1e-5), k
 
 
 def softmax_margin(p: Problem, a: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -408,7 +460,9 @@ def test_what_does_not_learn_gets_nothing_and_a_label_weight_scales_all() -> Non
         ({"cross_entropy": -1.0}, "cross_entropy: expected a finite number of at least 0, got -1.0"),
         ({"margin": float("nan")}, "margin: expected a finite number of at least 0, got nan"),
         ({"margin": "1"}, "margin: expected a number, got str"),
-        ({"contexts": 0}, "contexts: expected an integer of at least 1, got 0"),
+        ({"contexts": 0}, "contexts: expected an integer from 1 to 65536, got 0"),
+        ({"every": 0}, "every: expected an integer from 1 to 65536, got 0"),
+        ({"every": 1.5}, "every: expected an integer, got 1.5"),
         ({"likelihood": 0.0}, "cross_entropy: expected a weight above 0 where that of the likelihood is 0, got 0.0"),
     ],
 )
@@ -436,7 +490,7 @@ def test_the_command_line_learns_by_it_and_goes_on_with_it(
     (tmp_path / "cli_net.py").write_text(cli.FACTORY)
     monkeypatch.chdir(tmp_path)
     toy = ["train", *cli.TOY, "--network", "cli_net:make"]
-    asked = ["--cross-entropy", "0.5", "--contexts", "2", "--margin", "0.2"]
+    asked = ["--cross-entropy", "0.5", "--contexts", "2", "--margin", "0.2", "--every", "3"]
     assert main([*toy, *asked, "--out", "whole"]) == 0
     assert main([*toy, "--out", "plain"]) == 0
     with pytest.raises(AssertionError, match=r"pairwise|network|chains"):

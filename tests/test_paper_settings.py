@@ -27,6 +27,7 @@ def test_a_text_says_what_it_changes() -> None:
     assert found.second == tc.Objective(likelihood=0.0, cross_entropy=1.0, contexts=2)
     assert (found.fast, found.beside, found.changes) == (FastWeights(0.3), "nudges", {"visit_sweeps": 30})
     assert parse("joint, cross-entropy of 10 averaged x 0.3").objective == tc.Objective(cross_entropy=0.3, contexts=10)
+    assert parse("joint, cross-entropy of 2 averaged x 1 every 4").objective == tc.Objective(1.0, 1.0, 2, every=4)
     assert parse("joint, margin 1").objective == tc.Objective(margin=1.0)
     assert parse("separate, table rate 1e-3, 100 + 200 sweeps").changes == {
         "table_rate": 1e-3, "separate_rate": 1e-3, "burn_in": 100, "sweeps": 200,

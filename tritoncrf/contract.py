@@ -62,6 +62,8 @@ PURPOSES = {"free": 0, "data": 1, "inference": 2}
 INITIAL = 128
 # Of swaps between replicas at several temperatures (`tempering`); no phase of a chain.
 SWAP = 3
+# Of which pixels a visit's cross-entropy asks (`objective`).
+ASKED = 4
 # Coefficients a5 .. a1 of 2^f on [0, 1); each is exactly a float32.
 POLYNOMIAL = (0.0018793180352076888, 0.008990994654595852, 0.05581868067383766, 0.240159273147583, 0.6931517124176025)
 

@@ -7,7 +7,9 @@
   ``p_k = softmax(-e_k)``. With the responsibilities ``r_k = p_k(t) / sum_j p_j(t)`` the gradient by e_k(l) is
   ``a_k(l) = r_k ([l = t] - p_k(l))``: on logits ``-sum_k a_k``, on each table row that a neighbour in context k chooses, a_k
   (`engines.soft`). With M = 1 and y' = y it would be Besag's pseudolikelihood (1975); here contexts are the model's own
-  samples, as when it answers.
+  samples, as when it answers. Neighbours say nearly the same of neighbours, so a visit may ask one pixel of every n: those
+  whose ``x + (n // 2) y + ..`` leaves a remainder by n that is drawn anew for each image at each visit, each pixel with chance
+  1 / n, and n times their sum. Its expectation, given the contexts, is the whole sum and the whole sum's gradient.
 - margin a: softmax-margin (Gimpel and Smith 2010), ``E(y) + log sum_y' exp(-E(y') + a |{i: y'_i != t_i}|)``. The cost raises
   the probability of wrong labellings in the free phase, which is sampled from ``logits - a [l = t]``, a constant apart from
   ``logits + a [l != t]``: the truth has to win by a label's cost. The gradient is the likelihood's with such samples.
@@ -30,6 +32,7 @@ from tritoncrf import contract, validation
 from tritoncrf.chains import ChainState
 from tritoncrf.engines import Tables
 from tritoncrf.engines.soft import STEP, soft_factor_gates, soft_gated, soft_gates
+from tritoncrf.frame import Shape
 from tritoncrf.gradient import Errors
 from tritoncrf.inputs import Batch
 from tritoncrf.model_protocol import CRF
@@ -37,6 +40,8 @@ from tritoncrf.sampler import Sampler
 
 # A conditional below counts as that, 87.3 nat.
 LEAST = 2.0**-126
+# Contexts, and pixels that one is asked of.
+MOST = 1 << 16
 # What tables' sums are whole multiples of, where gates weigh them too.
 UNIT = STEP / contract.GATE_STEPS
 
@@ -47,22 +52,24 @@ class Objective:
 
     likelihood, cross_entropy: weights of at least 0, not both 0. contexts: M, how many labellings of a visit H averages over:
     those after the last sweep and, evenly back, M - 1 more; with replicas, of each. margin: nats a wrong pixel of the free
-    phase is favoured by, at least 0. Raises ValueError or TypeError naming the argument.
+    phase is favoured by, at least 0. every: of how many pixels H asks one a visit, whose terms count as many times. Raises
+    ValueError or TypeError naming the argument.
 
     >>> Objective(cross_entropy=1.0, contexts=2)
-    Objective(likelihood=1.0, cross_entropy=1.0, contexts=2, margin=0.0)
+    Objective(likelihood=1.0, cross_entropy=1.0, contexts=2, margin=0.0, every=1)
     """
 
     likelihood: float = 1.0
     cross_entropy: float = 0.0
     contexts: int = 4
     margin: float = 0.0
+    every: int = 1
 
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
-            if spec.name == "contexts":
-                object.__setattr__(self, spec.name, validation.whole("contexts", value, 1))
+            if spec.name in ("contexts", "every"):
+                object.__setattr__(self, spec.name, validation.whole(spec.name, value, 1, MOST))
                 continue
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{spec.name}: expected a number, got {type(value).__name__}")
@@ -94,6 +101,18 @@ class Objective:
         cost = labelled[:, None].to(torch.float32) * -self.margin
         place = known[:, None].long().clamp(max=logits.shape[1] - 1)
         return logits.detach().to(torch.float32).scatter_add(1, place, cost)
+
+    def asked(self, shape: Shape, index: Tensor, count: Tensor, key: tuple[int, int]) -> Tensor | None:
+        """Which pixels H asks of images ``index`` after ``count`` sweeps, int64 ``[N]`` each: bool ``[N, *shape]``; None: all."""
+        if self.every == 1:
+            return None
+        drawn = contract.draw_uniform(torch.zeros_like(index), count, index, 0, contract.ASKED, key)
+        first = (drawn * self.every).long().clamp(max=self.every - 1)
+        place = first.view(-1, *[1] * len(shape))
+        for axis, size in enumerate(reversed(shape)):
+            steps = torch.arange(size, device=index.device) * (self.every // 2 if axis else 1)
+            place = place + steps.view(-1, *[1] * axis)
+        return place % self.every == 0
 
     def value(self, gap: Tensor, soft: Soft | None) -> Tensor:
         """The whole's, float64 ``[]`` or ``[N]`` as the likelihood's ``gap``."""
@@ -140,9 +159,9 @@ class Soft(NamedTuple):
 
 def cross_entropy(
     sampler: Sampler[CRF], batch: Batch, free: ChainState, contexts: list[Tensor], tables: Tables, known: Tensor,
-    counted: Tensor, bad: Tensor, *, moved: bool, flow: bool, each: bool,
+    counted: Tensor, bad: Tensor, objective: Objective, *, moved: bool, flow: bool, each: bool,
 ) -> Soft:  # fmt: skip
-    """H of a visit's contexts, rows uint8 ``[N, R, volume]`` each.
+    """H of a visit's contexts, rows uint8 ``[N, R, volume]`` each, times what the objective asks one pixel of.
 
     known: labels uint8 ``[N, *shape]``; counted: bool ``[N, *shape]``, the labelled, unclamped pixels; bad: bool [], whether
     the call is; moved: whether the chains are of other logits or tables than the model's; flow: whether gates want their
@@ -150,7 +169,13 @@ def cross_entropy(
     """
     plan, engine, images = replace(free.plan, replicas=1), sampler.engine, len(free.index)
     own = not moved and free.replicas == 1
-    work = free.work if own else engine.prepare(plan, batch.logits, batch.tables)
+    asked = objective.asked(free.shape, plan.index, free.count, contract.key_of(sampler.seed))
+    if asked is not None:
+        # Conditionals of the others are not needed.
+        plan = replace(plan, free=plan.free & asked.flatten(1)[:, plan.pixels])
+    work = free.work
+    if not own or asked is not None:
+        work = engine.prepare(plan, batch.logits, batch.tables, work if own else None)
     sites = _sites(plan.free & counted.flatten(1)[:, plan.pixels])
     slots, number = len(plan.positions), plan.labels
     image = sites.div(slots, rounding_mode="floor")
@@ -189,7 +214,8 @@ def cross_entropy(
         gates = soft_factor_gates(*given, weights, tables.pairwise.detach())
     join: Callable[[list[Tensor]], Tensor] = torch.stack if each else operator.itemgetter(0)
     logits = dense.movedim(-1, 1).reshape(images, number, *free.shape)
-    return Soft(value.new_zeros(images).index_add(0, image, value), logits, join(pairwise), join(gated), gates)
+    found = Soft(value.new_zeros(images).index_add(0, image, value), logits, join(pairwise), join(gated), gates)
+    return found if asked is None else Soft(*(objective.every * part for part in found))
 
 
 def _sites(counted: Tensor) -> Tensor:

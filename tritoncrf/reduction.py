@@ -79,7 +79,7 @@ def reduced(
     soft, each = None, terms.reduction == "none"
     if terms.objective.cross_entropy:
         soft = cross_entropy(
-            terms.sampler, batch, free.chains, free.contexts, tables, known, counted, bad,
+            terms.sampler, batch, free.chains, free.contexts, tables, known, counted, bad, terms.objective,
             moved=terms.objective.margin > 0 or free.chains.tables is not batch.tables, flow=terms.flow, each=each,
         )  # fmt: skip
 

@@ -3,8 +3,8 @@
 The first part is "control" (cross-entropy alone), "separate" or "joint"; the others, in any order:
 
 - edges: "edges steps:0.1,0.3", a text of `bench.paper.edges`: what is told of the edges;
-- objective: "cross-entropy of 4 averaged x 1" or "cross-entropy of 4 averaged alone", "margin 0.3" (`tritoncrf.Objective`);
-  behind "then " it is learned by from half of the epochs on;
+- objective: "cross-entropy of 4 averaged x 1" or "cross-entropy of 4 averaged alone", both also with " every 4" behind them,
+  "margin 0.3" (`tritoncrf.Objective`); behind "then " it is learned by from half of the epochs on;
 - "fast 0.3": fast tables of that rate (`tritoncrf.fast`); "field beside", "nudges beside": a gradient of `methods.beside`;
 - the preset's fields: "K = 10", "12 epochs", "table rate 0.003", "network rate 0.0003", "100 + 200 sweeps" (burn-in and
   averaged), "20 classes to 16" (a sparse grid to 16 pixels beside the dense blocks), "32 classes log-polar to 40";
@@ -85,10 +85,9 @@ def _with(setting: Setting, part: str) -> Setting:
     raise ValueError(f"setting: expected a part that bench.paper.settings names, got {part!r}")
 
 
-def _objective(text: str, weight: float | str, contexts: str) -> Objective:
-    if text == "alone":
-        return Objective(likelihood=0.0, cross_entropy=1.0, contexts=int(contexts))
-    return Objective(cross_entropy=float(weight), contexts=int(contexts))
+def _objective(contexts: str, weight: str | None, alone: str | None, every: str | None) -> Objective:
+    parts = {"contexts": int(contexts), "every": int(every or 1)}
+    return Objective(0.0, 1.0, **parts) if alone else Objective(cross_entropy=float(weight or 1), **parts)
 
 
 def _changed(**how: Callable[..., object]) -> Callable[..., Setting]:
@@ -108,12 +107,12 @@ def _grid(classes: str, reach: str) -> Neighborhood:
     raise ValueError(f"no even grid to {reach} has {classes} classes, {DENSE} of them dense")
 
 
-_CROSS = "cross-entropy of # averaged (?:x #|(alone))"
+_CROSS = "cross-entropy of # averaged (?:x #|(alone))(?: every #)?"
 # Pattern -> what its numbers change; # stands for a number.
 _PARTS: dict[str, Callable[..., Setting]] = {
     r"edges (\S+(?: on (?:far|near))?)": lambda setting, text: replace(setting, edges=text),
-    _CROSS: lambda setting, m, w, alone: replace(setting, objective=_objective(alone, w, m)),
-    f"then {_CROSS}": lambda setting, m, w, alone: replace(setting, second=_objective(alone, w, m)),
+    _CROSS: lambda setting, *said: replace(setting, objective=_objective(*said)),
+    f"then {_CROSS}": lambda setting, *said: replace(setting, second=_objective(*said)),
     "margin #": lambda setting, a: replace(setting, objective=Objective(margin=float(a))),
     "fast #": lambda setting, rate: replace(setting, fast=FastWeights(float(rate))),
     f"({'|'.join(WAYS)}) beside": lambda setting, name: replace(setting, beside=name),

@@ -175,7 +175,8 @@ def _told(setting: Setting) -> dict[str, str]:
     """What is changed beside the preset's fields; of what is not, nothing, as in trials from before there was a choice."""
 
     def said(objective: Objective) -> str:
-        return ", ".join(f"{part.replace('_', '-')} {value:g}" for part, value in asdict(objective).items())
+        parts = {part: value for part, value in asdict(objective).items() if part != "every" or value > 1}
+        return ", ".join(f"{part.replace('_', '-')} {value:g}" for part, value in parts.items())
 
     told = {
         "edges": setting.edges, "objective": None if setting.objective == PLAIN else said(setting.objective),

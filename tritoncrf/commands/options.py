@@ -72,6 +72,7 @@ class Settings:
     method: str = _option("pcd", "persistent chains, or chains from the data", "pcd", "cd")
     cross_entropy: float = _option(0.0, "weight of the cross-entropy of averaged conditionals beside the likelihood")
     contexts: int = _option(4, "how many sweeps of a visit those are averaged over")
+    every: int = _option(1, "of how many pixels that cross-entropy asks one a visit")
     margin: float = _option(0.0, "nats by which a wrong pixel is favoured in the chains, of softmax-margin")
     batch_size: int = _option(1, "images per update, of all ranks together under torchrun")
     pretrain_rate: float = _option(3e-3, "Adam's rate in pre-training")

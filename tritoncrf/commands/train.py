@@ -128,7 +128,9 @@ def _train(settings: Settings, folder: Path, before: Run | None, ranks: Ranks) -
 
 def _objective(settings: Settings) -> Objective:
     """Raises ValueError for one that a visit's sweeps do not do for."""
-    found = Objective(cross_entropy=settings.cross_entropy, contexts=settings.contexts, margin=settings.margin)
+    found = Objective(
+        cross_entropy=settings.cross_entropy, contexts=settings.contexts, margin=settings.margin, every=settings.every
+    )
     found.check(settings.sweeps)
     return found
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from tritoncrf.batches import Batch
 from tritoncrf.datasets import Figures, NpzDataset, collate
 from tritoncrf.datasets.base import Forwarding, LabeledSamples, Sample, check_index
 from tritoncrf.edges import Recipe
+from tritoncrf.metrics import Score
 from tritoncrf.training import Trainer
 
 Predictor = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -79,6 +80,34 @@ class Problem:
     def tests(self) -> DataLoader[object]:
         """The test images one at a time, in order."""
         return DataLoader(self.test, batch_size=1, collate_fn=collate)
+
+    @torch.no_grad()
+    def answers(self, predict: Predictor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each test image the truth ``[1, H, W]``, 255 where no pixel exists, and both that ``predict`` says of it."""
+        for item in self.tests():
+            batch = Batch.of(item, self.device)
+            yield batch.target.masked_fill(~batch.present, 255), *predict(batch)
+
+    def scores(self, predict: Predictor) -> tuple[Score, Score]:
+        """Over the test images, of the network alone and of the whole model."""
+        alone = whole = self.unscored
+        for target, first, last in self.answers(predict):
+            alone, whole = alone.plus(target, first.argmax(1)), whole.plus(target, last.argmax(1))
+        return alone, whole
+
+    @property
+    def unscored(self) -> Score:
+        """A score of no image yet."""
+        return Score.empty(self.test.num_labels, self.test.background)
+
+    def softened(self, factor: float) -> Problem:
+        """The same from a network that is less sure: its last convolution times ``factor``."""
+        network = self.network()
+        *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+        with torch.no_grad():
+            for parameter in last.parameters():
+                parameter.mul_(factor)
+        return replace(self, start=network)
 
 
 def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.Indexed]:

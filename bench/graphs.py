@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from bench.graph_peers import Chains, Task, start
+from bench.graph_peers import Task, start
 from bench.memory import peak, reset_peak
-from bench.peers import Array
+from bench.peers import Array, Chains
 from bench.problem import HEIGHT, KINDS, LABELS, WIDTH, standard
 from bench.turns import RESULTS, Row, Turn, arguments, ratios, save, spread, sweeps_for, table, take_turns
 from tritoncrf.chains import ChainState

@@ -116,13 +116,13 @@ def measure(
     """The row of one network. pretrain: steps of cross-entropy first; warm: PCD steps before those that count."""
     torch.manual_seed(0)
     plain = Plain(networks.build(name, data.channels, data.num_labels))
-    batches = itertools.cycle(batches_of(data, batch))
-    for given in itertools.islice(batches, pretrain):
+    batches = batches_of(data, batch)
+    for given in itertools.islice(itertools.cycle(batches), pretrain):
         plain.step(given)
     hood = tc.Neighborhood.grid(24, 8) | tc.Neighborhood.grid(1) | tc.Neighborhood.grid(2, 2)
     run = Learner(copy.deepcopy(plain.network), data, hood, sweeps=sweeps, engine=engine)
     parts, control, flips = [], [], []
-    for i, given in enumerate(itertools.islice(batches, warm + steps)):
+    for i, given in enumerate(itertools.islice(itertools.cycle(batches), warm + steps)):
         if i == warm:
             reset_peak()
         step, beside = run.step(given), plain.step(given)
@@ -132,7 +132,7 @@ def measure(
             flips.append(run.flip_rate)
     totals = [sum(part) for part in parts]
     shares = [(part[1] + part[2]) / sum(part) for part in parts]
-    free = [int((b.present if b.clamp is None else b.present & ~b.clamp).sum()) for b in batches_of(data, batch)]
+    free = [int((b.present if b.clamp is None else b.present & ~b.clamp).sum()) for b in batches]
     return {
         "network": name, "parameters": sum(p.numel() for p in run.network.parameters()), "trained": pretrain + warm,
         "step_ms": 1e3 * statistics.median(totals),

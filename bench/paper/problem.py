@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -168,13 +168,29 @@ def pretrained(
     saved = work / "pretrain.safetensors"
     if saved.exists():
         trainer.load(saved)
-    optimizer = descent(preset, list(network.parameters()), preset.pretrain_rate)
+    optimizer = descent(preset, weights=network.parameters(), weights_rate=preset.pretrain_rate)
     trainer.pretrain(problem.loader(), preset.pretrain, optimizer=optimizer, checkpoint=saved)
     return problem
 
 
-def descent(preset: Preset, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """The preset's optimizer for some parameters."""
+def descent(
+    preset: Preset, *, tables: Iterable[nn.Parameter] = (), rate: float | None = None, weights: Iterable[nn.Parameter] = (),
+    weights_rate: float | None = None,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """The preset's optimizer of tables, which have no momentum, and of a network's weights, at the preset's rates or others.
+
+    Raises ValueError if there are neither.
+    """
+    groups: list[dict[str, object]] = []
+    tables, weights = list(tables), list(weights)
+    if tables:
+        groups.append({"params": tables, "lr": preset.table_rate if rate is None else rate})
+        if preset.momentum is not None:
+            groups[0]["momentum"] = 0.0
+    if weights:
+        groups.append({"params": weights, "lr": preset.network_rate if weights_rate is None else weights_rate})
+    if not groups:
+        raise ValueError("model: expected parameters to learn, or a joint descent, got neither")
     if preset.momentum is None:
-        return torch.optim.Adam(parameters, lr=rate, fused=parameters[0].is_cuda)
-    return torch.optim.SGD(parameters, lr=rate, momentum=preset.momentum)
+        return torch.optim.Adam(groups, fused=(tables or weights)[0].is_cuda)
+    return torch.optim.SGD(groups, momentum=preset.momentum)

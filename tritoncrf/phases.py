@@ -84,7 +84,7 @@ def sample_phases(
         free, path = phase(first if start is None else start, "free", clamp)
         data = replace(free, rows=pack(free.plan, free.layout, known))
         return Sample(data, known), _sample_of(batch, free, clamp, path, contexts)
-    # A clamped pixel without a label is a fault that may be heard of later: it is no pixel's label in both phases.
+    # A clamped pixel without a label is a fault that may raise later: it is no pixel's label in both phases.
     held = labelled if clamp is None else labelled | clamp
     completed = _sample_of(batch, phase(first, "data", held)[0], clamp)
     free, path = phase(completed.labels if start is None else start, "free", clamp, completed.chains)

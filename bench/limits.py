@@ -90,7 +90,7 @@ def _calls(kind: str) -> tuple[dict[str, Callable[[], int]], dict[str, int]]:
     sampler = tc.Sampler(problem.crf, "numba", seed=1, update="gather")
     chains = sampler.run(sampler.init(problem.logits), 20)
     work = engine._check_work(chains.work)
-    s, t, number = work.sites, work.tables, work.plan.labels
+    s, t, number = work.sites, work.tables, work.plan.num_labels
     assert isinstance(t, Rows)
     width = work.unary.shape[1]
     row = chains.rows.view(-1).numpy()

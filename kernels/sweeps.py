@@ -48,7 +48,9 @@ def redraw(
 ):  # fmt: skip
     """Redraws items ``start`` to ``end`` of a colour, or of the waiting ones, at most LANES / SPLIT of them.
 
-    Returns how many flips are now listed in ``changes`` (LAZY), and how many there were in all (SINGLE).
+    labels, unary, flips, odds: as in `sweep_chains`; tables, edges, lists: tuples of its pointers; LAZY: waiting: the program's
+    list of items and the bits of their uniform numbers, changes: its list of flips, each int32 [room, 2]. Returns how many
+    flips are now listed in ``changes`` (LAZY), and how many there were in all (SINGLE).
     """
     slot, position, site = lists
     column = (image * apart).to(tl.int64) * slots + first
@@ -64,29 +66,29 @@ def redraw(
     # A lane without a site reads around the colour's first one, which nobody writes to now, or else in the middle of the row.
     nobody = tl.where(available > 0, tl.load(position + column), volume // 2)
     where = tl.load(position + column + rank, mask=valid, other=nobody)
-    here = labels + chain * volume + where
+    label_at = labels + chain * volume + where
     if SPLIT == 1:
         pieces = neighbours(
-            here, image.to(tl.int64), tl.where(valid, first + rank, 0), tables, edges, classes, weighed, slots, 0, False,
+            label_at, image.to(tl.int64), tl.where(valid, first + rank, 0), tables, edges, classes, weighed, slots, 0, False,
             LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
         )  # fmt: skip
     else:
         # SPLIT lanes to a site, which all look it up.
         lane = tl.arange(0, LANES)
         shared = start + lane // SPLIT
-        also = shared < end
+        shared_valid = shared < end
         if LAZY:
-            shared = tl.load(waiting + 2 * shared, mask=also, other=0)
-        row, turn, exists = lanes(shared, length, available, here_replicas, SINGLE)
-        also = also & exists
-        there = labels + (image.to(tl.int64) * replicas + (turn + origin)) * volume
-        there = there + tl.load(position + column + row, mask=also, other=nobody)
+            shared = tl.load(waiting + 2 * shared, mask=shared_valid, other=0)
+        shared_rank, shared_replica, exists = lanes(shared, length, available, here_replicas, SINGLE)
+        shared_valid = shared_valid & exists
+        shared_at = labels + (image.to(tl.int64) * replicas + (shared_replica + origin)) * volume
+        shared_at = shared_at + tl.load(position + column + shared_rank, mask=shared_valid, other=nobody)
         pieces = neighbours(
-            there, image.to(tl.int64), tl.where(also, first + row, 0), tables, edges, classes, weighed, slots, lane % SPLIT,
-            False, LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
+            shared_at, image.to(tl.int64), tl.where(shared_valid, first + shared_rank, 0), tables, edges, classes, weighed,
+            slots, lane % SPLIT, False, LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
         )  # fmt: skip
-    own = (image.to(tl.int64) * slots + tl.load(slot + column + rank, mask=valid, other=0)) * PAD
-    alone = load_row(unary + own, valid, PAD, WIDTH)
+    unary_row = image.to(tl.int64) * slots + tl.load(slot + column + rank, mask=valid, other=0)
+    alone = load_row(unary + unary_row * PAD, valid, PAD, WIDTH)
     total = ()
     for q in tl.static_range(PAD // WIDTH):
         total = total + (alone[q] + pieces[q],)  # noqa: RUF005
@@ -94,10 +96,10 @@ def redraw(
         u = tl.load(waiting + 2 * chosen + 1, mask=valid, other=0).to(tl.float32, bitcast=True)
     else:
         u = uniform(tl.load(site + column + rank, mask=valid, other=0), sweep, index, replica, purpose, key0, key1)
-    current = tl.load(here, mask=valid, other=0).to(tl.int32)
+    current = tl.load(label_at, mask=valid, other=0).to(tl.int32)
     drawn, bound = draw(separate(total, PAD, WIDTH), current, u, scale, LABELS, FAR)
     flipped = valid & (drawn != current)
-    tl.store(here, drawn.to(tl.uint8), mask=flipped)
+    tl.store(label_at, drawn.to(tl.uint8), mask=flipped)
     many = tl.sum(flipped.to(tl.int32), 0)
     if SINGLE:
         moved += many
@@ -106,9 +108,9 @@ def redraw(
     if LAZY:
         tl.store(odds + chain * slots + first + rank, bound, mask=valid)
         # Position, and replica | old | new, so that a lane can then hold a flip's neighbour.
-        place = changes + 2 * (changed + tl.cumsum(flipped.to(tl.int32), 0) - 1)
-        tl.store(place, where, mask=flipped)
-        tl.store(place + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
+        change_at = changes + 2 * (changed + tl.cumsum(flipped.to(tl.int32), 0) - 1)
+        tl.store(change_at, where, mask=flipped)
+        tl.store(change_at + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
         changed += many
     return changed, moved
 

@@ -49,7 +49,9 @@ class Sums(NamedTuple):
         pairwise, parts = self.pairwise.to(torch.float32), free.replicas * free.plan.unit
         if parts > 1:
             pairwise = pairwise / parts
-        gated = self.gated.to(torch.float32) / (free.replicas * contract.GATE_STEPS)
+        gated = self.gated.to(torch.float32)
+        if gated.numel():
+            gated = gated / (free.replicas * contract.GATE_STEPS)
         return Errors(self.logits, pairwise, gated, self.gates)
 
 

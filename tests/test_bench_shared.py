@@ -1,4 +1,4 @@
-"""What the benchmarks' programs share: rows of a file, ratios of turns, softened networks, and few images learned by paper rows."""
+"""What the benchmarks share: rows of a file, ratios of turns, softened networks, and few images learned by the paper's rows."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bench.paper.presets import Preset, far
 from bench.paper.problem import prepare
 from bench.paper.run import add_rows, program, rows_of
 from bench.turns import arguments, ratios, spread, take_turns
+from tritoncrf import checkpoint
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import Figures
 
@@ -71,7 +72,7 @@ def test_turns_are_timed_by_the_clock_that_is_asked_for() -> None:
     """Sleep takes no processor time."""
     calls = {"sleeps": lambda: time.sleep(0.02), "counts": lambda: 7}
     spent, passed = take_turns(calls, 2, clock=time.process_time), take_turns(calls, 2)
-    assert all(seconds < 0.01 for seconds, _ in spent["sleeps"])
+    assert all(0 <= seconds < 0.01 for seconds, _ in spent["sleeps"])
     assert all(seconds >= 0.02 for seconds, _ in passed["sleeps"])
     assert [value for _, value in passed["counts"]] == [7, 7]
 
@@ -124,6 +125,15 @@ def test_few_images_are_learned_by_rows_of_the_paper(
     assert told[1]["network_accuracy"] == told[0]["accuracy"]
     assert (tmp_path / "picture_small_4_0.png").is_file()
     folder = tmp_path / "few_split_small_4_0_2_1"
+    learned, soft = (
+        checkpoint.tensors(checkpoint.read(folder / name, kind="training"), "network")
+        for name in ("pretrain.safetensors", "separate_pcd_soft/model.safetensors")
+    )
+    *_, last = learned
+    assert [name for name in learned if not torch.equal(soft[name], learned[name])] == [
+        name for name in learned if name.split(".")[0] == last.split(".")[0]
+    ]  # fmt: skip
+    assert torch.equal(soft[last], learned[last] / 2)
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(rows)
 
 

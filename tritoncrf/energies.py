@@ -30,8 +30,8 @@ def pair_energy(plan: Plan, rows: Tensor, counts: Tensor, tables: Tables, rounde
     here = rows[:, :, plan.positions].long()
     for k in plan.edges.gated:
         there, place = rows[:, :, plan.positions + plan.displacements[k]].long(), plan.edges.gating[k]
-        for rank, own in enumerate(entries[:, place]):
-            steps, read = plan.edges.gates[:, None, rank, place, plan.pixels], own[here, there]
+        for rank, table in enumerate(entries[:, place]):
+            steps, read = plan.edges.gates[:, None, rank, place, plan.pixels], table[here, there]
             total += contract.gate(steps, read.float()).double().sum(2) if rounded else _weighed(steps, read).sum(2)
     return total
 

@@ -152,8 +152,8 @@ class Sampled(torch.autograd.Function):
         # Of logits and gates each image has its own errors; with a value an image those of tables are apart too.
         shared = (False, True, True, False)
         flows = [
-            _flow(error, own, tables).to(kind) if needed and kind is not None else None
-            for (error, kind, needed), own, tables in zip(wanted, grads, shared, strict=True)
+            _flow(error, flow, tables).to(kind) if needed and kind is not None else None
+            for (error, kind, needed), flow, tables in zip(wanted, grads, shared, strict=True)
         ]
         return *flows, *[None] * (3 + len(found))
 

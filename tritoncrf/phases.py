@@ -48,14 +48,15 @@ def sample_phases(
     place of the batch's.
     """
     favoured, contexts = objective.favoured(batch.logits, known, labelled), list[Tensor]()
-    own = batch if favoured is None else replace(batch, logits=favoured)
+    free_batch = batch if favoured is None else replace(batch, logits=favoured)
     if fast is not None:
-        own = replace(own, tables=fast, version=None)
+        free_batch = replace(free_batch, tables=fast, version=None)
 
     def phase(start: Tensor, name: str, held: Tensor | None, like: ChainState | None = None) -> tuple[ChainState, Path]:
         free = name == "free"
         # What was prepared for other logits or tables is no help.
-        found = sampler.begin(own if free else batch, start, name, held, None if free and own is not batch else like)
+        given = free_batch if free else batch
+        found = sampler.begin(given, start, name, held, like if given is batch else None)
         # As many labels change as at the last visit, most likely: the update need not be found out anew.
         found.rate = rates.setdefault(name, found.rate)
         if not counted:

@@ -108,10 +108,10 @@ class Visit(metaclass=Unopened):
         store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
         if self.follows and store is not None:
             self.sampler.seed = store.seed
-        own, self._written = self._written, None
+        written, self._written = self._written, None
         with self.sampler.guard.call(crf.device):
             # Kept from here on: had the guard raised, kept labels would be checked again.
-            self._written = own
+            self._written = written
             tables, edges = Tables(pairwise, gated), (Edges(kinds, gates) if graph is None else graph)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None, self.objective)
             given = logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks
@@ -217,9 +217,9 @@ class Visit(metaclass=Unopened):
     def _check_kept(self, labels: Tensor | None, chains: list[Tensor], ranks: Ranks) -> None:
         """Looks at kept labels, on a GPU where somebody else may have written them since the last visit."""
         guard = self.sampler.guard
-        own = labels is not None and ranks.size == 1 and self._written is not None and self._written == _version(labels)
+        ours = labels is not None and ranks.size == 1 and self._written is not None and self._written == _version(labels)
         for part in chains:
-            if guard.waits(part.device) or not own:
+            if guard.waits(part.device) or not ours:
                 check_labels(guard, part, self.sampler.crf.num_labels)
 
     @property

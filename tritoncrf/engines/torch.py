@@ -175,9 +175,9 @@ def conditionals(
         energies = _gather(work, flat, a, b) if field is None else field[a:b]
         weight = contract.weights(energies.T.contiguous(), scale)
         weight /= contract.in_label_order(weight) * plan.replicas
-        image, slot, own = work.image[a:b], work.slot[a:b], flat[work.where[a:b]].long()
+        image, slot, current = work.image[a:b], work.slot[a:b], flat[work.where[a:b]].long()
         out.view(-1, plan.num_labels).index_add_(0, image * len(plan.positions) + slot, weight.T.to(out.dtype))
-        energy.index_add_(0, image * plan.replicas + work.replica[a:b], energies.gather(1, own[:, None])[:, 0].double())
+        energy.index_add_(0, image * plan.replicas + work.replica[a:b], energies.gather(1, current[:, None])[:, 0].double())
     return energy.view(-1, plan.replicas)
 
 

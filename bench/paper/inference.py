@@ -170,9 +170,8 @@ def choose(agreed: dict[int, Tensor], accuracy: dict[int, float]) -> tuple[int, 
 
 @program
 def main(arguments: list[str] | None = None) -> None:
-    # The first row's chains choose.
-    rows = ("joint_pcd", "separate_pcd")
-    options = finished("inference", __doc__ or "", rows=rows, images=40, out=report.RESULTS).parse_args(arguments)
+    rows, which = ("joint_pcd", "separate_pcd"), "the first one's chains choose"
+    options = finished("inference", __doc__ or "", rows=rows, which=which, images=40, out=report.RESULTS).parse_args(arguments)
     work = opened(options)
     images = held_out(work.problem, work.problem.split, options.data, options.images)
     models = {row: Model.of(work, row) for row in options.rows}

@@ -62,7 +62,7 @@ class Kept:
 @program
 def main(arguments: list[str] | None = None) -> None:
     options = finished(
-        "lag", __doc__ or "", rows=("separate_pcd", "joint_pcd"), images=40, out=report.RESULTS
+        "lag", __doc__ or "", rows=("separate_pcd", "joint_pcd"), which=", ".join(PERSISTENT), images=40, out=report.RESULTS
     ).parse_args(arguments)  # fmt: skip
     work, file = opened(options), options.out / report_rows.LAG
     rows = {row: Kept.of(work, row) for row in options.rows}

@@ -48,9 +48,13 @@ def program(run: Callable[[list[str] | None], None]) -> Callable[..., int]:
 
 
 def finished(
-    program: str, about: str, *, rows: Sequence[str] = (), images: int = 0, out: Path | None = None, threads: int | None = None
-) -> argparse.ArgumentParser:
-    """The arguments of a program that looks at what ``python -m bench.paper`` left; those that are given have defaults."""
+    program: str, about: str, *, rows: Sequence[str] = (), which: str = "finished ones", images: int = 0,
+    out: Path | None = None, threads: int | None = None,
+) -> argparse.ArgumentParser:  # fmt: skip
+    """The arguments of a program that looks at what ``python -m bench.paper`` left; those that are given have defaults.
+
+    which: of the rows, in words.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m bench.paper.{program}", description=about.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
     parser.add_argument("--data", type=Path, help="the folder of the archives")
@@ -58,7 +62,7 @@ def finished(
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads() if threads is None else threads)
     if rows:
-        parser.add_argument("--rows", nargs="+", default=list(rows), help="finished ones")
+        parser.add_argument("--rows", nargs="+", default=list(rows), help=which)
     if images:
         parser.add_argument("--images", type=int, default=images, help="how many, evenly spaced")
     if out is not None:

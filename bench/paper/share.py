@@ -97,7 +97,8 @@ def measure(kept: Kept, row: str, batches: list[Batch], sweeps: int, preset: str
 
 @program
 def main(arguments: list[str] | None = None) -> None:
-    options = finished("share", __doc__ or "", rows=("joint_pcd",), images=20, threads=1).parse_args(arguments)
+    parser = finished("share", __doc__ or "", rows=("joint_pcd",), which=", ".join(JOINT), images=20, threads=1)
+    options = parser.parse_args(arguments)
     work = opened(options)
     for row in options.rows:
         if row not in JOINT:

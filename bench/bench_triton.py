@@ -80,7 +80,7 @@ def sweeps(
 def parts(device: torch.device, images: int, toy: bool = False) -> dict[str, Callable[[], object]]:
     """Of a visit, besides its sweeps."""
     sampler, chains, logits = started(device, "gather", images, "calm", "triton", toy)
-    out = torch.zeros((*chains.plan.free.shape, chains.plan.labels), dtype=torch.float64, device=device)
+    out = torch.zeros((*chains.plan.free.shape, chains.plan.num_labels), dtype=torch.float64, device=device)
     return {
         "init": lambda: sampler.init(logits),
         "conditionals": lambda: sampler.conditionals(chains, out),

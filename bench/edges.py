@@ -7,7 +7,6 @@ results/edges.json and edges.md.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 import tritoncrf as tc
 from bench.problem import HEIGHT, KINDS, WIDTH, standard
-from bench.turns import RESULTS, save, sweeps_for, table, take_turns
+from bench.turns import RESULTS, Row, arguments, ratios, save, spread, sweeps_for, table, take_turns
 
 SECONDS, TURNS, BURN_IN = 0.4, 9, 30
 
@@ -47,12 +46,11 @@ def models(crf: tc.GridCRF, chains: int) -> dict[str, tuple[tc.GridCRF, dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser = arguments(__doc__, threads=2)
     parser.add_argument("--engine", default="numba")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for kind in KINDS:
         problem = standard(kind)
         for update in ("gather", "incremental"):
@@ -70,7 +68,7 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def _rows(kind: str, update: str, logits: Tensor, crf: tc.GridCRF, engine: str) -> list[dict[str, object]]:
+def _rows(kind: str, update: str, logits: Tensor, crf: tc.GridCRF, engine: str) -> list[Row]:
     calls: dict[str, Callable[[], int]] = {}
     made = models(crf, len(logits))
     sweeps = 1
@@ -89,14 +87,13 @@ def _rows(kind: str, update: str, logits: Tensor, crf: tc.GridCRF, engine: str) 
     if not all(torch.equal(ends[0].rows, chains.rows) for chains in ends):
         raise AssertionError("expected the same labels of all models, got others")
     updates = sweeps * len(logits) * HEIGHT * WIDTH
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for name, timed in turns.items():
-        ratios = [mine / base for (mine, _), (base, _) in zip(timed, turns["without"], strict=True)]
         rows.append({
             "problem": kind, "update": update, "model": name,
             "rate": updates / statistics.median(seconds for seconds, _ in timed) / 1e6,
             "flips": sum(flips for _, flips in timed) / (updates * len(timed)),
-            "time": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+            **spread(ratios(timed, turns["without"]), "time"),
         })  # fmt: skip
     return rows
 

@@ -11,23 +11,13 @@ import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from bench.peers import Array, side_by_side
+from bench.peers import Array, Chains, side_by_side
 from bench.peers.thrml_blocks import Moving, types
-
-
-class Chains(Protocol):
-    """Labellings being sampled, one a thread."""
-
-    def run(self, sweeps: int) -> int:
-        """Moves every chain so many sweeps on; returns how many labels changed, -1 where it is not told."""
-
-    def labels(self) -> Array:
-        """Integers [chains, V]."""
 
 
 @dataclass(frozen=True)

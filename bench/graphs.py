@@ -8,7 +8,6 @@ graphs.md.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -20,17 +19,16 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from bench.graph_peers import Chains, Task, start
+from bench.graph_peers import Task, start
 from bench.memory import peak, reset_peak
-from bench.peers import Array
+from bench.peers import Array, Chains
 from bench.problem import HEIGHT, KINDS, LABELS, WIDTH, standard
-from bench.turns import RESULTS, Turn, save, sweeps_for, table, take_turns
+from bench.turns import RESULTS, Row, Turn, arguments, ratios, save, spread, sweeps_for, table, take_turns
 from tritoncrf.chains import ChainState
 from tritoncrf.graph_builders import from_edges, grid
 
 NODES, DEGREE, TURNS, SECONDS, BURN_IN = 100_000, 8, 9, 0.5, 60
 EDGES = 10_000_000
-Row = dict[str, object]
 # By how much a network prefers one label of each node, in nats: few labels change a sweep, as with a trained model, or many do.
 MARGINS = {"calm": 8.0, "busy": 6.0, "hot": 0.0}
 PULL = 0.2
@@ -137,14 +135,11 @@ def _rows(
     """A row a program: its rate, and the ratio of its rate to the base's within a turn."""
     rows: list[Row] = []
     for name, turns in found.items():
-        ratios = [
-            updates[name] / mine / (updates[base] / theirs) for (mine, _), (theirs, _) in zip(turns, found[base], strict=True)
-        ]
         flips = sum(count for _, count in turns)
         rows.append({
             "problem": problem, "program": f"{name} {update}".strip(),
             "rate": updates[name] / statistics.median(seconds for seconds, _ in turns) / 1e6,
-            "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios), "to": f"{base} {update}".strip(),
+            **spread(ratios(found[base], turns, updates[name] / updates[base]), "ratio"), "to": f"{base} {update}".strip(),
             "flip_rate": flips / (updates[name] * len(turns)) if flips >= 0 else None, "energy": energy[name],
         })  # fmt: skip
     return rows
@@ -176,8 +171,7 @@ def measure(edges: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser = arguments(__doc__, threads=2)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -13,7 +13,7 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
 }  # fmt: skip
 POINTERS = {
     "labels": "u8", "unary": "fp32", "rows": "fp32", "words": "i32", "spreads": "fp32", "steepest": "i32", "steps": "i32",
-    "phases": "i32", "slot": "i32", "position": "i32", "site": "i32", "counts": "i32", "lookup": "i32", "index": "i64",
+    "color_bounds": "i32", "slot": "i32", "position": "i32", "site": "i32", "counts": "i32", "lookup": "i32", "index": "i64",
     "count": "i64", "flips": "i64", "bad": "i1", "odds": "i32", "tags": "i32", "scratch": "i32", "arrivals": "i32",
     "kinds": "u8", "gates": "u8", "gated": "fp32", "gating": "i32", "steep": "fp32", "displacements": "i32", "tables": "i32",
     "logits": "fp32", "pixels": "i64", "energy": "fp64", "free": "u8", "data": "u8", "places": "i64", "kinded": "i32",
@@ -41,7 +41,7 @@ ABSENT = {
     "TEAMED": ("arrivals",),
 }  # fmt: skip
 FLOATS, LONGS = ("scale", "share", "bound"), ("stride_image", "stride_label", "most")
-# Classes of the standard problem, its sites of a phase, images of a full device, multiprocessors.
+# Classes of the standard problem, its sites of a colour, images of a full device, multiprocessors.
 CLASSES, LENGTH, FULL, PROCESSORS = 32, 130 * 330 // 20, 1 << 10, 132
 
 

@@ -8,7 +8,6 @@ code of the sweep is made of (vector registers, contracted arithmetic) is read f
 
 from __future__ import annotations
 
-import argparse
 import re
 import statistics
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import torch
 
 import tritoncrf as tc
 from bench.problem import KINDS, standard
-from bench.turns import RESULTS, save, table, take_turns
+from bench.turns import RESULTS, Row, arguments, save, table, take_turns
 from tritoncrf import contract
 from tritoncrf.engines import numba as engine
 from tritoncrf.engines import numba_draw as one
@@ -91,7 +90,7 @@ def _calls(kind: str) -> tuple[dict[str, Callable[[], int]], dict[str, int]]:
     sampler = tc.Sampler(problem.crf, "numba", seed=1, update="gather")
     chains = sampler.run(sampler.init(problem.logits), 20)
     work = engine._check_work(chains.work)
-    s, t, number = work.sites, work.tables, work.plan.labels
+    s, t, number = work.sites, work.tables, work.plan.num_labels
     assert isinstance(t, Rows)
     width = work.unary.shape[1]
     row = chains.rows.view(-1).numpy()
@@ -123,7 +122,7 @@ def _calls(kind: str) -> tuple[dict[str, Callable[[], int]], dict[str, int]]:
     return calls, {**dict.fromkeys(calls, count), "numbered": 4 * count}
 
 
-def measure(kind: str, turns: int) -> dict[str, object]:
+def measure(kind: str, turns: int) -> Row:
     """Nanoseconds of each piece, and of a site in a sweep of the incremental update."""
     calls, items = _calls(kind)
     problem = standard(kind)
@@ -156,9 +155,7 @@ def registers() -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--write", action="store_true", help="into bench/results")
+    parser = arguments(__doc__, turns=9, write=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [measure(kind, options.turns) for kind in KINDS]

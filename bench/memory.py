@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ def held(thing: object) -> int:
 
 def reset_peak() -> None:
     """Forgets earlier peaks, where Linux lets it."""
-    if _CLEAR.exists():
-        _CLEAR.write_text("5")
+    with suppress(OSError):
+        if _CLEAR.exists():
+            _CLEAR.write_text("5")
 
 
 def peak() -> int:

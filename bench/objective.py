@@ -7,22 +7,18 @@ of the likelihood is told; with calmer chains more neighbours are alike in all c
 
 from __future__ import annotations
 
-import argparse
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import tritoncrf as tc
-from bench.paper.edges import crf_of, maker
+from bench.paper.edges import maker
 from bench.paper.presets import PRESETS
 from bench.paper.tuning import held_out
+from bench.step import Learner, batches_of
+from bench.turns import arguments
 from tritoncrf import networks
-from tritoncrf.batches import Batch
-from tritoncrf.datasets import collate
-from tritoncrf.evaluation import edges_of
 
 OBJECTIVES = {
     "likelihood": tc.Objective(),
@@ -31,19 +27,8 @@ OBJECTIVES = {
 }
 
 
-@dataclass
-class Arm:
-    """What one objective learns."""
-
-    network: nn.Module
-    loss: tc.CRFLoss
-    optimizer: torch.optim.Optimizer
-    step: list[float] = field(default_factory=list)
-    """Seconds of processor time."""
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--preset", choices=[name for name, preset in PRESETS.items() if preset.file], default="half")
     parser.add_argument("--images", type=int, default=40)
@@ -52,37 +37,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     preset = replace(PRESETS[options.preset], train=options.images)
-    train, _ = held_out(options.data, preset)
-    told = maker(preset.edges, preset.neighborhood)
-    batches = [Batch.of(collate([train[n]]), torch.device("cpu")) for n in range(len(train))]
-    arms: dict[str, Arm] = {}
+    data, _ = held_out(options.data, preset)
+    told, batches = maker(preset.edges, preset.neighborhood), batches_of(data)
+    arms: dict[str, Learner] = {}
     for name, objective in OBJECTIVES.items():
         torch.manual_seed(0)
-        network = networks.build(preset.network, train.channels, train.num_labels)
-        chains = tc.ChainStore(train.sizes, seed=0)
-        loss = tc.CRFLoss(
-            crf_of(train.num_labels, preset.neighborhood, told), chains=chains, sweeps=preset.visit_sweeps, objective=objective
+        network = networks.build(preset.network, data.channels, data.num_labels)
+        arms[name] = Learner(
+            network, data, preset.neighborhood, told, sweeps=preset.visit_sweeps, objective=objective, rate=preset.table_rate
         )
-        parts = [*network.parameters(), *loss.parameters()]
-        arms[name] = Arm(network, loss, torch.optim.Adam(parts, preset.table_rate))
-    for visit in range(options.warm + options.visits):
-        for batch in batches:
-            for arm in arms.values():
-                began = time.process_time()
-                kinds, gates = edges_of(told, batch.image, None)
-                value = arm.loss(
-                    arm.network(batch.image).float(), batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask,
-                    clamp=batch.clamp, kinds=kinds, gates=gates,
-                )  # fmt: skip
-                value.backward()
-                arm.optimizer.step()
-                arm.optimizer.zero_grad()
-                if visit >= options.warm:
-                    arm.step.append(time.process_time() - began)
-    base = sum(arms["likelihood"].step)
-    for name, arm in arms.items():
-        mean = 1000 * sum(arm.step) / len(arm.step)
-        print(f"{name}: {mean:.1f} ms a step, {sum(arm.step) / base:.2f} times the likelihood's")
+    visits = [{name: sum(arm.step(batch)) for name, arm in arms.items()} for batch in batches * (options.warm + options.visits)]
+    counted = visits[options.warm * len(batches) :]
+    base = sum(visit["likelihood"] for visit in counted)
+    for name in arms:
+        total = sum(visit[name] for visit in counted)
+        print(f"{name}: {1000 * total / len(counted):.1f} ms a step, {total / base:.2f} times the likelihood's")
 
 
 if __name__ == "__main__":

@@ -15,18 +15,15 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import tritoncrf as tc
 from bench.paper.presets import PRESETS
-from bench.step import bodies
-from bench.turns import RESULTS, save, table
+from bench.step import Learner, Plain, batches_of, bodies
+from bench.turns import RESULTS, Row, arguments, save, table
 from tritoncrf import networks
 from tritoncrf.batches import Batch
-from tritoncrf.datasets import collate
 from tritoncrf.edges import parse
-from tritoncrf.evaluation import edges_of
 from tritoncrf.ranks import Ranks
 
 
@@ -52,7 +49,7 @@ class Clock:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="bodyparts_depth.npz")
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--pretrain", type=int, default=300)
@@ -63,7 +60,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     data = bodies(options.data, options.images)
-    batches = [Batch.of(collate([data[i]]), torch.device("cpu")) for i in range(rank, len(data), size)]
+    batches = batches_of(data, 1, rank, size)
     rows = []
     for shared, text in ((False, None), (True, None), (False, "steps:0.1,0.3")):
         rows.append(measure(data, batches, options, shared, text))
@@ -83,40 +80,24 @@ def main() -> None:
     dist.barrier()
 
 
-def measure(
-    data: tc.Indexed, batches: list[Batch], options: argparse.Namespace, shared: bool, text: str | None
-) -> dict[str, object]:
+def measure(data: tc.Indexed, batches: list[Batch], options: argparse.Namespace, shared: bool, text: str | None) -> Row:
     """A row: steps without barriers, and the messages of as many steps with them."""
     hood = PRESETS["half"].neighborhood
-    recipe = None if text is None else parse(text, hood)
     torch.manual_seed(0)
-    network = networks.build(PRESETS["half"].network, data.channels, data.num_labels)
-    learner = DistributedDataParallel(network)
-    chains = tc.ChainStore(data.sizes, seed=0, shared=shared)
-    loss = tc.CRFLoss(tc.GridCRF(data.num_labels, hood, kinds=None if recipe is None else recipe.kinds), chains=chains)
-    optimizer = torch.optim.Adam([*network.parameters(), *loss.parameters()], lr=1e-3)
+    network = DistributedDataParallel(networks.build(PRESETS["half"].network, data.channels, data.num_labels))
+    plain = Plain(network)
     for i in range(options.pretrain):
-        batch = batches[i % len(batches)]
-        target = batch.target.long() if batch.clamp is None else batch.target.long().masked_fill(batch.clamp, 255)
-        value: Tensor = nn.functional.cross_entropy(learner(batch.image), target, ignore_index=255)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
+        plain.step(batches[i % len(batches)])
+    # Waiting for another rank counts, which is no time of this one's processor.
+    learner = Learner(network, data, hood, None if text is None else parse(text, hood), shared=shared, clock=time.perf_counter)
 
     def step(i: int) -> float:
-        batch = batches[i % len(batches)]
         dist.barrier()
-        began = time.perf_counter()
-        logits = learner(batch.image)
-        kinds, _ = edges_of(recipe, batch.image, None)
-        loss(logits, batch.labels, batch.index, clamp=batch.clamp, kinds=kinds).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - began
+        return sum(learner.step(batches[i % len(batches)]))
 
     for i in range(options.warm):
         step(i)
-    plain = [step(i) for i in range(options.steps)]
+    seconds = [step(i) for i in range(options.steps)]
     clock, right = Clock(), {name: getattr(Ranks, name) for name in ("sum_with", "exchange")}
     for name, method in right.items():
         setattr(Ranks, name, clock.timed(method))
@@ -124,12 +105,12 @@ def measure(
         step(i)
     for name, method in right.items():
         setattr(Ranks, name, method)
-    ms = 1e3 * statistics.mean(plain)
-    sending, waiting = (1e3 * seconds / options.steps for seconds in (clock.sending, clock.waiting))
+    ms = 1e3 * statistics.mean(seconds)
+    sending, waiting = (1e3 * spent / options.steps for spent in (clock.sending, clock.waiting))
     return {
         "chains": "a share a rank, borrowed" if shared else "all on every rank", "edges": text or "-", "ms": ms,
         "messages": clock.messages / options.steps, "sending": sending, "share": sending / ms, "waiting": waiting,
-        "bytes": chains.labels.nbytes,
+        "bytes": learner.chains.labels.nbytes,
     }  # fmt: skip
 
 

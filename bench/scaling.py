@@ -9,7 +9,6 @@ problem's, which a busy machine moves less. ``--write`` puts the table into ``be
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ from torch import Tensor
 import tritoncrf as tc
 from bench.memory import held, peak, reset_peak
 from bench.problem import HEIGHT, LABELS, WIDTH, standard
-from bench.turns import RESULTS, save, sweeps_for, table, take_turns
+from bench.turns import RESULTS, Row, arguments, save, spread, sweeps_for, table, take_turns
 from tritoncrf.chains import ChainState
 from tritoncrf.coloring import sublattice_coloring
 
@@ -53,7 +52,6 @@ COLUMNS = {
     "millions": "M updates/s", "to_standard": "ns / standard problem's", "flip_rate": "flip rate", "megabytes": "MB held",
     "peak_megabytes": "MB at peak",
 }  # fmt: skip
-Row = dict[str, object]
 
 
 def problem(sites: int, labels: int, neighborhood: tc.Neighborhood, seed: int = 0) -> tuple[tc.GridCRF, Tensor]:
@@ -122,8 +120,8 @@ def measure(
         rows.append({
             "axis": axis, "value": value, "sites": logits[0, 0].numel(), "labels": labels, "classes": len(neighborhood),
             "colors": sublattice_coloring(neighborhood).colors, "images": images, "replicas": replicas, "engine": engine,
-            "threads": torch.get_num_threads(), "update": update, "ns": statistics.median(times), "least": min(times),
-            "most": max(times), "millions": 1e3 / statistics.median(times),
+            "threads": torch.get_num_threads(), "update": update, **spread(times, "ns"),
+            "millions": 1e3 / statistics.median(times),
             "to_standard": statistics.median(a / b for a, b in zip(times, theirs, strict=True)) if theirs else None,
             "flip_rate": sum(flips for _, flips in found[update]) / (turns * updates), "burn_in": burned,
             "sweeps": sweeps[update],
@@ -147,15 +145,12 @@ def apart(options: Sequence[str]) -> list[Row] | str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__, threads=torch.get_num_threads(), turns=5, write=True)
     parser.add_argument("--engine", default="numba", choices=("numba", "torch"))
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
     parser.add_argument("--most", type=int, default=10_000_000, help="leave out points of more sites")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.1, help="about how long an update's turn takes")
     parser.add_argument("--point", nargs=2, metavar=("AXIS", "VALUE"), help="one point, in this process; its rows as JSON")
-    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.point is not None:

@@ -6,23 +6,21 @@ everything else goes to stderr. With several threads each runs a chain of its ow
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 
-import numpy as np
 import torch
 
 import tritoncrf as tc
 from bench.problem import HEIGHT, KINDS, WIDTH, standard
+from bench.turns import Row, arguments, machine
 
 UPDATES = ("gather", "incremental", "auto")
 
 
-def measure(engine: str, update: str, kind: str, *, chains: int, burn_in: int, sweeps: int, repeats: int) -> dict[str, object]:
+def measure(engine: str, update: str, kind: str, *, chains: int, burn_in: int, sweeps: int, repeats: int) -> Row:
     """Runs ``repeats`` times ``sweeps`` sweeps of ``chains`` images after ``burn_in``, and tells the rates."""
     problem = standard(kind)
     sampler = tc.Sampler(problem.crf, engine, seed=1, update=update)
@@ -40,18 +38,15 @@ def measure(engine: str, update: str, kind: str, *, chains: int, burn_in: int, s
         "updates_per_second_median": statistics.median(rates), "updates_per_second_min": min(rates),
         "updates_per_second_max": max(rates), "flip_rate": flips / (updates * repeats), "engine": sampler.engine_name,
         "update": update, "kind": kind, "threads": torch.get_num_threads(), "chains": chains, "sweeps": sweeps,
-        "repeats": repeats,
-        "tritoncrf": tc.__version__, "torch": torch.__version__, "numpy": np.__version__,
-        "python": platform.python_version(), "machine": platform.machine(),
+        "repeats": repeats, **machine(),
     }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__, threads=torch.get_num_threads())
     parser.add_argument("--engine", default="auto", choices=("auto", "torch", "numba", "triton"))
     parser.add_argument("--update", default="auto", choices=UPDATES)
     parser.add_argument("--kind", default="calm", choices=KINDS)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--chains", type=int, default=None, help="images side by side; as many as threads by default")
     parser.add_argument("--burn-in", type=int, default=30)
     parser.add_argument("--sweeps", type=int, default=10)

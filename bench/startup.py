@@ -7,22 +7,19 @@ Medians over the turns. ``--write`` puts them into ``bench/results/startup.md`` 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.turns import RESULTS, save, table
+from bench.turns import RESULTS, Row, arguments, save, spread, table
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = {"figure": "figure", "median": "median, s", "least": "least", "most": "most", "flip_rate": "flip rate"}
-Row = dict[str, object]
 IMPORTS = """
 import json, time
 t = [time.perf_counter()]
@@ -69,14 +66,12 @@ def measure(*, turns: int = 5, cold: int = 1, engine: str = "numba", update: str
                 found["warm"].append(_fresh(FIRST, engine, update, cache=kept))
             if turn < cold:
                 found["cold"].append(_fresh(FIRST, engine, update, cache=Path(folder) / f"empty{turn}"))
-    rows = []
+    rows: list[Row] = []
     for kind, runs in found.items():
         for figure in (name for name in runs[0] if name != "flip_rate") if runs else ():
             values = [run[figure] for run in runs]
-            rows.append({
-                "figure": figure if kind == "import" else f"{figure}, {kind} cache", "median": statistics.median(values),
-                "least": min(values), "most": max(values), "turns": len(values), "flip_rate": runs[0].get("flip_rate"),
-            })  # fmt: skip
+            told = {"turns": len(values), "flip_rate": runs[0].get("flip_rate")}
+            rows.append({"figure": figure if kind == "import" else f"{figure}, {kind} cache", **spread(values), **told})
     return rows
 
 
@@ -106,12 +101,10 @@ def _python(arguments: Sequence[str], environment: Mapping[str, str]) -> subproc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--turns", type=int, default=7)
+    parser = arguments(__doc__, turns=7, write=True)
     parser.add_argument("--cold", type=int, default=2, help="starts with an empty cache, each of which compiles everything")
     parser.add_argument("--engine", default="numba", choices=("numba", "torch"))
     parser.add_argument("--update", default="incremental", choices=("gather", "incremental", "auto"))
-    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     rows = measure(turns=options.turns, cold=options.cold, engine=options.engine, update=options.update)
     heavy = heaviest()

@@ -10,12 +10,12 @@ and its JSON beside it.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 import tritoncrf as tc
 from bench.memory import peak, reset_peak
-from bench.turns import RESULTS, save, table
+from bench.paper.edges import Maker, crf_of, loss_of
+from bench.turns import RESULTS, Row, arguments, save, table
 from tritoncrf import networks
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import Figures, NpzDataset, collate
@@ -37,7 +38,6 @@ COLUMNS = {
     **{part: part for part in PARTS}, "share": "share of sampler and loss", "to_cross_entropy": "step / cross-entropy's",
     "flip_rate": "flip rate", "free": "pixels drawn", "peak_megabytes": "MB at peak",
 }  # fmt: skip
-Row = dict[str, object]
 
 
 def clock() -> float:
@@ -45,55 +45,68 @@ def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-class Steps:
-    """A network that learns with the CRF, ``batch`` images at a time; the copy of it learns by cross-entropy."""
+class Learner:
+    """A network that learns with tables, over ``hood`` and what ``told`` says of the edges, and with chains of ``data``."""
 
-    def __init__(self, name: str, data: tc.Indexed, sweeps: int, engine: str, batch: int) -> None:
-        torch.manual_seed(0)
-        neighborhood = tc.Neighborhood.grid(24, 8) | tc.Neighborhood.grid(1) | tc.Neighborhood.grid(2, 2)
-        self.network = networks.build(name, data.channels, data.num_labels)
-        if len(data) < batch:
-            raise ValueError(f"images: expected at least a batch of {batch}, got {len(data)}")
-        groups = (range(i, i + batch) for i in range(0, len(data) - batch + 1, batch))
-        self.batches = [Batch.of(collate([data[i] for i in group]), torch.device("cpu")) for group in groups]
-        self.loss = tc.CRFLoss(
-            tc.GridCRF(data.num_labels, neighborhood), chains=tc.ChainStore(data.sizes, seed=0), sweeps=sweeps, engine=engine
-        )
-        self.plain = copy.deepcopy(self.network)
-        learned = [{"params": self.loss.parameters()}, {"params": self.network.parameters()}]
-        self.optimizer = torch.optim.Adam(learned, lr=1e-3)
-        self.control = torch.optim.Adam(self.plain.parameters(), lr=1e-3)
+    def __init__(
+        self, network: nn.Module, data: tc.Indexed, hood: tc.Neighborhood, told: Maker | None = None, *, sweeps: int = 10,
+        engine: str = "auto", objective: tc.Objective | None = None, shared: bool = False, rate: float = 1e-3,
+        clock: Callable[[], float] = clock,
+    ) -> None:  # fmt: skip
+        self.network, self.told, self.clock = network, told, clock
+        self.chains = tc.ChainStore(data.sizes, seed=0, shared=shared)
+        crf = crf_of(data.num_labels, hood, told)
+        self.loss = tc.CRFLoss(crf, chains=self.chains, sweeps=sweeps, engine=engine, objective=objective)
+        self.optimizer = torch.optim.Adam([*self.loss.parameters(), *network.parameters()], lr=rate)
 
-    def cross_entropy(self, i: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    def step(self, batch: Batch) -> list[float]:
+        """Seconds of each of `PARTS` of one step."""
+        times = [self.clock()]
+        logits = self.network(batch.image)
+        times.append(self.clock())
+        # The graph is cut at the logits to time the two backward passes apart.
+        cut: Tensor = logits.detach().requires_grad_()
+        value = loss_of(self.loss, cut, batch, self.told)
+        times.append(self.clock())
+        value.backward()  # type: ignore[no-untyped-call]
+        times.append(self.clock())
+        logits.backward(cut.grad)
+        times.append(self.clock())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        times.append(self.clock())
+        return [b - a for a, b in itertools.pairwise(times)]
+
+    @property
+    def flip_rate(self) -> float:
+        """Of the last step; NaN before any."""
+        return float("nan") if self.loss.statistics is None else float(self.loss.statistics.flip_rate)
+
+
+class Plain:
+    """A network that learns by cross-entropy over the labelled pixels whose label is not known anyway."""
+
+    def __init__(self, network: nn.Module, rate: float = 1e-3) -> None:
+        self.network, self.optimizer = network, torch.optim.Adam(network.parameters(), lr=rate)
+
+    def step(self, batch: Batch) -> float:
         """Seconds of one step."""
-        batch = self.batches[i % len(self.batches)]
         began = clock()
         target = batch.target.long()
         if batch.clamp is not None:
             target = target.masked_fill(batch.clamp, 255)
-        F.cross_entropy(network(batch.image), target, ignore_index=255).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        return clock() - began
-
-    def pcd(self, i: int) -> list[float]:
-        """Seconds of each part of one step."""
-        batch = self.batches[i % len(self.batches)]
-        times = [clock()]
-        logits = self.network(batch.image)
-        times.append(clock())
-        # The graph is cut at the logits to time the two backward passes apart.
-        cut: Tensor = logits.detach().requires_grad_()
-        value = self.loss(cut, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp)
-        times.append(clock())
-        value.backward()
-        times.append(clock())
-        logits.backward(cut.grad)
-        times.append(clock())
+        F.cross_entropy(self.network(batch.image), target, ignore_index=255).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        times.append(clock())
-        return [b - a for a, b in itertools.pairwise(times)]
+        return clock() - began
+
+
+def batches_of(data: tc.Indexed, size: int = 1, first: int = 0, apart: int = 1) -> list[Batch]:
+    """Of so many images each, every ``apart``-th from the ``first`` on; ValueError where there is none."""
+    if len(data) < size:
+        raise ValueError(f"images: expected at least a batch of {size}, got {len(data)}")
+    groups = [range(i, i + size) for i in range(0, len(data) - size + 1, size)][first::apart]
+    return [Batch.of(collate([data[i] for i in group]), torch.device("cpu")) for group in groups]
 
 
 def measure(
@@ -101,23 +114,25 @@ def measure(
     batch: int = 1,
 ) -> Row:
     """The row of one network. pretrain: steps of cross-entropy first; warm: PCD steps before those that count."""
-    run = Steps(name, data, sweeps, engine, batch)
-    for i in range(pretrain):
-        run.cross_entropy(i, run.plain, run.control)
-    run.network.load_state_dict(run.plain.state_dict())
-    for i in range(warm):
-        run.pcd(i)
-        run.cross_entropy(i, run.plain, run.control)
-    reset_peak()
+    torch.manual_seed(0)
+    plain = Plain(networks.build(name, data.channels, data.num_labels))
+    batches = batches_of(data, batch)
+    for given in itertools.islice(itertools.cycle(batches), pretrain):
+        plain.step(given)
+    hood = tc.Neighborhood.grid(24, 8) | tc.Neighborhood.grid(1) | tc.Neighborhood.grid(2, 2)
+    run = Learner(copy.deepcopy(plain.network), data, hood, sweeps=sweeps, engine=engine)
     parts, control, flips = [], [], []
-    for i in range(warm, warm + steps):
-        parts.append(run.pcd(i))
-        control.append(run.cross_entropy(i, run.plain, run.control))
-        if run.loss.statistics is not None:
-            flips.append(float(run.loss.statistics.flip_rate))
+    for i, given in enumerate(itertools.islice(itertools.cycle(batches), warm + steps)):
+        if i == warm:
+            reset_peak()
+        step, beside = run.step(given), plain.step(given)
+        if i >= warm:
+            parts.append(step)
+            control.append(beside)
+            flips.append(run.flip_rate)
     totals = [sum(part) for part in parts]
     shares = [(part[1] + part[2]) / sum(part) for part in parts]
-    free = [int((b.present if b.clamp is None else b.present & ~b.clamp).sum()) for b in run.batches]
+    free = [int((b.present if b.clamp is None else b.present & ~b.clamp).sum()) for b in batches]
     return {
         "network": name, "parameters": sum(p.numel() for p in run.network.parameters()), "trained": pretrain + warm,
         "step_ms": 1e3 * statistics.median(totals),
@@ -136,14 +151,12 @@ def bodies(path: Path | None, count: int, size: tuple[int, int] = SIZE) -> tc.In
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__, threads=torch.get_num_threads(), write=True)
     parser.add_argument("--data", type=Path, help="an .npz archive; made-up figures without")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--sweeps", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--engine", default="auto", choices=("auto", "numba", "torch"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = bodies(options.data, options.images)

@@ -8,7 +8,6 @@ has not moved between modes makes small. Both kinds take as many sweeps in all.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
+from bench.turns import arguments
 from tritoncrf.chains import ChainState
 from tritoncrf.diagnostics import ess, rhat
 from tritoncrf.energies import energy
@@ -66,7 +66,7 @@ def _tell(what: str, kind: str, traces: Tensor, seconds: float, trips: int = 0, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, help="a folder of bench.paper.mixing with model.safetensors")

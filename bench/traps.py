@@ -7,7 +7,6 @@ thread, processor time, in turns; a ratio is the median of those within a turn.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +17,11 @@ from torch import Tensor
 
 import tritoncrf as tc
 from bench.problem import standard
-from bench.turns import RESULTS, save, table
+from bench.turns import RESULTS, Row, arguments, save, table, take_turns
 
 # What "calm" is multiplied by, for flip rates of about 0.6, 2 and 7 per cent.
 CALM = {"0.006": 1.0, "0.022": 0.73, "0.07": 0.62}
 COLUMNS = {"call": "call", "of": "beside", "ms": "ms", "of_ms": "ms beside", "ratio": "ratio", "note": "note"}
-Row = dict[str, object]
 
 
 def noise(*shape: int, spread: float = 1.0) -> Tensor:
@@ -32,14 +30,8 @@ def noise(*shape: int, spread: float = 1.0) -> Tensor:
 
 def turns(calls: Mapping[str, Callable[[], object]], number: int) -> dict[str, list[float]]:
     """Processor time of each call in ms, ``number`` times in turn, after one that does not count."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(number + 1):
-        for name, call in calls.items():
-            began = time.process_time()
-            call()
-            if turn:
-                found[name].append(1e3 * (time.process_time() - began))
-    return found
+    found = take_turns(calls, number + 1, clock=time.process_time)
+    return {name: [1e3 * seconds for seconds, _ in taken[1:]] for name, taken in found.items()}
 
 
 def row(times: Mapping[str, list[float]], note: str, names: Sequence[str] = (), scale: float = 1.0) -> Row:
@@ -126,9 +118,7 @@ def pseudolikelihoods(side: int, number: int) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--write", action="store_true")
+    parser = arguments(__doc__, turns=15, write=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [found for rate in CALM for found in visits(rate, 2 * options.turns)]

@@ -5,9 +5,11 @@ What slows the machine down for a while meets everything that is compared; a rat
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,22 +21,50 @@ import tritoncrf as tc
 
 RESULTS = Path(__file__).parent / "results"
 Turn = tuple[float, int]
-"""Seconds, and what the call returned: flips, mostly."""
+"""Seconds, and what the call returned: flips, mostly; 0 where that is no number."""
+
+
+Row = dict[str, object]
+
+
+def arguments(
+    about: str | None, *, threads: int | None = None, turns: int | None = None, write: bool = False
+) -> argparse.ArgumentParser:
+    """The arguments of a timing program, described by its module's first line; those that are given have defaults."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    if threads is not None:
+        parser.add_argument("--threads", type=int, default=threads)
+    if turns is not None:
+        parser.add_argument("--turns", type=int, default=turns)
+    if write:
+        parser.add_argument("--write", action="store_true", help="keep the figures in bench/results")
+    return parser
+
+
+def spread(values: Sequence[float], name: str = "median") -> dict[str, float]:
+    """Of some figures the median, under ``name``, the least and the most."""
+    return {name: statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], int]], turns: int, before: Mapping[str, Callable[[], object]] | None = None
-) -> dict[str, list[Turn]]:
+    calls: Mapping[str, Callable[[], object]], turns: int, before: Mapping[str, Callable[[], object]] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[Turn]]:  # fmt: skip
     """Calls everything once, ``turns`` times over; what stands ``before`` a call is not timed."""
     found: dict[str, list[Turn]] = {name: [] for name in calls}
     for _ in range(turns):
         for name, call in calls.items():
             if before is not None and name in before:
                 before[name]()
-            began = time.perf_counter()
+            began = clock()
             value = call()
-            found[name].append((time.perf_counter() - began, value))
+            found[name].append((clock() - began, value if isinstance(value, int) else 0))
     return found
+
+
+def ratios(above: Sequence[Turn], below: Sequence[Turn], scale: float = 1.0) -> list[float]:
+    """Of the times of two calls within each turn, times ``scale``: how much more the one did than the other."""
+    return [scale * a / b for (a, _), (b, _) in zip(above, below, strict=True)]
 
 
 def sweeps_for(run: Callable[[int], int], seconds: float) -> int:

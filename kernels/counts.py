@@ -28,11 +28,11 @@ assert GATE_STEPS * STRETCH <= 1 << 24
 
 
 @triton.jit
-def pair_of_labels(own, place, step, volume):
+def pair_of_labels(chain_labels, place, step, volume):
     """Labels int32 [B] at places int32 [B] of a chain's row, and at the other ends of their edges; 255 beyond the row."""
     other = place + step
-    first = tl.load(own + place, mask=place < volume, other=255).to(tl.int32)
-    second = tl.load(own + other, mask=(other >= 0) & (other < volume), other=255).to(tl.int32)
+    first = tl.load(chain_labels + place, mask=place < volume, other=255).to(tl.int32)
+    second = tl.load(chain_labels + other, mask=(other >= 0) & (other < volume), other=255).to(tl.int32)
     return first, second
 
 
@@ -59,7 +59,7 @@ def pair_products(
     chain = (tl.program_id(0) // parts // CHUNKS // classes).to(tl.int64)
     step = tl.load(displacements + k)
     table = tl.load(tables + k)
-    own = labels + chain * volume
+    chain_labels = labels + chain * volume
     label = tl.arange(0, TILE)
     row = label
     if KINDS:
@@ -69,7 +69,7 @@ def pair_products(
     total = tl.zeros((TILE, TILE), tl.float32)
     for begin in range(part * stretch, tl.minimum(part * stretch + stretch, volume), BLOCK):
         place = begin + tl.arange(0, BLOCK)
-        first, second = pair_of_labels(own, place, step, volume)
+        first, second = pair_of_labels(chain_labels, place, step, volume)
         if KINDS:
             asked = tl.where(plane >= 0, first, LABELS) < LABELS
             kind = tl.load(plane_at + tl.load(places + place, mask=asked, other=0), mask=asked, other=0).to(tl.int32)
@@ -103,13 +103,13 @@ def gated_products(
     chain = (tl.program_id(0) // parts // GATES // weighed).to(tl.int64)
     step = tl.load(displacements + tl.load(gating + classes + j))
     plane = tl.load(gating + classes + weighed + j)
-    own = labels + chain * volume
+    chain_labels = labels + chain * volume
     steps = gates + ((chain // replicas * GATES + gate) * planes + plane) * area
     label = tl.arange(0, TILE)
     total = tl.zeros((TILE, TILE), tl.float32)
     for begin in range(part * stretch, tl.minimum(part * stretch + stretch, volume), BLOCK):
         place = begin + tl.arange(0, BLOCK)
-        first, second = pair_of_labels(own, place, step, volume)
+        first, second = pair_of_labels(chain_labels, place, step, volume)
         asked = first < LABELS
         weight = tl.load(steps + tl.load(places + place, mask=asked, other=0), mask=asked, other=0).to(tl.int32).to(tl.float16)
         left = tl.where(label[:, None] == first[None, :], weight[None, :], 0.0).to(tl.float16)

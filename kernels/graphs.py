@@ -14,7 +14,6 @@ lattices (`tritoncrf.kernels.sweeps`). Nodes of a colour share no factor, so the
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -27,7 +26,7 @@ from tritoncrf.kernels.draw import draw, far, uniform, weigh
 from tritoncrf.kernels.edges import weigh_row
 from tritoncrf.kernels.rows import lanes, load_row, padded, separate, width
 from tritoncrf.kernels.shapes import Launch
-from tritoncrf.kernels.teams import APART, meet
+from tritoncrf.kernels.teams import APART, meet, with_room
 
 SCALARS = [
     "scale", "key0", "key1", "purpose", "sweeps", "groups", "together", "team", "replicas", "volume", "slots", "colors", "ends",
@@ -181,22 +180,19 @@ def sweep(
     slots, colors = unary.shape[1], nodes.starts.shape[1] - 1
     together = shape.together(replicas, slots // max(colors, 1))
     groups = -(-replicas // together)
-    arrivals = None
-    if shape.team > 1:
-        arrivals = torch.zeros(graphs * groups * APART.value, dtype=torch.int32, device=labels.device)
-    try:
+
+    def run(shape: Launch) -> None:
+        arrivals = None
+        if shape.team > 1:
+            arrivals = torch.zeros(graphs * groups * APART.value, dtype=torch.int32, device=labels.device)
         launch(
             sweep_graphs, graphs * groups * shape.team, labels, unary, rows, *net, *nodes, index, count, flips, bad, arrivals,
             scale, *key, purpose, sweeps, groups, together, shape.team, replicas, volume, slots, colors, len(net.base),
             LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), LANES=shape.lanes, MEMBERS=len(net.others),
             GATED=net.gates is not None, SINGLE=replicas == 1, TEAMED=shape.team > 1, FAR=far(scale), **shape.options(),
         )  # fmt: skip
-    except RuntimeError as error:
-        # A device that others share, or that holds fewer programs than we thought: no label depends on the shape.
-        if shape.team == 1 or "cooperative" not in str(error):
-            raise
-        alone = replace(shape, team=1)
-        sweep(labels, unary, rows, net, nodes, index, count, flips, bad, sweeps, scale, key, purpose, num_labels, alone)
+
+    with_room(run, shape)
 
 
 @triton.jit(do_not_specialize=["blocks", "replicas", "volume", "slots", "ends"])

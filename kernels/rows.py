@@ -48,7 +48,7 @@ def pitch(labels: int) -> int:
 
 @triton.jit
 def lanes(item, length, available, replicas, SINGLE: tl.constexpr):
-    """The site and replica of each item: rank int32 [B] in the phase, replica int32 [B], and which items are free sites.
+    """The site and replica of each item: rank int32 [B] in the colour, replica int32 [B], and which items are free sites.
 
     Items, int32 [B], are numbered replica by replica, ``length`` to each; the first ``available`` of them are free sites.
     """

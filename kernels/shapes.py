@@ -34,7 +34,7 @@ class Launch:
     """Programs that go through a group of chains together."""
 
     def together(self, replicas: int, length: int) -> int:
-        """Replicas of an image in one team: as many as fill its lanes with phases of ``length`` sites."""
+        """Replicas of an image in one team: as many as fill its lanes with colours of ``length`` sites."""
         return max(1, min(replicas, self.lanes // max(length, 1)))
 
     def asked(self, classes: int, split: int, kinded: bool) -> int:
@@ -68,7 +68,7 @@ def plain(labels: int, wide: bool = False) -> tuple[int, int]:
 def choose(
     labels: int, lazy: bool, images: int, replicas: int, length: int, processors: int = 1, wide: bool = False
 ) -> Launch:
-    """The shape for ``images`` images of ``replicas`` chains whose phases have ``length`` sites, on so many multiprocessors."""
+    """The shape for ``images`` images of ``replicas`` chains whose colours have ``length`` sites, on some multiprocessors."""
     large, small = TABLE[next(most for most, _ in TABLE if labels <= most), lazy]
     if wide:
         large, small = (replace(one, warps=max(1, one.warps // 2)) for one in (large, small))

@@ -1,12 +1,12 @@
-"""How do chains move? All sweeps of a batch in one launch: list a phase's doubtful sites, redraw, tell neighbours.
+"""How do chains move? All sweeps of a batch in one launch: list a colour's doubtful sites, redraw, tell neighbours.
 
-A team of programs, most often of one, holds a group of an image's chains and goes through all phases of all sweeps. In a phase
-each program takes its stretch of the free sites. LAZY passes over those whose odds against staying are known to be small
+A team of programs, most often of one, holds a group of an image's chains and goes through all colours of all sweeps. Of a
+colour each program takes its stretch of the free sites. LAZY passes over those whose odds against staying are known to be small
 (`tritoncrf.kernels.odds`), without reading anything else of them; otherwise every site is redrawn. A redraw gathers the
-site's energies (`tritoncrf.kernels.rows`), draws by rule 3, writes the label, and leaves the new odds. Sites of a phase are no
+site's energies (`tritoncrf.kernels.rows`), draws by rule 3, writes the label, and leaves the new odds. Sites of a colour are no
 neighbours, so their order changes no bit.
 
-Between phases a team meets (`tritoncrf.kernels.teams`). Labels and odds are those of a team alone, lists those of a program;
+Between colours a team meets (`tritoncrf.kernels.teams`). Labels and odds are those of a team alone, lists those of a program;
 flips are added up atomically.
 """
 
@@ -16,7 +16,6 @@ flips are added up atomically.
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -31,7 +30,7 @@ from tritoncrf.kernels.odds import doubtful, push
 from tritoncrf.kernels.rows import lanes, load_row, padded, separate, width
 from tritoncrf.kernels.shapes import Launch
 from tritoncrf.kernels.tables import Rows
-from tritoncrf.kernels.teams import APART, meet
+from tritoncrf.kernels.teams import APART, meet, with_room
 
 SCALARS = [
     "scale", "mark", "key0", "key1", "purpose", "sweeps", "groups", "together", "team", "room", "apart", "replicas", "volume",
@@ -47,9 +46,11 @@ def redraw(
     LABELS: tl.constexpr, PAD: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
     SINGLE: tl.constexpr, LAZY: tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
-    """Redraws items ``start`` to ``end`` of a phase, or of the waiting ones, at most LANES / SPLIT of them.
+    """Redraws items ``start`` to ``end`` of a colour, or of the waiting ones, at most LANES / SPLIT of them.
 
-    Returns how many flips are now listed in ``changes`` (LAZY), and how many there were in all (SINGLE).
+    labels, unary, flips, odds: as in `sweep_chains`; tables, edges, lists: tuples of its pointers; LAZY: waiting: the program's
+    list of items and the bits of their uniform numbers, changes: its list of flips, each int32 [room, 2]. Returns how many
+    flips are now listed in ``changes`` (LAZY), and how many there were in all (SINGLE).
     """
     slot, position, site = lists
     column = (image * apart).to(tl.int64) * slots + first
@@ -62,32 +63,32 @@ def redraw(
     valid = valid & free
     replica = replica + origin
     chain = image.to(tl.int64) * replicas + replica
-    # A lane without a site reads around the phase's first one, which nobody writes to now, or else in the middle of the row.
+    # A lane without a site reads around the colour's first one, which nobody writes to now, or else in the middle of the row.
     nobody = tl.where(available > 0, tl.load(position + column), volume // 2)
     where = tl.load(position + column + rank, mask=valid, other=nobody)
-    here = labels + chain * volume + where
+    label_at = labels + chain * volume + where
     if SPLIT == 1:
         pieces = neighbours(
-            here, image.to(tl.int64), tl.where(valid, first + rank, 0), tables, edges, classes, weighed, slots, 0, False,
+            label_at, image.to(tl.int64), tl.where(valid, first + rank, 0), tables, edges, classes, weighed, slots, 0, False,
             LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
         )  # fmt: skip
     else:
         # SPLIT lanes to a site, which all look it up.
         lane = tl.arange(0, LANES)
         shared = start + lane // SPLIT
-        also = shared < end
+        shared_valid = shared < end
         if LAZY:
-            shared = tl.load(waiting + 2 * shared, mask=also, other=0)
-        row, turn, exists = lanes(shared, length, available, here_replicas, SINGLE)
-        also = also & exists
-        there = labels + (image.to(tl.int64) * replicas + (turn + origin)) * volume
-        there = there + tl.load(position + column + row, mask=also, other=nobody)
+            shared = tl.load(waiting + 2 * shared, mask=shared_valid, other=0)
+        shared_rank, shared_replica, exists = lanes(shared, length, available, here_replicas, SINGLE)
+        shared_valid = shared_valid & exists
+        shared_at = labels + (image.to(tl.int64) * replicas + (shared_replica + origin)) * volume
+        shared_at = shared_at + tl.load(position + column + shared_rank, mask=shared_valid, other=nobody)
         pieces = neighbours(
-            there, image.to(tl.int64), tl.where(also, first + row, 0), tables, edges, classes, weighed, slots, lane % SPLIT,
-            False, LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
+            shared_at, image.to(tl.int64), tl.where(shared_valid, first + shared_rank, 0), tables, edges, classes, weighed,
+            slots, lane % SPLIT, False, LABELS, PAD, WIDTH, SPLIT, AHEAD, KINDS, GATES,
         )  # fmt: skip
-    own = (image.to(tl.int64) * slots + tl.load(slot + column + rank, mask=valid, other=0)) * PAD
-    alone = load_row(unary + own, valid, PAD, WIDTH)
+    unary_row = image.to(tl.int64) * slots + tl.load(slot + column + rank, mask=valid, other=0)
+    alone = load_row(unary + unary_row * PAD, valid, PAD, WIDTH)
     total = ()
     for q in tl.static_range(PAD // WIDTH):
         total = total + (alone[q] + pieces[q],)  # noqa: RUF005
@@ -95,10 +96,10 @@ def redraw(
         u = tl.load(waiting + 2 * chosen + 1, mask=valid, other=0).to(tl.float32, bitcast=True)
     else:
         u = uniform(tl.load(site + column + rank, mask=valid, other=0), sweep, index, replica, purpose, key0, key1)
-    current = tl.load(here, mask=valid, other=0).to(tl.int32)
+    current = tl.load(label_at, mask=valid, other=0).to(tl.int32)
     drawn, bound = draw(separate(total, PAD, WIDTH), current, u, scale, LABELS, FAR)
     flipped = valid & (drawn != current)
-    tl.store(here, drawn.to(tl.uint8), mask=flipped)
+    tl.store(label_at, drawn.to(tl.uint8), mask=flipped)
     many = tl.sum(flipped.to(tl.int32), 0)
     if SINGLE:
         moved += many
@@ -107,9 +108,9 @@ def redraw(
     if LAZY:
         tl.store(odds + chain * slots + first + rank, bound, mask=valid)
         # Position, and replica | old | new, so that a lane can then hold a flip's neighbour.
-        place = changes + 2 * (changed + tl.cumsum(flipped.to(tl.int32), 0) - 1)
-        tl.store(place, where, mask=flipped)
-        tl.store(place + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
+        change_at = changes + 2 * (changed + tl.cumsum(flipped.to(tl.int32), 0) - 1)
+        tl.store(change_at, where, mask=flipped)
+        tl.store(change_at + 1, (replica << 16) | (current << 8) | drawn, mask=flipped)
         changed += many
     return changed, moved
 
@@ -139,7 +140,7 @@ def scan(
 
 @triton.jit(do_not_specialize=SCALARS)
 def sweep_chains(
-    labels, unary, rows, words, spreads, steepest, steps, phases, slot, position, site, counts, lookup, index, count,
+    labels, unary, rows, words, spreads, steepest, steps, color_bounds, slot, position, site, counts, lookup, index, count,
     flips, bad, odds, tags, scratch, arrivals, kinds, gates, gated, gating, steep,
     scale, mark, key0, key1, purpose, sweeps, groups, together, team, room, apart, replicas, volume, slots, colors, classes,
     weighed,
@@ -147,14 +148,14 @@ def sweep_chains(
     WIDE: tl.constexpr, AHEAD: tl.constexpr, SPREAD: tl.constexpr, SINGLE: tl.constexpr, LAZY: tl.constexpr,
     TEAMED: tl.constexpr, FAR: tl.constexpr, KINDS: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
-    """All phases of ``sweeps`` sweeps; program ``(image * groups + group) * team + member`` holds ``together`` replicas.
+    """All colours of ``sweeps`` sweeps; program ``(image * groups + group) * team + member`` holds ``together`` replicas.
 
     labels: uint8 [N, R, volume], changed in place, void (L) where no site is; unary: float32 [N, slots, PAD] by slot;
-    rows, words, spreads, steepest: as in `Rows`; steps: int32 [classes], displacements; phases: int32 [colors + 1], the first
-    column of each; slot, position, site, counts, lookup: as in `Listing`; index, count: int64 [N]; flips: int64 [N, R], added
-    to; bad: bool [1], where it is true nothing happens, or None; kinds, gates, gated, gating, steep: as in `Edges`. LAZY: odds:
-    int32 [N, R, slots], tags: int32 [N, R], as in `tritoncrf.kernels.odds`, and mark: the bits of scale; scratch: int32
-    [programs, 2, room, 2]. TEAMED: arrivals: int32 [teams * 32], 0. All contiguous.
+    rows, words, spreads, steepest: as in `Rows`; steps: int32 [classes], displacements; color_bounds: int32 [colors + 1], the
+    first column of each colour; slot, position, site, counts, lookup: as in `Listing`; index, count: int64 [N]; flips: int64
+    [N, R], added to; bad: bool [1], where it is true nothing happens, or None; kinds, gates, gated, gating, steep: as in
+    `Edges`. LAZY: odds: int32 [N, R, slots], tags: int32 [N, R], as in `tritoncrf.kernels.odds`, and mark: the bits of scale;
+    scratch: int32 [programs, 2, room, 2]. TEAMED: arrivals: int32 [teams * 32], 0. All contiguous.
 
     SCAN items at once are looked at, LANES redrawn, or LANES / SPLIT by SPLIT lanes each where few are left.
     """
@@ -165,8 +166,8 @@ def sweep_chains(
     here_replicas = tl.minimum(together, replicas - origin)
     listed = image * apart
     free = 0
-    for phase in range(colors):
-        free += tl.load(counts + listed * colors + phase)
+    for color in range(colors):
+        free += tl.load(counts + listed * colors + color)
     go = free * sweeps > 0
     if bad is not None:
         go = go & (tl.load(bad) == 0)
@@ -189,10 +190,10 @@ def sweep_chains(
             tag = tl.load(tags + chains + chosen, mask=inside, other=0)
             known = tl.sum((inside & (tag != mark)).to(tl.int32), 0) == 0
         for done in range(sweeps):
-            for phase in range(colors):
-                first = tl.load(phases + phase)
-                length = tl.load(phases + phase + 1) - first
-                available = tl.load(counts + listed * colors + phase)
+            for color in range(colors):
+                first = tl.load(color_bounds + color)
+                length = tl.load(color_bounds + color + 1) - first
+                available = tl.load(counts + listed * colors + color)
                 items = available if SINGLE else length * here_replicas
                 stretch = (items + team - 1) // team
                 begin = tl.minimum(member * stretch, items)
@@ -240,7 +241,7 @@ def sweep_chains(
                         odds, spreads, steep, steps, (kinds, gates, gating), lookup, changes, changed, image, apart,
                         replicas, volume, slots, classes, weighed, scale, LABELS, LANES, SPREAD, KINDS, GATES,
                     )  # fmt: skip
-                # The next phase reads what was drawn and pushed, and its lists take these ones' place.
+                # The next colour reads what was drawn and pushed, and its lists take these ones' place.
                 meet(gate, target, TEAMED)
                 target += team
             if LAZY:
@@ -254,47 +255,41 @@ def sweep_chains(
 
 
 def sweep(
-    labels: Tensor, unary: Tensor, tables: Rows, steps: Tensor, phases: Tensor, listing: Listing, index: Tensor,
+    labels: Tensor, unary: Tensor, tables: Rows, steps: Tensor, color_bounds: Tensor, listing: Listing, index: Tensor,
     count: Tensor, flips: Tensor, bad: Tensor | None, field: Tensor | None, bounds: list[int], sweeps: int, scale: float,
     key: tuple[int, int], purpose: int, num_labels: int, shape: Launch, edges: Edges = NONE,
 ) -> None:  # fmt: skip
     """Runs ``sweeps`` sweeps in place, lazily where a field is given.
 
-    bounds: the numbers in ``phases``; key: the words as signed 32-bit integers; field: odds and tags, one behind the other.
+    bounds: the numbers of ``color_bounds``; key: the words as signed 32-bit integers; field: odds and tags, one behind the
+    other.
     """
     images, replicas, volume = labels.shape
     slots, colors, classes = len(unary[0]), len(bounds) - 1, len(steps)
     device, longest = labels.device, max((last - first for first, last in pairwise(bounds)), default=0)
     together = shape.together(replicas, slots // max(colors, 1))
     groups = -(-replicas // together)
-    programs = images * groups * shape.team
-    odds = tags = scratch = arrivals = None
+    odds = tags = None
     kinded = edges.kinds is not None
-    room = -(-longest * together // shape.team)
     if field is not None:
         odds, tags = field[: images * replicas * slots], field[images * replicas * slots :]
-        scratch = torch.empty((programs, 2, max(room, 1), 2), dtype=torch.int32, device=device)
     (mark,) = struct.unpack("<i", struct.pack("<f", scale))
-    if shape.team > 1:
-        arrivals = torch.zeros(images * groups * APART.value, dtype=torch.int32, device=device)
-    arguments = (
-        labels, unary, tables.rows, tables.words, tables.spreads, tables.steepest, steps, phases, *listing, index, count, flips,
-        bad, odds, tags, scratch, arrivals, *edges, scale, mark, *key, purpose, sweeps, groups, together, shape.team, room,
-        int(len(listing.slot) > 1), replicas, volume, slots, colors, classes, edges.weighed,
-    )  # fmt: skip
-    try:
+
+    def run(shape: Launch) -> None:
+        programs, room, scratch, arrivals = images * groups * shape.team, -(-longest * together // shape.team), None, None
+        if field is not None:
+            scratch = torch.empty((programs, 2, max(room, 1), 2), dtype=torch.int32, device=device)
+        if shape.team > 1:
+            arrivals = torch.zeros(images * groups * APART.value, dtype=torch.int32, device=device)
         launch(
-            sweep_chains, programs, *arguments, LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels),
-            LANES=shape.lanes, SPLIT=shape.split, SCAN=shape.scan, WIDE=shape.asked(classes, 1, kinded),
+            sweep_chains, programs, labels, unary, tables.rows, tables.words, tables.spreads, tables.steepest, steps,
+            color_bounds, *listing, index, count, flips, bad, odds, tags, scratch, arrivals, *edges, scale, mark, *key, purpose,
+            sweeps, groups, together, shape.team, room, int(len(listing.slot) > 1), replicas, volume, slots, colors, classes,
+            edges.weighed, LABELS=num_labels, PAD=padded(num_labels), WIDTH=width(num_labels), LANES=shape.lanes,
+            SPLIT=shape.split, SCAN=shape.scan, WIDE=shape.asked(classes, 1, kinded),
             AHEAD=shape.asked(classes, shape.split, kinded), SPREAD=triton.next_power_of_2(max(2 * classes, 1)),
             SINGLE=replicas == 1, LAZY=field is not None, TEAMED=shape.team > 1, FAR=far(scale), **edges.flags(tables.rows),
             **shape.options(),
         )  # fmt: skip
-    except RuntimeError as error:
-        # A device that others share, or that holds fewer programs than we thought: no label depends on the shape.
-        if shape.team == 1 or "cooperative" not in str(error):
-            raise
-        sweep(
-            labels, unary, tables, steps, phases, listing, index, count, flips, bad, field, bounds, sweeps, scale, key, purpose,
-            num_labels, replace(shape, team=1), edges,
-        )  # fmt: skip
+
+    with_room(run, shape)

@@ -206,7 +206,7 @@ def test_numba_benchmarks_are_grouped_and_carry_flip_rates(tmp_path: Path) -> No
     pytest.importorskip("numba")
     out = tmp_path / "found.json"
     chosen = "test_sweeps and busy and incremental"
-    command = ["-m", "pytest", "bench/bench_numba.py", "-q", "-k", chosen, f"--benchmark-json={out}"]
+    command = ["-m", "pytest", "bench/bench_sampler.py", "-q", "-k", chosen, f"--benchmark-json={out}"]
     # Benchmarks are switched off in a worker of pytest-xdist, which a child must not be taken for.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_XDIST", "OMP_"))}
     subprocess.run([sys.executable, *command], cwd=ROOT, env=own, capture_output=True, text=True, check=True)

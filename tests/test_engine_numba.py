@@ -230,7 +230,7 @@ def test_bounds_are_above_the_odds_and_most_sites_are_passed_over() -> None:
     sampler = Sampler(problem.crf, "numba", 5, update="incremental")
     chains = sampler.run(sampler.init(problem.logits), 15)
     assert chains.field is not None
-    work, labels = engine._check_work(chains.work), chains.plan.labels
+    work, labels = engine._check_work(chains.work), chains.plan.num_labels
     bounds = chains.field.numpy()[: len(work.sites.position)].astype(np.float64)
     tables = contract.round_pairwise(problem.crf.pairwise).double().numpy()
     row, where = chains.rows[0, 0].numpy(), work.sites.position.astype(np.int64)

@@ -201,11 +201,11 @@ def transposed_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def synchronous_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    relaid(monkeypatch, lambda layout: replace(layout, phases=(0, layout.phases[-1])))
+    relaid(monkeypatch, lambda layout: replace(layout, color_bounds=(0, layout.color_bounds[-1])))
 
 
 def merged_colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    relaid(monkeypatch, lambda layout: replace(layout, phases=(layout.phases[0], *layout.phases[2:])))
+    relaid(monkeypatch, lambda layout: replace(layout, color_bounds=(layout.color_bounds[0], *layout.color_bounds[2:])))
 
 
 def wrapped_border(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,11 +238,11 @@ def reused_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reversed_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     def change(layout: Layout) -> Layout:
-        parts = [torch.arange(a, b) for a, b in itertools.pairwise(layout.phases)][::-1]
+        parts = [torch.arange(a, b) for a, b in itertools.pairwise(layout.color_bounds)][::-1]
         order = torch.cat(parts)
         phases = (0, *itertools.accumulate(map(len, parts)))
         positions, coordinates = layout.positions[order], layout.coordinates[order]
-        return replace(layout, phases=phases, positions=positions, coordinates=coordinates)
+        return replace(layout, color_bounds=phases, positions=positions, coordinates=coordinates)
 
     relaid(monkeypatch, change)
 

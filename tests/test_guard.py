@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tritoncrf import guard
-from tritoncrf.guard import Guard, Letter
+from tritoncrf.guard import FlagBuffer, Guard
 
 GOOD, BAD = torch.tensor([True, True]), torch.tensor([True, False])
 
@@ -30,21 +30,21 @@ class Card:
 def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     card = Card()
 
-    class Late(guard.Verdict):
-        def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[Letter]) -> None:
+    class Late(guard.Deferred):
+        def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[FlagBuffer]) -> None:
             super().__init__(sentences, good, spare)
             card.sent.append(sentences)
             self.number = len(card.sent)
 
         @property
-        def arrived(self) -> bool:
+        def copied(self) -> bool:
             return card.done >= self.number
 
         def failed(self) -> list[str]:
             card.done = max(card.done, self.number)
             return super().failed()
 
-    monkeypatch.setattr(guard, "Verdict", Late)
+    monkeypatch.setattr(guard, "Deferred", Late)
     return card
 
 
@@ -157,22 +157,22 @@ class OnCard:
         return len(self.flags)
 
 
-def test_a_letter_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Letter] = []
+def test_a_buffer_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[FlagBuffer] = []
 
-    class Plain(Letter):
+    class Plain(FlagBuffer):
         def __init__(self, flags: int) -> None:
             self.flags, self.event = torch.zeros(max(self.ROOM, flags), dtype=torch.bool), Event()  # type: ignore[assignment]
             made.append(self)
 
-    monkeypatch.setattr(guard, "Letter", Plain)
+    monkeypatch.setattr(guard, "FlagBuffer", Plain)
     monkeypatch.setattr(Tensor, "copy_", lambda self, other, **given: torch.add(self, other.flags, out=self.zero_()))
-    spare: list[Letter] = []
+    spare: list[FlagBuffer] = []
     for flags, found in ((~GOOD, ["a", "b"]), (BAD, ["b"])):
-        assert guard.Verdict(("a", "b"), OnCard(flags), spare).failed() == found  # type: ignore[arg-type]
+        assert guard.Deferred(("a", "b"), OnCard(flags), spare).failed() == found  # type: ignore[arg-type]
     assert spare == made
     assert len(made) == 1
-    first, second = (guard.Verdict(("a", "b"), OnCard(flags), spare) for flags in (BAD, ~GOOD))  # type: ignore[arg-type]
+    first, second = (guard.Deferred(("a", "b"), OnCard(flags), spare) for flags in (BAD, ~GOOD))  # type: ignore[arg-type]
     assert (first.failed(), second.failed(), len(made)) == (["b"], ["a", "b"], 2)
 
 

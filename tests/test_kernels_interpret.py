@@ -389,7 +389,7 @@ def read_one_form(chains: ChainState) -> Work:
     from tritoncrf.kernels import shapes
 
     work = cast(Any, chains.work)
-    labels, rows, steepest = chains.plan.labels, work.rows, int(work.rows.steepest)
+    labels, rows, steepest = chains.plan.num_labels, work.rows, int(work.rows.steepest)
     shape = shapes.choose(labels, False, 1, 1, 1)
     limits = [32768 // shape.asked(len(work.grid.steps), split, work.edges.kinds is not None) for split in (1, shape.split)]
     if steepest < min(limits):
@@ -402,7 +402,7 @@ def read_one_form(chains: ChainState) -> Work:
 def energies_by_slot(state: ChainState, field: Tensor) -> Tensor:
     """The torch engine's field, float32 [N, R, S, L] by slot, 0 where no free site is."""
     work: Any = state.work
-    found = field.new_zeros(*state.rows.shape[:2], len(state.plan.positions), state.plan.labels)
+    found = field.new_zeros(*state.rows.shape[:2], len(state.plan.positions), state.plan.num_labels)
     found[work.image, work.replica, work.slot] = field[:-1]
     return found
 
@@ -414,7 +414,7 @@ def log_odds(chains: ChainState, crf: GridCRF, scale: float) -> Tensor:
     work = engine.prepare(chains.plan, chains.logits, crf.tables)
     energies = energies_by_slot(replace(chains, work=work), engine.field(work, chains.rows)).double()
     exponents = -energies * scale * math.log(2.0)
-    own = chains.rows[:, :, chains.plan.positions].long().clamp(max=chains.plan.labels - 1)[..., None]
+    own = chains.rows[:, :, chains.plan.positions].long().clamp(max=chains.plan.num_labels - 1)[..., None]
     others = exponents.scatter(-1, own, -torch.inf).logsumexp(-1)
     return (others - exponents.gather(-1, own)[..., 0]) * (1024 / math.log(2.0))
 
@@ -553,7 +553,7 @@ def check_offsets_past_two_to_the_31(update: str) -> None:
         return torch.where(part >= 0, part + add, -1).expand(2, -1).contiguous()
 
     labels, unary = far(start, 2, 3, volume), far(work.unary, 2, slots, 4)
-    given, bounds = work.listing, [ahead + bound for bound in plan.phases]
+    given, bounds = work.listing, [ahead + bound for bound in plan.color_bounds]
     listing = Listing(
         far(listed(given.slot, ahead), 2, slots), far(listed(given.position, shift), 2, slots),
         far(listed(given.site, 0), 2, slots), given.counts.expand(2, -1).contiguous(),

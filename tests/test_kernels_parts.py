@@ -269,7 +269,7 @@ def check_lists_of_free_sites(case: Case, shared: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr(listing, "BLOCK", 16)
     _, chains = problem(case).start("torch", "gather")
     plan = chains.plan
-    phases = torch.tensor(plan.phases, dtype=torch.int32)
+    phases = torch.tensor(plan.color_bounds, dtype=torch.int32)
     lists = 1 if shared else case.images
     # As the engine passes them on: of images that are alike views of one row.
     free, sites = (part[:1].expand_as(part) if shared else part for part in (plan.free, plan.sites))
@@ -278,7 +278,7 @@ def check_lists_of_free_sites(case: Case, shared: bool, monkeypatch: pytest.Monk
     assert found.slot.shape == (lists, len(plan.positions))
     for image in range(lists):
         lookup = [-1] * plan.volume
-        for phase, (first, last) in enumerate(zip(plan.phases, plan.phases[1:], strict=False)):
+        for phase, (first, last) in enumerate(zip(plan.color_bounds, plan.color_bounds[1:], strict=False)):
             slots = [slot for slot in range(first, last) if free[image, slot]]
             assert int(found.counts[image, phase]) == len(slots)
             empty = [-1] * (last - first - len(slots))

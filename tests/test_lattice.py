@@ -234,8 +234,8 @@ def test_slots_are_the_sites_color_by_color(shape: tuple[int, ...]) -> None:
     coloring = sublattice_coloring(neighborhood)
     assert sorted(layout.coordinates.tolist()) == [list(y) for y in np.ndindex(*shape)]
     assert len(set(layout.positions.tolist())) == math.prod(shape)
-    assert len(layout.phases) == coloring.colors + 1
-    for color, (a, b) in enumerate(itertools.pairwise(layout.phases)):
+    assert len(layout.color_bounds) == coloring.colors + 1
+    for color, (a, b) in enumerate(itertools.pairwise(layout.color_bounds)):
         assert (coloring.color(layout.coordinates[a:b].numpy()) == color).all()
     farthest = max(map(abs, layout.displacements))
     assert farthest <= int(layout.positions.min())

@@ -112,7 +112,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr(engine, "missing", lambda device, labels: None)
-    monkeypatch.setattr(guard, "Verdict", Unheard)
+    monkeypatch.setattr(guard, "Deferred", Unheard)
 
 
 @NO_TRITON

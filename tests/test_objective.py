@@ -410,7 +410,7 @@ def test_a_step_neither_waits_for_its_device_nor_copies_to_it(
     method: str, latent: bool, replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton, "missing", lambda device, labels: None)
-    monkeypatch.setattr(guard, "Verdict", whole_step.Unheard)
+    monkeypatch.setattr(guard, "Deferred", whole_step.Unheard)
     assert whole_step.stalls(method, latent, replicas).found == []
 
 

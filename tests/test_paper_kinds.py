@@ -12,7 +12,7 @@ from torch import Tensor
 
 import tritoncrf as tc
 from bench.paper.methods import kinds as kinded
-from bench.paper.methods import meanfield, treefield
+from bench.paper.methods import meanfield, pseudolikelihood
 from bench.paper.methods.messages import Sites
 from bench.paper.methods.messages import messages as unkinded
 from tests.test_paper_methods import AROUND, LABELS, SHAPE, free_of, pixels, scene, state
@@ -142,7 +142,7 @@ def test_a_tree_fields_objective_is_the_models_pseudolikelihood(some: bool) -> N
     kinds, tables = kinds_and_tables(5, on)
     logits = logits.float()
     mine, theirs = (crf_with(tables.float(), on) for _ in range(2))
-    value = treefield.objective(mine, Given(kinds, on))(logits.requires_grad_(), batch)
+    value = pseudolikelihood.objective(mine, Given(kinds, on))(logits.requires_grad_(), batch)
     exists = batch.present & (batch.target != 255)
     free = free_of(batch) & exists
     own = F.one_hot(batch.labels.clamp(max=LABELS - 1), LABELS).movedim(-1, 1).bool()

@@ -69,12 +69,12 @@ class Stalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-class Unheard(guard.Verdict):
+class Unheard(guard.Deferred):
     """On its way for ever."""
 
-    arrived = False
+    copied = False
 
-    def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[guard.Letter]) -> None:
+    def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[guard.FlagBuffer]) -> None:
         self.sentences = sentences
 
 
@@ -82,7 +82,7 @@ class Unheard(guard.Verdict):
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr(engine, "missing", lambda device, labels: None)
-    monkeypatch.setattr(guard, "Verdict", Unheard)
+    monkeypatch.setattr(guard, "Deferred", Unheard)
 
 
 def stalls(method: str = "pcd", latent: bool = False, replicas: int = 1, learning: bool = True) -> Stalls:

@@ -148,7 +148,7 @@ def _turned(layout: Layout) -> Layout:
 
 
 def _merged(layout: Layout) -> Layout:
-    return replace(layout, phases=(*layout.phases[:1], *layout.phases[2:]))
+    return replace(layout, color_bounds=(*layout.color_bounds[:1], *layout.color_bounds[2:]))
 
 
 @pytest.mark.parametrize("fault", [_dropped, _turned, _merged])
@@ -190,7 +190,7 @@ def test_ising_on_a_torus(length: int) -> None:
     energies = crf.energy(logits, chains.labels)[0].detach().double()
     assert abs(float(energies.mean()) - exact) < 4.5 * float(energies.std()) / math.sqrt(4000)
     # An even ring is a checkerboard; an odd one is not.
-    assert (len(chains.plan.phases) - 1 == 2) == (length % 2 == 0)
+    assert (len(chains.plan.color_bounds) - 1 == 2) == (length % 2 == 0)
 
 
 @pytest.mark.parametrize("method", ["cd", "pcd"])

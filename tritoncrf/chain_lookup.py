@@ -73,12 +73,12 @@ def check_labels(guard: Guard, labels: Tensor, most: int) -> None:
     if most == contract.VOID:
         return
     # The byte after 255 is 0.
-    own = labels.add(1).le(most)
+    fits = labels.add(1).le(most)
 
     def got() -> str:
-        return f"label {int(labels[~own][0])} in it at {validation.first(~own)} of the batch"
+        return f"label {int(labels[~fits][0])} in it at {validation.first(~fits)} of the batch"
 
-    guard.require(own, f"chains: expected a store of chains of {most} labels", got)
+    guard.require(fits, f"chains: expected a store of chains of {most} labels", got)
 
 
 def write_chains(

@@ -32,7 +32,7 @@ class Coloring:
 
     @property
     def colors(self) -> int:
-        """Number of colours: phases of a sweep."""
+        """How many colours a sweep goes through."""
         return int(np.prod([row[axis] for axis, row in enumerate(self.basis)]))
 
     def color(self, coordinates: Integers) -> Integers:

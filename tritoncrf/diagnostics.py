@@ -63,17 +63,17 @@ def lag(
     sweeps = validation.whole("sweeps", sweeps, 1)
     if chains.device != crf.device:
         raise ValueError(f"chains: expected a ChainStore on {crf.device} (that of the CRF's tables), got {chains.device}")
-    fold, own = crf.fold(graph, sizes=sizes, kinds=kinds, gates=gates), logits
+    fold, folded = crf.fold(graph, sizes=sizes, kinds=kinds, gates=gates), logits
     given: dict[str, Tensor | None] = {"mask": mask, "clamp": clamp, "sizes": sizes}
     if fold is not None:
-        own, sizes, mask = fold.logits(logits, crf.num_labels, crf.device), fold.sizes, fold.each("mask", mask)
-    shape = tuple(validation.logits(own, crf.num_labels, crf.ndim, crf.device).shape[2:])
+        folded, sizes, mask = fold.logits(logits, crf.num_labels, crf.device), fold.sizes, fold.each("mask", mask)
+    shape = tuple(validation.logits(folded, crf.num_labels, crf.ndim, crf.device).shape[2:])
     index = validation.tensor("index", index).to(crf.device)
-    index = validation.shaped("index", index, [(len(own),)], validation.INTEGERS, crf.device).long()
+    index = validation.shaped("index", index, [(len(folded),)], validation.INTEGERS, crf.device).long()
     unknown = (index < 0) | (index >= len(chains))
     if bool(unknown.any()):
         raise ValueError(f"index: expected positions from 0 to {len(chains) - 1}, got {int(index[unknown][0])}")
-    sizes, mask = validation.extents(Guard(immediate=True), len(own), shape, sizes, mask, crf.device)
+    sizes, mask = validation.extents(Guard(immediate=True), len(folded), shape, sizes, mask, crf.device)
     extents = torch.tensor([shape] * len(index), device=crf.device) if sizes is None else sizes
     moved = extents.ne(chains.sizes[index]).any(1)
     if bool(moved.any()):
@@ -82,7 +82,7 @@ def lag(
             f"sizes: expected each image at the size its chain has, got {extents[place].tolist()} for image "
             f"{int(index[place])} of {chains.sizes[index[place]].tolist()}"
         )
-    present = validation.inside(shape, len(own), sizes, mask, crf.device)
+    present = validation.inside(shape, len(folded), sizes, mask, crf.device)
     kept = chains.fetch(chains.pixel_indices(index, shape))
     undrawn = ((kept == contract.VOID) & present[:, None]).flatten(1).any(1)
     if bool(undrawn.any()):

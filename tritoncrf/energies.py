@@ -30,8 +30,8 @@ def pair_energy(plan: Plan, rows: Tensor, counts: Tensor, tables: Tables, rounde
     here = rows[:, :, plan.positions].long()
     for k in plan.edges.gated:
         there, place = rows[:, :, plan.positions + plan.displacements[k]].long(), plan.edges.gating[k]
-        for rank, own in enumerate(entries[:, place]):
-            steps, read = plan.edges.gates[:, None, rank, place, plan.pixels], own[here, there]
+        for rank, table in enumerate(entries[:, place]):
+            steps, read = plan.edges.gates[:, None, rank, place, plan.pixels], table[here, there]
             total += contract.gate(steps, read.float()).double().sum(2) if rounded else _weighed(steps, read).sum(2)
     return total
 
@@ -92,6 +92,6 @@ class Path:
     def drops(self) -> Tensor:
         """By how much energy fell from each mark to the next, summed over replicas: int64 ``[marks, N]``, in 2^-12 nat."""
         energies = torch.stack([energy(self.engine, self.chains, rows) for rows in (*self.marks, self.chains.rows)])
-        # What no energy is, a fault that is heard of later has made.
+        # What no energy is, a fault that raises later has made.
         fixed = (energies.nan_to_num(0.0, 0.0, 0.0).sum(2) * contract.GRID).long()
         return fixed[:-1] - fixed[1:]

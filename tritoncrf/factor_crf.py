@@ -161,10 +161,10 @@ class FactorCRF(CRF):
     def foreign(self, plan: Plan, layout: Layout) -> str | None:
         of = plan.factors
         if of is None:
-            return f"those of {plan.labels} labels on a lattice"
-        if (of.labels, of.arities, of.kinds) == (self.num_labels, self.arities, self.kinds):
+            return f"those of {plan.num_labels} labels on a lattice"
+        if (of.num_labels, of.arities, of.kinds) == (self.num_labels, self.arities, self.kinds):
             return None
-        return f"those of {_form(of.labels, of.arities, of.kinds)}"
+        return f"those of {_form(of.num_labels, of.arities, of.kinds)}"
 
     @property
     def caches(self) -> tuple[int, int]:

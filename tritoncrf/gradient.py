@@ -5,7 +5,6 @@ Kirillov et al. 2016, Algorithm 1, steps 6 and 7, with the sign of a loss to be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -33,33 +32,55 @@ class Errors(NamedTuple):
     """[N, G, Cg, *shape]: ``G[y_i, y_j] - G[y'_i, y'_j]`` of the edge to j = i + d, 0 where none is; of graphs [F]."""
 
 
+class Sums(NamedTuple):
+    """`Errors` before those of tables are averaged: sums over replicas, in whole numbers that ranks can add up."""
+
+    logits: Tensor
+    """float32 [N, L, *shape], an average already."""
+    pairwise: Tensor
+    """int64 [C, L, L] or [C, R, L, L]."""
+    gated: Tensor
+    """int64 [G, Cg, L, L], in steps of a gate; empty without gates."""
+    gates: Tensor
+    """float32 [N, G, Cg, *shape], an average already; of graphs [F]; empty where no gate wants one."""
+
+    def averaged(self, free: ChainState) -> Errors:
+        """free: the free phase's chains, which say over how many replicas."""
+        pairwise, parts = self.pairwise.to(torch.float32), free.replicas * free.plan.unit
+        if parts > 1:
+            pairwise = pairwise / parts
+        gated = self.gated.to(torch.float32)
+        if gated.numel():
+            gated = gated / (free.replicas * contract.GATE_STEPS)
+        return Errors(self.logits, pairwise, gated, self.gates)
+
+
 def errors(
     sampler: Sampler[CRF], data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor] | None = None,
-    flow: bool = True, total: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    flow: bool = True,
 ) -> Errors:  # fmt: skip
-    """The errors of a pair of samples; the one place where shared tables come together.
+    """The errors of a pair of samples; arguments as of `sums`."""
+    return sums(sampler, data, free, tables, samples, flow).averaged(free)
 
-    tables: the model's own; samples: the labels of data and free, where they are at hand; flow: whether gates want theirs;
-    total: makes of the two tables' whole numbers, int64, those of all ranks.
+
+def sums(
+    sampler: Sampler[CRF], data: ChainState, free: ChainState, tables: Tables, samples: tuple[Tensor, Tensor] | None = None,
+    flow: bool = True,
+) -> Sums:  # fmt: skip
+    """What a pair of samples differs by; the one place where shared tables come together.
+
+    tables: the model's own; samples: the labels of data and free, where they are at hand; flow: whether gates want an error.
     """
     y, drawn = (data.images, free.images) if samples is None else samples
-    unary = sampler.engine.unary_errors(y, drawn, free.plan.labels)
+    unary = sampler.engine.unary_errors(y, drawn, free.plan.num_labels)
     counts = sampler.engine.pair_errors(free.plan, data.rows, free.rows)
-    weighed, gates = counts.new_empty(0), unary.new_empty(0)
+    gated, gates = counts.new_empty(0), unary.new_empty(0)
     if tables.gated is not None:
-        weighed = sampler.engine.gated_errors(free.plan, data.rows, free.rows)
+        gated = sampler.engine.gated_errors(free.plan, data.rows, free.rows)
         gates = gate_errors(data, free, tables.gated) if flow else gates
     elif flow and free.plan.factors is not None:
         gates = factor_gate_errors(data, free, tables.pairwise)
-    if total is not None:
-        counts, weighed = total(counts, weighed)
-    pairwise, parts = counts.to(torch.float32), free.replicas * free.plan.unit
-    if parts > 1:
-        pairwise = pairwise / parts
-    weighed = weighed.to(torch.float32)
-    if tables.gated is not None:
-        weighed = weighed / (free.replicas * contract.GATE_STEPS)
-    return Errors(unary, pairwise, weighed, gates)
+    return Sums(unary, counts, gated, gates)
 
 
 def gate_errors(data: ChainState, free: ChainState, gated: Tensor) -> Tensor:
@@ -131,8 +152,8 @@ class Sampled(torch.autograd.Function):
         # Of logits and gates each image has its own errors; with a value an image those of tables are apart too.
         shared = (False, True, True, False)
         flows = [
-            _flow(error, own, tables).to(kind) if needed and kind is not None else None
-            for (error, kind, needed), own, tables in zip(wanted, grads, shared, strict=True)
+            _flow(error, flow, tables).to(kind) if needed and kind is not None else None
+            for (error, kind, needed), flow, tables in zip(wanted, grads, shared, strict=True)
         ]
         return *flows, *[None] * (3 + len(found))
 

@@ -3,7 +3,7 @@
 Nodes are walked in the order of their numbers; each takes the smallest colour that no earlier node has with which it shares
 a factor. At most one colour more than the most neighbours of a node are used, and a sweep over the colours is exact Gibbs
 sampling (Gonzalez et al., AISTATS 2011). Colour numbers are part of the bit contract: a node's depend on its own graph alone,
-for no factor joins two graphs of a batch. More than 10^4 colours are refused: so many phases are no parallel sampler.
+for no factor joins two graphs of a batch. More than 10^4 colours are refused: so many steps are no parallel sampler.
 """
 
 from __future__ import annotations

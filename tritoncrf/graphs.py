@@ -153,7 +153,7 @@ class FactorGraph:
 
     @property
     def num_colors(self) -> int:
-        """Colours used: phases of a sweep."""
+        """How many colours a sweep goes through."""
         return int(self.coloring().max()) + 1
 
     @property

@@ -138,7 +138,7 @@ class GridCRF(CRF):
         return self.energy(logits, labels, sizes=sizes, mask=mask, kinds=given.kinds, gates=given.gates)
 
     def foreign(self, plan: Plan, layout: Layout) -> str | None:
-        of = layout.neighborhood, plan.labels, plan.form, layout.wrap
+        of = layout.neighborhood, plan.num_labels, plan.form, layout.wrap
         if of == (self.neighborhood, self.num_labels, self.form.asked(layout.classes), self.form.wrap):
             return None
         seen = "" if plan.edges is None else f", {plan.form[0] or 'no'} kinds, {plan.form[1] or 'no'} gates"
@@ -205,7 +205,7 @@ class GridCRF(CRF):
         tables = (self.tables.pairwise if plan.kinded else self.tables.pairwise[:, None])[list(plan.classes)]
         # A zero row after each table's labels is what a void neighbour reads.
         padded = torch.cat([F.pad(tables.transpose(2, 3), (0, 0, 0, 1)), F.pad(tables, (0, 0, 0, 1))]).flatten(0, 2)
-        first = torch.arange(len(near), dtype=kind, device=self.device) * (plan.kinds * size)
+        first = torch.arange(len(near), dtype=kind, device=self.device) * (plan.num_kinds * size)
         gated, flat, labels = list(self._gated(plan, gates)), rows.flatten(), rows.flatten().to(kind)
 
         def part(scores: Tensor, image: Tensor, slot: Tensor) -> Tensor:

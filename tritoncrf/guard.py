@@ -1,7 +1,7 @@
-"""When does the host hear of a bad value? At once on a CPU; from a GPU, which it must not wait for, at a later call.
+"""When does a bad value raise? At once on a CPU; on a GPU, which the host must not wait for, at a later call.
 
-There a failed condition sets a flag on the device, the call's results are voided, and the flags are sent at the call's end, so
-that they have arrived long before the next call asks.
+There a failed condition sets a flag on the device, the call's results are voided, and at the call's end its flags are copied to
+the host without waiting; the next call reads them, long after the copy is done.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 
-class Letter:
-    """What carries flags from the device to the host, without waiting for them; used again and again."""
+class FlagBuffer:
+    """Pinned memory of the host that flags are copied to, and an event behind the copy; used again and again."""
 
     ROOM = 64
 
@@ -23,30 +23,30 @@ class Letter:
         self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
-class Verdict:
-    """What holds, bool [K], on its way; spare: letters that are free to carry it, where this one's goes once it is read."""
+class Deferred:
+    """Conditions whose outcome, bool [K], is being copied to the host; spare: unused buffers, where this one goes once read."""
 
-    def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[Letter]) -> None:
+    def __init__(self, sentences: tuple[str, ...], good: Tensor, spare: list[FlagBuffer]) -> None:
         self.sentences = sentences
-        self._good, self._letter, self._spare = good, None, spare
+        self._good, self._buffer, self._spare = good, None, spare
         if good.is_cuda:
             fits = spare and len(spare[-1].flags) >= len(good)
-            letter = self._letter = spare.pop() if fits else Letter(len(good))
-            self._good = letter.flags[: len(good)]
+            buffer = self._buffer = spare.pop() if fits else FlagBuffer(len(good))
+            self._good = buffer.flags[: len(good)]
             self._good.copy_(good, non_blocking=True)
-            letter.event.record()
+            buffer.event.record()
 
     @property
-    def arrived(self) -> bool:
-        return self._letter is None or bool(self._letter.event.query())  # type: ignore[no-untyped-call]
+    def copied(self) -> bool:
+        return self._buffer is None or bool(self._buffer.event.query())  # type: ignore[no-untyped-call]
 
     def failed(self) -> list[str]:
         """The sentences that do not hold; waits, and may be asked once."""
-        if self._letter is not None:
-            self._letter.event.synchronize()
+        if self._buffer is not None:
+            self._buffer.event.synchronize()
         found = [sentence for sentence, good in zip(self.sentences, self._good.tolist(), strict=True) if not good]
-        if self._letter is not None:
-            self._spare.append(self._letter)
+        if self._buffer is not None:
+            self._spare.append(self._buffer)
         return found
 
 
@@ -59,7 +59,7 @@ class Guard:
     """Looks at values: at once on a CPU, through a device flag elsewhere (``immediate`` forces one or the other).
 
     Public calls run inside `call`. `require` states a condition; where it may not wait, a failed one turns `flag` true until
-    the next call. At a call's end its flags are sent to the host, which hears of them at a later call, one that raises for it;
+    the next call. At a call's end its flags are copied to the host, and a later call raises for one that is true;
     `settle` waits for that. A call that is captured as a CUDA graph leaves its flag to whoever replays it.
     """
 
@@ -67,13 +67,13 @@ class Guard:
         self._immediate = immediate
         self._depth = 0
         self._open: list[tuple[str, Tensor]] = []
-        self._pending: list[Verdict] = []
-        self._spare: list[Letter] = []
+        self._pending: list[Deferred] = []
+        self._spare: list[FlagBuffer] = []
         # Of this call, or of the last one: what holds, bool [K].
         self._stacked: Tensor | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        # What is on its way is told to this one, not to a copy of it.
+        # Pending conditions are this one's, not a copy's.
         return {"_immediate": self._immediate}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -81,12 +81,12 @@ class Guard:
 
     @contextmanager
     def call(self, device: torch.device | None = None) -> Iterator[None]:
-        """A public call: the outermost one raises for an earlier one now known to be bad, and at its end sends its flags."""
+        """A public call: the outermost one raises for an earlier one now known to be bad, and at its end copies its flags."""
         outermost, captured, earlier = self._depth == 0, device is not None and capturing(device), self._open
         if outermost and captured:
             self._open, self._stacked = [], None
         elif outermost:
-            self._send()
+            self._copy()
             self.settle(wait=False)
             self._stacked = None
         self._depth += 1
@@ -97,7 +97,7 @@ class Guard:
             if outermost and captured:
                 self._open = earlier
             elif outermost:
-                self._send()
+                self._copy()
 
     def waits(self, device: torch.device) -> bool:
         """Whether values on ``device`` are checked at once."""
@@ -127,22 +127,22 @@ class Guard:
     def settle(self, wait: bool = True) -> None:
         """Raises ValueError for an earlier deferred check that failed; with ``wait``, also for those still on the device."""
         if wait:
-            self._send()
+            self._copy()
         while self._pending:
-            if not (wait or self._pending[0].arrived):
+            if not (wait or self._pending[0].copied):
                 return
             failed = self._pending.pop(0).failed()
             if failed:
                 self._pending.clear()
                 raise ValueError(f"{failed[0]}, got otherwise in an earlier call, whose loss was NaN and which moved no chain")
 
-    def _send(self) -> None:
-        """Sends open flags on their way, so early that a later call finds them arrived."""
+    def _copy(self) -> None:
+        """Starts copying this call's flags to the host, so early that a later call finds them there."""
         if self._open:
             holds, sentences = self._stack(), tuple(sentence for sentence, _ in self._open)
             self._open = []
             if holds is not None:
-                self._pending.append(Verdict(sentences, holds, self._spare))
+                self._pending.append(Deferred(sentences, holds, self._spare))
 
     def _stack(self) -> Tensor | None:
         """What holds of all that was required, bool [K]."""

@@ -45,7 +45,7 @@ def held_out(
         counted = labelled if clamp is None else labelled & ~clamp
         plan = with_clamps(batch.plan, ~counted)
         rows = pack(plan, batch.layout, known[:, None], labelled)
-        found = torch.zeros((*plan.free.shape, plan.labels), dtype=torch.float64, device=rows.device)
+        found = torch.zeros((*plan.free.shape, plan.num_labels), dtype=torch.float64, device=rows.device)
         work = sampler.engine.prepare(plan, batch.logits, batch.tables)
         sampler.engine.conditionals(work, rows, None, contract.scale_of(1.0), found)
         own = torch.where(counted, known, 0).flatten(1)[:, plan.pixels].long()

@@ -74,7 +74,7 @@ def layout_of(graph: FactorGraph, labels: int, kinds: tuple[int, ...]) -> Layout
     steps = torch.arange(fold.width, device=graph.device)
     return Layout(
         neighborhood=None, shape=(fold.width,), padded=(fold.width,), start=0, volume=fold.width + 1, displacements=(),
-        classes=(), num_classes=0, phases=(0, fold.width), coordinates=steps[:, None], positions=steps,
+        classes=(), num_classes=0, color_bounds=(0, fold.width), coordinates=steps[:, None], positions=steps,
         factors=factors_of(graph, labels, kinds, fold), fold=fold,
     )  # fmt: skip
 

@@ -194,7 +194,7 @@ def _dense(chains: ChainState, total: Tensor) -> Tensor:
     held = plan.exists & ~plan.free
     fixed, where = held.nonzero(as_tuple=True)
     kept = chains.rows[fixed, :, plan.positions[where]].long()
-    total[fixed, where] = reduce(F.one_hot(kept, plan.labels).to(total.dtype), "site replica label -> site label", "mean")
-    dense = total.new_zeros((len(total), torch.Size(shape).numel(), plan.labels))
+    total[fixed, where] = reduce(F.one_hot(kept, plan.num_labels).to(total.dtype), "site replica label -> site label", "mean")
+    dense = total.new_zeros((len(total), torch.Size(shape).numel(), plan.num_labels))
     dense[image, plan.pixels[slot]] = total[image, slot]
-    return rearrange(dense, "image pixel label -> image label pixel").reshape(len(total), plan.labels, *shape)
+    return rearrange(dense, "image pixel label -> image label pixel").reshape(len(total), plan.num_labels, *shape)

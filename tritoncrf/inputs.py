@@ -96,12 +96,12 @@ def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp:
         labels = labels[:, None].expand(shape)
     held = present[:, None].expand(shape)
     graph = plan.factors is not None
-    validation.label_values(guard, "labels", labels, plan.labels, held, also=contract.VOID, graph=graph)
+    validation.label_values(guard, "labels", labels, plan.num_labels, held, also=contract.VOID, graph=graph)
     if clamp is not None:
         lost = held & clamp[:, None] & (labels == contract.VOID)
         guard.require(~lost, "labels: expected a label at every clamped site",
                       lambda: f"255 at {validation.first(lost, graph)}")  # fmt: skip
-    valid = held & (labels >= 0) & (labels < plan.labels)
+    valid = held & (labels >= 0) & (labels < plan.num_labels)
     return torch.where(valid, labels, contract.VOID).to(torch.uint8)
 
 
@@ -112,7 +112,7 @@ def check_target(
 
     later: whether the caller checks that the logits allow them.
     """
-    present, labels, graph = batch.present, batch.plan.labels, batch.plan.factors is not None
+    present, labels, graph = batch.present, batch.plan.num_labels, batch.plan.factors is not None
     target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device)
     # Bytes hold every label; narrower integers with a sign do not.
     target = target if target.dtype == torch.uint8 else target.long()

@@ -58,7 +58,7 @@ class Layout:
     displacements: tuple[int, ...]
     classes: tuple[int, ...]
     num_classes: int
-    phases: tuple[int, ...]
+    color_bounds: tuple[int, ...]
     coordinates: Tensor
     """int64 [S, d] of each slot."""
     positions: Tensor
@@ -99,7 +99,7 @@ class Layout:
             displacements=tuple(sum(s * t for s, t in zip(d, strides, strict=True)) for d, _ in inside),
             classes=tuple(c for _, c in inside),
             num_classes=len(neighborhood),
-            phases=tuple(bounds.tolist()),
+            color_bounds=tuple(bounds.tolist()),
             coordinates=torch.from_numpy(coordinates).to(device),
             positions=torch.from_numpy(coordinates @ np.array(strides) + start).to(device),
             wrap=wrap,
@@ -162,7 +162,7 @@ class Layout:
             if math.prod(shape) < len(self.positions):
                 exists = exists.logical_and_(frame.inside)
         plan = Plan(
-            labels=num_labels, volume=self.volume, positions=self.positions, phases=self.phases,
+            num_labels=num_labels, volume=self.volume, positions=self.positions, color_bounds=self.color_bounds,
             displacements=self.displacements, classes=self.classes, num_classes=self.num_classes, pixels=frame.pixels,
             exists=exists, free=exists, sites=sites, index=index, replicas=replicas, factors=self.factors,
         )  # fmt: skip

@@ -177,7 +177,7 @@ def cross_entropy(
     if not own or asked is not None:
         work = engine.prepare(plan, batch.logits, batch.tables, work if own else None)
     sites = _sites(plan.free & counted.flatten(1)[:, plan.pixels])
-    slots, number = len(plan.positions), plan.labels
+    slots, number = len(plan.positions), plan.num_labels
     image = sites.div(slots, rounding_mode="floor")
     pixel = plan.pixels[sites - image * slots]
     target = known.flatten(1)[image, pixel].long().clamp(max=number - 1)

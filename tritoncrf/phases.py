@@ -48,14 +48,15 @@ def sample_phases(
     place of the batch's.
     """
     favoured, contexts = objective.favoured(batch.logits, known, labelled), list[Tensor]()
-    own = batch if favoured is None else replace(batch, logits=favoured)
+    free_batch = batch if favoured is None else replace(batch, logits=favoured)
     if fast is not None:
-        own = replace(own, tables=fast, version=None)
+        free_batch = replace(free_batch, tables=fast, version=None)
 
     def phase(start: Tensor, name: str, held: Tensor | None, like: ChainState | None = None) -> tuple[ChainState, Path]:
         free = name == "free"
         # What was prepared for other logits or tables is no help.
-        found = sampler.begin(own if free else batch, start, name, held, None if free and own is not batch else like)
+        given = free_batch if free else batch
+        found = sampler.begin(given, start, name, held, like if given is batch else None)
         # As many labels change as at the last visit, most likely: the update need not be found out anew.
         found.rate = rates.setdefault(name, found.rate)
         if not counted:
@@ -84,7 +85,7 @@ def sample_phases(
         free, path = phase(first if start is None else start, "free", clamp)
         data = replace(free, rows=pack(free.plan, free.layout, known))
         return Sample(data, known), _sample_of(batch, free, clamp, path, contexts)
-    # A clamped pixel without a label is a fault that may be heard of later: it is no pixel's label in both phases.
+    # A clamped pixel without a label is a fault that may raise later: it is no pixel's label in both phases.
     held = labelled if clamp is None else labelled | clamp
     completed = _sample_of(batch, phase(first, "data", held)[0], clamp)
     free, path = phase(completed.labels if start is None else start, "free", clamp, completed.chains)

@@ -13,22 +13,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tritoncrf.engines import Plan, Tables
-from tritoncrf.gradient import Errors, errors, unary_gap
+from tritoncrf.gradient import Errors, Sums, errors, sums, unary_gap
 from tritoncrf.inputs import ALLOWED, Batch
 from tritoncrf.model_protocol import CRF
-from tritoncrf.objective import PLAIN, Objective
+from tritoncrf.objective import PLAIN, Objective, Soft
 from tritoncrf.objective import cross_entropy as cross_entropy
 from tritoncrf.phases import Sample
 from tritoncrf.ranks import Ranks
 from tritoncrf.sampler import Sampler
 from tritoncrf.statistics import Tally, agreeing
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+class Outputs(NamedTuple):
+    """What a visit tells autograd."""
+
+    value: Tensor
+    """float32 [], or [N] where each image has one."""
+    logits: Tensor
+    """This and the next three: the fields of `Errors`, with one error of the tables an image where each has a value."""
+    pairwise: Tensor
+    gated: Tensor
+    gates: Tensor
+    factor: Tensor
+    """float32 []: by which all errors count, a mean's share."""
+    bad: Tensor
+    """bool []: whether the call was bad on any rank."""
+
 
 # Of a nat: energies of several ranks are added as whole numbers too.
 STEPS = 1 << 20
@@ -54,10 +70,10 @@ def reduced(
     terms: Terms, batch: Batch, tables: Tables, known: Tensor, counted: Tensor, data: Sample, free: Sample, ranks: Ranks,
     parcel: Callable[[], Tensor | None],
 ) -> tuple[Outputs, Tally, list[Tensor]]:  # fmt: skip
-    """Value, the fields of `Errors`, the factor by which they count and whether the call was bad on any rank; then the tally.
+    """What autograd is told, the tally, and every rank's parcel.
 
     known: uint8 ``[N, *shape]``, the known labels; counted: bool ``[N, *shape]``, which pixels count; parcel: makes the bytes
-    that travel with the sums. Beside all that, every rank's parcel.
+    that travel with the sums of several ranks.
     """
     samples = data.labels, free.labels
     logits, guard = batch.logits, terms.sampler.guard
@@ -83,47 +99,53 @@ def reduced(
             moved=terms.objective.margin > 0 or free.chains.tables is not batch.tables, flow=terms.flow, each=each,
         )  # fmt: skip
 
-    def total(counts: Tensor, weighed: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal labelled, right, updates, flips, bad, whole, parcels, soft, fallen
-        own = [*path.drops().sum(1), path.sites.sum()]
-        figures = torch.stack([labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum()), *own])
-        # Of one type whatever a rank's batch: messages of unlike lengths would end every process.
-        parts = (counts.long(), weighed.long(), figures, *(() if soft is None else soft.numbers()))
-        flat, parcels = ranks.sum_with(torch.cat([part.flatten() for part in parts]), parcel())
-        counts, weighed, figures, *others = (
-            part.view(own.shape)
-            for part, own in zip(torch.split(flat, [p.numel() for p in parts]), parts, strict=True)
-        )
-        labelled, correct, updates, flips, faults, fixed = figures[:6].unbind()
-        fallen = figures[6:]
-        right, bad, whole = (correct,), faults > 0, fixed.double() / float(STEPS)
-        soft = None if soft is None else soft.read(*others)
-        return counts, weighed
-
     if each:
-        found = _each(terms, data, free, tables)
+        error = _each(terms, data, free, tables)
     else:
-        found = errors(
-            terms.sampler, data.chains, free.chains, tables, samples, terms.flow, total if ranks.size > 1 else None
-        )
+        pair = terms.sampler, data.chains, free.chains, tables, samples, terms.flow
+        if ranks.size == 1:
+            error = errors(*pair)
+        else:
+            figures = torch.stack([
+                labelled, agreeing(*right), updates.sum(), flips.sum(), bad.long(), _fixed(gap.sum()), *path.drops().sum(1),
+                path.sites.sum(),
+            ])  # fmt: skip
+            differences, figures, soft, parcels = _of_all(ranks, sums(*pair), figures, soft, parcel())
+            error = differences.averaged(free.chains)
+            labelled, correct, updates, flips, faults, fixed = figures[:6].unbind()
+            right, bad, whole, fallen = (correct,), faults > 0, fixed.double() / float(STEPS), figures[6:]
         whole = whole if not whole.dim() else whole.sum() if len(whole) > 1 else whole.view(())
-    for error, table in zip((found.pairwise, found.gated), tables, strict=True):
+    for part, table in zip((error.pairwise, error.gated), tables, strict=True):
         if table is not None:
-            whole = whole + _inner(error, table.detach(), whole.dim())
+            whole = whole + _inner(part, table.detach(), whole.dim())
     gap, whole = whole, terms.objective.value(whole, soft)
-    found = terms.objective.errors(found, soft)
+    error = terms.objective.errors(error, soft)
     if terms.weight is not None:
-        found.logits.mul_(weight)
+        error.logits.mul_(weight)
     if ranks.size > 1:
-        found.logits.mul_(ranks.size)
-        found.gates.mul_(ranks.size)
+        error.logits.mul_(ranks.size)
+        error.gates.mul_(ranks.size)
     share = labelled.float()
     if terms.reduction != "mean":
         share = share.clamp_(max=1.0)
     # 1 over 0 labelled pixels is 0 here, over a bad call's NaN.
     share = share.masked_fill_(bad, torch.nan).reciprocal_().nan_to_num_(nan=torch.nan, posinf=0.0)
     tally = Tally(labelled, gap, right, updates, flips, free.chains.replicas, terms.sweeps, path, fallen)
-    return ((whole * share).float(), *found, share.nan_to_num(nan=0.0), bad), tally, parcels
+    return Outputs((whole * share).float(), *error, share.nan_to_num(nan=0.0), bad), tally, parcels
+
+
+def _of_all(
+    ranks: Ranks, differences: Sums, figures: Tensor, soft: Soft | None, parcel: Tensor | None
+) -> tuple[Sums, Tensor, Soft | None, list[Tensor]]:
+    """All whole numbers summed over the ranks in one message, and every rank's parcel."""
+    # Of one type whatever a rank's batch: messages of unlike lengths would end every process.
+    parts = (differences.pairwise.long(), differences.gated.long(), figures, *(() if soft is None else soft.numbers()))
+    flat, parcels = ranks.sum_with(torch.cat([part.flatten() for part in parts]), parcel)
+    pairwise, gated, figures, *others = (
+        summed.view(part.shape) for summed, part in zip(torch.split(flat, [p.numel() for p in parts]), parts, strict=True)
+    )
+    soft = None if soft is None else soft.read(*others)
+    return differences._replace(pairwise=pairwise, gated=gated), figures, soft, parcels
 
 
 def _fixed(energy: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ class Sampler(Generic[Model]):
         self._check_chains(chains)
         validation.whole("sweeps", sweeps, 0, 1 << contract.SWEEP_BITS)
         scale = contract.scale_of(validation.beta(beta))
-        # Last: it may leave a check that is heard of later, which what raises at once must not.
+        # Last: it may leave a check that raises later, which what raises at once must not.
         self.check_sweep_limit(chains, sweeps)
         return scale
 
@@ -285,7 +285,7 @@ class Sampler(Generic[Model]):
         if logits is not None:
             logits = check_logits(self.guard, self.crf, chains, logits)
         if not self.guard.waits(self.device):
-            # A fault that the host has not heard of yet must not get into what the engine prepared.
+            # A fault that the host does not know of yet must not get into what the engine prepared.
             bad = self.guard.flag(self.device)
             tables = chains.tables.where(bad, tables)
             logits = None if logits is None else torch.where(bad, chains.logits.to(logits.dtype), logits)

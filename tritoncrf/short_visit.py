@@ -17,7 +17,6 @@ from tritoncrf.chain_lookup import continued, positions
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables, triton_visit
 from tritoncrf.flip_rate import Rate
-from tritoncrf.gradient import Errors
 from tritoncrf.inputs import ALLOWED, Batch, check_batch
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
@@ -79,14 +78,13 @@ def short_visit(
         # What a kernel wrote torch has not seen.
         increment_version([part for part in (None if store is None else store.labels, done, running) if part is not None])
     empty = told.unary.new_empty(0)
-    found = Errors(told.unary, told.pairwise, empty, empty)
     right = free.labels, looked.known, looked.labelled
     assert free.path is not None
     # Figures are made when somebody asks, and the optimizer writes into the tables themselves.
     path = replace(free.path, chains=replace(free.chains, tables=Tables(pairwise.detach().clone(), None)))
     flips = free.chains.flips
     tally = Tally(told.labelled, told.whole, right, free.chains.plan.free, flips, replicas, sweeps, path)
-    return (told.value, *found, told.factor, told.bad), tally
+    return Outputs(told.value, told.unary, told.pairwise, empty, empty, told.factor, told.bad), tally
 
 
 def sentences(sampler: Sampler[CRF], store: ChainStore | None, ignore_index: int) -> tuple[str, ...]:

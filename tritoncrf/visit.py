@@ -75,7 +75,7 @@ class Visit(metaclass=Unopened):
         weight: Tensor | None, view: Tensor | None, flow: bool, each: bool, visits: Tensor, labels: Tensor | None,
         sweeps: Tensor | None, graph: FactorGraph | None = None, course: Course | None = None,
     ) -> tuple[Outputs, Tally]:  # fmt: skip
-        """Value, the fields of `Errors`, their factor and whether the call was bad; beside that the tally.
+        """What autograd is told, and the tally.
 
         pairwise, gated: the tables; weight: of labels, float ``[L]``; view: of chains, int64 ``[N, 2, d]``; flow: whether the
         gates want an error; each: a value for each image; visits, labels, sweeps: the loss's running number and the store's
@@ -108,15 +108,15 @@ class Visit(metaclass=Unopened):
         store = None if self.chains is None or labels is None or sweeps is None else self.chains.over(labels, sweeps)
         if self.follows and store is not None:
             self.sampler.seed = store.seed
-        own, self._written = self._written, None
+        written, self._written = self._written, None
         with self.sampler.guard.call(crf.device):
             # Kept from here on: had the guard raised, kept labels would be checked again.
-            self._written = own
+            self._written = written
             tables, edges = Tables(pairwise, gated), (Edges(kinds, gates) if graph is None else graph)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None, self.objective)
             given = logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks
-            (value, unary, *found), tally = self._sample(terms, *given)
-        return (value, unary if fold is None else fold.back(unary), *found), tally  # type: ignore[return-value]
+            outputs, tally = self._sample(terms, *given)
+        return outputs if fold is None else outputs._replace(logits=fold.back(outputs.logits)), tally
 
     def _sample(
         self, terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
@@ -164,7 +164,7 @@ class Visit(metaclass=Unopened):
             self._check_kept(kept.labels, [part for part in chains if part is not None], ranks)
         begun = chains
         if not batch.whole and indices is not None:
-            # In a mask's holes, and where sizes are not the chains' own, which is heard of later, labels may be kept.
+            # In a mask's holes, and where sizes are not the chains' own, which raises later, labels may be kept.
             beyond = ~present[:, None]
             begun = [None if part is None else part.masked_fill(beyond, contract.VOID) for part in chains]
         more = self.course.pace is not None, self.course.tables(sampler, tables, batch.plan)
@@ -172,7 +172,7 @@ class Visit(metaclass=Unopened):
             sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates, self.objective, False, *more
         )
         if ranks.size > 1 and meeting.changed:
-            # Heard of only now, but before anything is written.
+            # Known only now, but before anything is written.
             self._meet(ranks, *tables, terms.weight, visits)
         samples = free.labels, data.labels
 
@@ -186,10 +186,10 @@ class Visit(metaclass=Unopened):
             return kept.parcel(store, meeting)
 
         counted = labelled if clamp is None else labelled.gt(clamp)
-        found, tally, parcels = reduced(terms, batch, tables, known, counted, data, free, ranks, parcel)
-        good = ~found[6]
+        outputs, tally, parcels = reduced(terms, batch, tables, known, counted, data, free, ranks, parcel)
+        good = ~outputs.bad
         with unbroken():
-            self.course.move(found[2], tally, good)
+            self.course.move(outputs.pairwise, tally, good)
             if store is None:
                 visits.add_(good, alpha=len(meeting.index))
             elif kept is not store:
@@ -206,7 +206,7 @@ class Visit(metaclass=Unopened):
             kept_alike = store is not None and self.method == "pcd" and view is None
             if kept_alike and target.device.type == "cpu" and bool(good):
                 self._targets.observe(target, index, sizes)
-        return self._watched((found, tally))
+        return self._watched((outputs, tally))
 
     def _watched(self, found: tuple[Outputs, Tally]) -> tuple[Outputs, Tally]:
         for name, parameter in self.sampler.crf.named_parameters():
@@ -217,9 +217,9 @@ class Visit(metaclass=Unopened):
     def _check_kept(self, labels: Tensor | None, chains: list[Tensor], ranks: Ranks) -> None:
         """Looks at kept labels, on a GPU where somebody else may have written them since the last visit."""
         guard = self.sampler.guard
-        own = labels is not None and ranks.size == 1 and self._written is not None and self._written == _version(labels)
+        ours = labels is not None and ranks.size == 1 and self._written is not None and self._written == _version(labels)
         for part in chains:
-            if guard.waits(part.device) or not own:
+            if guard.waits(part.device) or not ours:
                 check_labels(guard, part, self.sampler.crf.num_labels)
 
     @property

@@ -13,7 +13,7 @@ from bench.paper import __doc__ as about
 from bench.paper.methods import METHODS
 from bench.paper.presets import PRESETS
 from bench.paper.problem import prepare
-from bench.paper.run import claim, make, rows_of, slice_of
+from bench.paper.run import add_rows, claim, make, rows_of, slice_of
 from tritoncrf import networks
 
 
@@ -79,11 +79,8 @@ def _rows(options: argparse.Namespace, split: str, seed: int) -> None:
         if name in {row["name"] for row in rows_of(file)}:
             continue
         row = make(name, problem, work / name)
-        # Read again: another process may have added rows of its own meanwhile.
-        rows = [*rows_of(file), row]
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(rows) + "\n")
-        part.replace(file)
+        # The file is read again: another process may have added rows of its own meanwhile.
+        add_rows(file, [row], indent=None)
         print(json.dumps({key: value for key, value in row.items() if not key.startswith("per_")}), flush=True)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.paper.presets import FOLDS, PRESETS
 from bench.paper.problem import repeated
+from bench.paper.run import program
 from tritoncrf.datasets import NpzDataset
 from tritoncrf.datasets.base import LabeledSamples
 from tritoncrf.metrics import Score
@@ -44,21 +45,17 @@ def agreement(dataset: LabeledSamples) -> Agreement:
     return Agreement(pairs, score.accuracy, score.mean_iou)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@program
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.paper.annotators", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of the archives")
     parser.add_argument("--preset", choices=PHOTOGRAPHS, default="faces")
     options = parser.parse_args(arguments)
     file = PRESETS[options.preset].file
-    try:
-        if file is None or not (options.data / file).is_file():
-            raise FileNotFoundError(f"data: expected a folder that holds {file}, got {options.data}")
-        found = agreement(NpzDataset(options.data / file, split=None))
-    except (ValueError, OSError) as error:
-        print(f"bench.paper.annotators: {error}", file=sys.stderr)
-        return 2
+    if file is None or not (options.data / file).is_file():
+        raise FileNotFoundError(f"data: expected a folder that holds {file}, got {options.data}")
+    found = agreement(NpzDataset(options.data / file, split=None))
     print(json.dumps({"pairs": found.pairs, "accuracy": round(found.accuracy, 5), "mean_iou": round(found.mean_iou, 5)}))
-    return 0
 
 
 if __name__ == "__main__":

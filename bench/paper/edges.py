@@ -16,8 +16,10 @@ from torch import Tensor
 
 import tritoncrf as tc
 from bench.paper.presets import DENSE, Preset
+from tritoncrf.batches import Batch
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.edges import Recipe, parse
+from tritoncrf.evaluation import edges_of
 from tritoncrf.lattice import Neighborhood
 
 
@@ -75,3 +77,14 @@ def crf_of(labels: int, neighborhood: Neighborhood, edge_maker: Form | None) -> 
     return tc.GridCRF(
         labels, neighborhood, kinds=kinds, kinds_on=part if kinds else None, gates=gates, gates_on=part if gates else None
     )
+
+
+def loss_of(
+    loss: tc.CRFLoss, logits: Tensor, batch: Batch, edge_maker: Maker | None = None, gates: Tensor | None = None
+) -> Tensor:
+    """What a visit of a batch loses, with what ``edge_maker`` tells of its edges, or the network's own gates."""
+    kinds, gates = edges_of(edge_maker, batch.image, gates)
+    value: Tensor = loss(
+        logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp, kinds=kinds, gates=gates
+    )
+    return value

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 import tritoncrf as tc
 from bench.paper import report
 from bench.paper.edges import Maker
-from bench.paper.figures import Work, open_work
+from bench.paper.figures import Work, opened
 from bench.paper.inference import Model
 from bench.paper.methods import edges_of, meanfield
 from bench.paper.methods.descent import by_sampling
 from bench.paper.problem import Predictor
-from bench.paper.run import finished
+from bench.paper.run import add_rows, finished, program
 from tritoncrf import checkpoint
-from tritoncrf.batches import Batch
-from tritoncrf.metrics import Score
 
 EXCHANGE = "exchange.json"
 ITERATIONS = 5
@@ -57,17 +53,13 @@ def answers(work: Work, row: str) -> dict[str, Predictor]:
     }
 
 
-@torch.no_grad()
 def judge(work: Work, predict: Predictor) -> tuple[float, float]:
     """Accuracy, and the mean cross-entropy of the marginals over the pixels that count."""
-    test = work.problem.test
-    score, total, count = Score.empty(test.num_labels, test.background), 0.0, 0
-    for item in work.problem.tests():
-        batch = Batch.of(item, work.problem.device)
-        target = batch.target.masked_fill(~batch.present, 255)
-        _, found = predict(batch)
+    score, total, count = work.problem.unscored, 0.0, 0
+    ignored = -1 if score.background is None else score.background
+    for target, _, found in work.problem.answers(predict):
         score = score.plus(target, found.argmax(1))
-        counted = (target != 255) & (target != (-1 if test.background is None else test.background))
+        counted = (target != 255) & (target != ignored)
         own = _own(found, target)[counted]
         total, count = total - float(own.clamp(min=LEAST).double().log().sum()), count + int(counted.sum())
     return score.accuracy, total / max(count, 1)
@@ -77,38 +69,23 @@ def _own(found: Tensor, target: Tensor) -> Tensor:
     return found.gather(1, target.long().clamp(max=found.shape[1] - 1)[:, None])[:, 0]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = finished("exchange", __doc__ or "")
-    parser.add_argument("--rows", nargs="+", default=["joint_kinds", "meanfield5_kinds"])
-    parser.add_argument("--out", type=Path, default=report.RESULTS)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    found = []
-    try:
-        work = open_work(options.work, options.data, options.split, options.seed)
-        given = {row: answers(work, row) for row in options.rows}
-    except (ValueError, OSError) as error:
-        print(f"bench.paper.exchange: {error}", file=sys.stderr)
-        return 2
+@program
+def main(arguments: list[str] | None = None) -> None:
+    rows = ("joint_kinds", "meanfield5_kinds")
+    options = finished("exchange", __doc__ or "", rows=rows, out=report.RESULTS).parse_args(arguments)
+    work, made = opened(options), []
+    given = {row: answers(work, row) for row in options.rows}
     for row, ways in given.items():
         for update, predict in ways.items():
             accuracy, nats = judge(work, predict)
-            found.append({
+            found: dict[str, object] = {
                 "row": row, "answer": update, "preset": work.problem.preset.name, "split": work.problem.split,
                 "seed": work.problem.seed, "images": len(work.problem.test), "accuracy": round(accuracy, 5),
                 "cross_entropy": round(nats, 5),
-            })  # fmt: skip
-            print(json.dumps(found[-1]), flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / EXCHANGE
-    kept = json.loads(file.read_text()) if file.exists() else []
-    mine = {(row["row"], row["preset"], row["split"], row["seed"]) for row in found}
-    kept = [row for row in kept if (row["row"], row["preset"], row["split"], row["seed"]) not in mine]
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps([*kept, *found], indent=1) + "\n")
-    part.replace(file)
-    return 0
+            }  # fmt: skip
+            made.append(found)
+            print(json.dumps(found), flush=True)
+    add_rows(options.out / EXCHANGE, made, "row", ("row", "preset", "split", "seed"))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from bench.paper.methods import METHODS, learn
 from bench.paper.presets import PRESETS
 from bench.paper.problem import Predictor, Problem, prepare
 from bench.paper.report_claims import METHODS as TITLES
-from bench.paper.run import rows_of
+from bench.paper.run import finished, program, rows_of
 from tritoncrf import checkpoint
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import collate
@@ -68,6 +68,12 @@ class Work:
         """One test image."""
         return Batch.of(collate([self.problem.test[place]]), self.problem.device)
 
+    def learned(self, count: int) -> list[Batch]:
+        """So many training images, evenly spaced."""
+        train = self.problem.train
+        places = np.unique(np.linspace(0, len(train) - 1, count).round().astype(int)).tolist()
+        return [Batch.of(collate([train[place]]), self.problem.device) for place in places]
+
     def spread(self, count: int) -> list[int]:
         """Places of so many test images, evenly spaced: nobody chose them."""
         total = len(self.problem.test)
@@ -90,6 +96,15 @@ def open_work(work: Path, data: Path | None, split: str | None, seed: int, devic
         raise FileNotFoundError(f"work: expected a pre-trained network in {folder}, got none")
     rows = [str(row["name"]) for row in rows_of(work / f"{name}_{split}_{seed}.json")]
     return Work(prepare(preset, split, seed, data, folder, torch.device(device)), folder, tuple(rows))
+
+
+def opened(options: argparse.Namespace) -> Work:
+    """What the arguments of `finished` ask for."""
+    torch.set_num_threads(options.threads)
+    for name in ("images", "search"):
+        if getattr(options, name, 1) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(options, name)}")
+    return open_work(options.work, options.data, options.split, options.seed, getattr(options, "device", "cpu"))
 
 
 def figure1(work: Work, path: Path, images: int) -> str:
@@ -187,42 +202,29 @@ def _labels_of_target(batch: Batch) -> NDArray[np.uint8]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.paper.figures", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
-    parser.add_argument("--data", type=Path, help="the folder of the archives")
-    parser.add_argument("--split", help="the preset's first by default")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=4, help="rows of figure 1")
+@program
+def main(arguments: list[str] | None = None) -> None:
+    parser = finished("figures", __doc__ or "", images=4, out=report.PAGE.parent / "figures")
     parser.add_argument("--search", type=int, default=40, help="test images to look for figure 3 in")
     parser.add_argument("--results", type=Path, default=report.RESULTS)
-    parser.add_argument("--out", type=Path, default=report.PAGE.parent / "figures")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
-    try:
-        for name in ("images", "search"):
-            if getattr(options, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(options, name)}")
-        figures_canvas.figure(1, 1)
-        work = open_work(options.work, options.data, options.split, options.seed, options.device)
-        options.out.mkdir(parents=True, exist_ok=True)
-        drawings: dict[str, Callable[[Path], str]] = {
-            "figure1.png": lambda path: figure1(work, path, options.images),
-            "figure2.png": lambda path: figure2(work, path),
-            "figure3.png": lambda path: figure3(work, path, options.search),
-            "kinds.png": lambda path: kinds(work, path),
-            "learning.png": lambda path: learning(work, path),
-            "inference.png": lambda path: inference(path, options.results),
-        }
-        for name, draw in drawings.items():
-            try:
-                print(f"{options.out / name}: {draw(options.out / name)}", flush=True)
-            except NotThere as reason:
-                print(f"{name}: left out, {reason}", flush=True)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"bench.paper.figures: {error}", file=sys.stderr)
-        return 2
-    return 0
+    figures_canvas.figure(1, 1)
+    work = opened(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    drawings: dict[str, Callable[[Path], str]] = {
+        "figure1.png": lambda path: figure1(work, path, options.images),
+        "figure2.png": lambda path: figure2(work, path),
+        "figure3.png": lambda path: figure3(work, path, options.search),
+        "kinds.png": lambda path: kinds(work, path),
+        "learning.png": lambda path: learning(work, path),
+        "inference.png": lambda path: inference(path, options.results),
+    }
+    for name, draw in drawings.items():
+        try:
+            print(f"{options.out / name}: {draw(options.out / name)}", flush=True)
+        except NotThere as reason:
+            print(f"{name}: left out, {reason}", flush=True)
 
 
 if __name__ == "__main__":

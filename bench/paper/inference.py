@@ -24,10 +24,10 @@ from torch import Tensor
 import tritoncrf as tc
 from bench.paper import report, report_rows
 from bench.paper.edges import Maker
-from bench.paper.figures import SAMPLED, Work, open_work
+from bench.paper.figures import SAMPLED, Work, opened
 from bench.paper.methods import edges_of, sampling
 from bench.paper.problem import Chosen, Problem
-from bench.paper.run import finished
+from bench.paper.run import finished, program
 from tritoncrf import checkpoint, diagnostics, evaluation
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import Figures, NpzDataset, collate
@@ -168,23 +168,13 @@ def choose(agreed: dict[int, Tensor], accuracy: dict[int, float]) -> tuple[int, 
     return budget, float(agreed[budget].max()), how
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = finished("inference", __doc__ or "")
-    parser.add_argument("--rows", nargs="+", default=["joint_pcd", "separate_pcd"], help="the first one's chains choose")
-    parser.add_argument("--images", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=report.RESULTS)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        if options.images < 1:
-            raise ValueError(f"images: expected at least 1, got {options.images}")
-        work = open_work(options.work, options.data, options.split, options.seed)
-        images = held_out(work.problem, work.problem.split, options.data, options.images)
-        models = {row: Model.of(work, row) for row in options.rows}
-    except (ValueError, OSError) as error:
-        print(f"bench.paper.inference: {error}", file=sys.stderr)
-        return 2
+@program
+def main(arguments: list[str] | None = None) -> None:
+    rows, which = ("joint_pcd", "separate_pcd"), "the first one's chains choose"
+    options = finished("inference", __doc__ or "", rows=rows, which=which, images=40, out=report.RESULTS).parse_args(arguments)
+    work = opened(options)
+    images = held_out(work.problem, work.problem.split, options.data, options.images)
+    models = {row: Model.of(work, row) for row in options.rows}
     curves = list[dict[str, Any]]()
     for row, model in models.items():
         for start in STARTS:
@@ -201,7 +191,6 @@ def main(arguments: list[str] | None = None) -> int:
              "preset": work.problem.preset.name, "split": work.problem.split, "curves": curves}  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / report_rows.INFERENCE).write_text(json.dumps(found, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

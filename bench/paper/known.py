@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 import tritoncrf as tc
-from bench.paper.figures import open_work
+from bench.paper.figures import opened
 from bench.paper.methods.descent import cross_entropy, free_pixels
-from bench.paper.run import finished
+from bench.paper.run import finished, program
 from tritoncrf import contract
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import collate
@@ -50,18 +50,12 @@ def known(network: torch.nn.Module, images: tc.Indexed, part: str, device: torch
     return Known(part, len(images), score.accuracy, score.mean_iou, nats / max(1, pixels))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = finished("known", __doc__ or "")
-    options = parser.parse_args(arguments)
-    try:
-        problem = open_work(options.work, options.data, options.split, options.seed).problem
-    except (ValueError, ImportError, OSError) as error:
-        print(f"bench.paper.known: {error}", file=sys.stderr)
-        return 2
+@program
+def main(arguments: list[str] | None = None) -> None:
+    problem = opened(finished("known", __doc__ or "").parse_args(arguments)).problem
     for part, images in (("training", problem.train), ("test", problem.test)):
         found = asdict(known(problem.network(), images, part, problem.device))
         print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}))
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,20 +12,17 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 
 import tritoncrf as tc
 from bench.paper import report, report_rows
-from bench.paper.figures import Work, open_work
+from bench.paper.figures import Work, opened
 from bench.paper.inference import Model
 from bench.paper.methods import METHODS
-from bench.paper.run import finished, rows_of
+from bench.paper.run import add_rows, finished, program, rows_of
 from tritoncrf import checkpoint, diagnostics
 from tritoncrf.batches import Batch
-from tritoncrf.datasets import collate
 
 MORE = (10, 40, 160, 640)
 PERSISTENT = [name for name, (_, options) in METHODS.items() if options.get("method") == "pcd"]
@@ -62,42 +59,25 @@ class Kept:
         return [after(sweeps) for sweeps in more]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = finished("lag", __doc__ or "")
-    parser.add_argument("--rows", nargs="+", default=["separate_pcd", "joint_pcd"], help=", ".join(PERSISTENT))
-    parser.add_argument("--images", type=int, default=40, help="how many training images, evenly spaced")
-    parser.add_argument("--out", type=Path, default=report.RESULTS)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        if options.images < 1:
-            raise ValueError(f"images: expected at least 1, got {options.images}")
-        work = open_work(options.work, options.data, options.split, options.seed)
-        rows = {row: Kept.of(work, row) for row in options.rows}
-        file = options.out / report_rows.LAG
-        options.out.mkdir(parents=True, exist_ok=True)
-        rows_of(file, "row")
-    except (ValueError, OSError) as error:
-        print(f"bench.paper.lag: {error}", file=sys.stderr)
-        return 2
-    train = work.problem.train
-    places = np.unique(np.linspace(0, len(train) - 1, options.images).round().astype(int)).tolist()
+@program
+def main(arguments: list[str] | None = None) -> None:
+    options = finished(
+        "lag", __doc__ or "", rows=("separate_pcd", "joint_pcd"), which=", ".join(PERSISTENT), images=40, out=report.RESULTS
+    ).parse_args(arguments)  # fmt: skip
+    work, file = opened(options), options.out / report_rows.LAG
+    rows = {row: Kept.of(work, row) for row in options.rows}
+    rows_of(file, "row")
+    batches = work.learned(options.images)
     for row, kept in rows.items():
-        moved = np.array([kept.moved(Batch.of(collate([train[place]]), kept.model.crf.device)) for place in places])
+        moved = np.array([kept.moved(batch) for batch in batches])
         spread = (moved.std(0, ddof=1) / len(moved) ** 0.5).round(5).tolist() if len(moved) > 1 else [None] * len(MORE)
         found: dict[str, object] = {
             "row": row, "preset": work.problem.preset.name, "split": work.problem.split, "seed": work.problem.seed,
-            "images": len(places), "sweeps": list(MORE), "energy": moved.mean(0).round(5).tolist(),
+            "images": len(batches), "sweeps": list(MORE), "energy": moved.mean(0).round(5).tolist(),
             "error": spread,
         }  # fmt: skip
         print(json.dumps(found), flush=True)
-        same = ("row", "preset", "split", "seed")
-        earlier = [old for old in rows_of(file, "row") if any(old.get(key) != found[key] for key in same)]
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps([*earlier, found], indent=1) + "\n")
-        part.replace(file)
-    return 0
+        add_rows(file, [found], "row", ("row", "preset", "split", "seed"))
 
 
 if __name__ == "__main__":

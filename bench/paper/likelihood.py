@@ -21,9 +21,8 @@ import tritoncrf as tc
 from bench.paper import tuning
 from bench.paper.edges import Maker
 from bench.paper.methods.descent import by_sampling, cross_entropy, descend, free_pixels
-from bench.paper.presets import PRESETS
-from bench.paper.problem import Problem, pretrained
-from bench.paper.run import rows_of
+from bench.paper.problem import Problem
+from bench.paper.run import Row
 from bench.paper.settings import Setting, parse
 from tritoncrf import diagnostics
 from tritoncrf.batches import Batch
@@ -84,27 +83,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = tuning.trials(__doc__ or "", parse, ["joint, edges steps:0.1,0.3"], "half", 10)
     parser.add_argument("--images", type=int, default=4, help="held-out images that are asked")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    preset = replace(PRESETS[options.preset], train=options.train, pretrain=options.pretrain, epochs=options.epochs)
-    train, held = tuning.held_out(options.data, preset)
-    file = options.out / CURVES
-    for seed in range(options.seed, options.seed + options.seeds):
-        work = options.out / tuning.folder_of(preset, options.train, options.pretrain, seed)
-        problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
-        for name in options.settings:
-            about = {"preset": preset.name, "images": len(train), "epochs": preset.epochs, "steps": STEPS, "weights": REPLICAS}
-            if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
-                continue
-            setting = parse(name)
-            own = replace(problem, preset=replace(preset, **setting.changes))  # type: ignore[arg-type]
-            folder = work / f"likelihood {name}".replace(" ", "_")
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.manual_seed(seed + 1)
-            told = curve(own, setting, folder, options.images)
-            row = {"what": name, "seed": seed, "setting": about, "asked": options.images, "curve": told}
-            print(json.dumps(row), flush=True)
-            file.write_text(json.dumps([*rows_of(file, "what"), row], indent=1) + "\n")
+
+    def make(problem: Problem, name: str, work: Path) -> Row:
+        setting, folder = parse(name), work / f"likelihood {name}".replace(" ", "_")
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(problem.seed + 1)
+        own = replace(problem, preset=replace(problem.preset, **setting.changes))  # type: ignore[arg-type]
+        return {"asked": options.images, "curve": curve(own, setting, folder, options.images)}
+
+    tuning.attempt(options, CURVES, _about, make)
     return 0
+
+
+def _about(problem: Problem, name: str) -> Row:
+    preset, images = problem.preset, len(problem.train)
+    return {"preset": preset.name, "images": images, "epochs": preset.epochs, "steps": STEPS, "weights": REPLICAS}
 
 
 if __name__ == "__main__":

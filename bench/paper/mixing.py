@@ -8,28 +8,22 @@ that the visit leaves. Rows are appended to ``mixing.json`` in the folder; a row
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import tritoncrf as tc
 from bench.paper.methods.descent import by_sampling, descend
-from bench.paper.presets import PRESETS
-from bench.paper.problem import Problem, pretrained
-from bench.paper.run import rows_of
-from bench.paper.tuning import folder_of, held_out, trials
+from bench.paper.problem import Problem
+from bench.paper.tuning import attempt, trials
 from tritoncrf.batches import Batch
 from tritoncrf.contract import GRID
 from tritoncrf.diagnostics import lag
 from tritoncrf.fast import FastWeights
-from tritoncrf.metrics import Score
 from tritoncrf.pace import AutoSweeps
 
 # Visits between looks at the lag, sweeps of one, and the parts of learning that figures are averaged over.
@@ -101,13 +95,7 @@ def row(problem: Problem, option: _Option, work: Path) -> dict[str, object]:
     began = time.process_time()
     descend(problem, network, objective.loss, objective, work, "mixing", joint=True)
     seconds = time.process_time() - began
-    predict, alone = by_sampling(problem, network, crf), Score.empty(problem.test.num_labels, problem.test.background)
-    whole = alone
-    with torch.no_grad():
-        for item in DataLoader(problem.test, batch_size=1, collate_fn=tc.datasets.collate):
-            batch = Batch.of(item, problem.device)
-            first, last = predict(batch)
-            alone, whole = alone.plus(batch.target, first.argmax(1)), whole.plus(batch.target, last.argmax(1))
+    alone, whole = problem.scores(by_sampling(problem, network, crf))
     return {
         "validation_accuracy": round(whole.accuracy, 5), "validation_iou": round(whole.mean_iou, 5),
         "network_accuracy": round(alone.accuracy, 5), "validation_images": len(problem.test),
@@ -117,24 +105,18 @@ def row(problem: Problem, option: _Option, work: Path) -> dict[str, object]:
 
 def main() -> None:
     options = trials(__doc__ or "", parse, ["K = 10", "K = 30", "K = 100"], "facades", 20).parse_args()
-    torch.set_num_threads(options.threads)
-    preset = replace(PRESETS[options.preset], train=options.train, pretrain=options.pretrain, epochs=options.epochs)
-    train, held = held_out(options.data, preset)
-    for seed in range(options.seed, options.seed + options.seeds):
-        work = options.out / folder_of(preset, options.train, options.pretrain, seed)
-        problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
-        for name in options.settings:
-            file = options.out / "mixing.json"
-            about = {
-                "preset": preset.name, "network": preset.network, "images": len(train), "pretrain": options.pretrain,
-                "epochs": preset.epochs, "burn_in": preset.burn_in, "answer_sweeps": preset.sweeps,
-            }  # fmt: skip
-            if any((old["what"], old["seed"], old["setting"]) == (name, seed, about) for old in rows_of(file, "what")):
-                continue
-            found = {"what": name, "seed": seed, "setting": about}
-            found |= row(problem, parse(name), work / f"mixing {name} {preset.epochs}".replace(" ", "_"))
-            print(json.dumps(found), flush=True)
-            file.write_text(json.dumps([*rows_of(file, "what"), found], indent=1) + "\n")
+    attempt(
+        options, "mixing.json", _about,
+        lambda problem, name, work: row(problem, parse(name), work / f"mixing {name} {options.epochs}".replace(" ", "_")),
+    )  # fmt: skip
+
+
+def _about(problem: Problem, name: str) -> dict[str, object]:
+    preset = problem.preset
+    return {
+        "preset": preset.name, "network": preset.network, "images": len(problem.train), "pretrain": preset.pretrain,
+        "epochs": preset.epochs, "burn_in": preset.burn_in, "answer_sweeps": preset.sweeps,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from tritoncrf.batches import Batch
 from tritoncrf.datasets import Figures, NpzDataset, collate
 from tritoncrf.datasets.base import Forwarding, LabeledSamples, Sample, check_index
 from tritoncrf.edges import Recipe
+from tritoncrf.metrics import Score
 from tritoncrf.training import Trainer
 
 Predictor = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -79,6 +80,34 @@ class Problem:
     def tests(self) -> DataLoader[object]:
         """The test images one at a time, in order."""
         return DataLoader(self.test, batch_size=1, collate_fn=collate)
+
+    @torch.no_grad()
+    def answers(self, predict: Predictor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each test image the truth ``[1, H, W]``, 255 where no pixel exists, and both that ``predict`` says of it."""
+        for item in self.tests():
+            batch = Batch.of(item, self.device)
+            yield batch.target.masked_fill(~batch.present, 255), *predict(batch)
+
+    def scores(self, predict: Predictor) -> tuple[Score, Score]:
+        """Over the test images, of the network alone and of the whole model."""
+        alone = whole = self.unscored
+        for target, first, last in self.answers(predict):
+            alone, whole = alone.plus(target, first.argmax(1)), whole.plus(target, last.argmax(1))
+        return alone, whole
+
+    @property
+    def unscored(self) -> Score:
+        """A score of no image yet."""
+        return Score.empty(self.test.num_labels, self.test.background)
+
+    def softened(self, factor: float) -> Problem:
+        """The same from a network that is less sure: its last convolution times ``factor``."""
+        network = self.network()
+        *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+        with torch.no_grad():
+            for parameter in last.parameters():
+                parameter.mul_(factor)
+        return replace(self, start=network)
 
 
 def read(preset: Preset, split: str, data: Path | None) -> tuple[tc.Indexed, tc.Indexed]:
@@ -139,13 +168,29 @@ def pretrained(
     saved = work / "pretrain.safetensors"
     if saved.exists():
         trainer.load(saved)
-    optimizer = descent(preset, list(network.parameters()), preset.pretrain_rate)
+    optimizer = descent(preset, weights=network.parameters(), weights_rate=preset.pretrain_rate)
     trainer.pretrain(problem.loader(), preset.pretrain, optimizer=optimizer, checkpoint=saved)
     return problem
 
 
-def descent(preset: Preset, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """The preset's optimizer for some parameters."""
+def descent(
+    preset: Preset, *, tables: Iterable[nn.Parameter] = (), rate: float | None = None, weights: Iterable[nn.Parameter] = (),
+    weights_rate: float | None = None,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """The preset's optimizer of tables, which have no momentum, and of a network's weights, at the preset's rates or others.
+
+    Raises ValueError if there are neither.
+    """
+    groups: list[dict[str, object]] = []
+    tables, weights = list(tables), list(weights)
+    if tables:
+        groups.append({"params": tables, "lr": preset.table_rate if rate is None else rate})
+        if preset.momentum is not None:
+            groups[0]["momentum"] = 0.0
+    if weights:
+        groups.append({"params": weights, "lr": preset.network_rate if weights_rate is None else weights_rate})
+    if not groups:
+        raise ValueError("model: expected parameters to learn, or a joint descent, got neither")
     if preset.momentum is None:
-        return torch.optim.Adam(parameters, lr=rate, fused=parameters[0].is_cuda)
-    return torch.optim.SGD(parameters, lr=rate, momentum=preset.momentum)
+        return torch.optim.Adam(groups, fused=(tables or weights)[0].is_cuda)
+    return torch.optim.SGD(groups, momentum=preset.momentum)

@@ -16,6 +16,7 @@ from bench.paper import report_edges, report_objective, report_open, report_tabl
 from bench.paper.presets import PRESETS
 from bench.paper.report_claims import ARGUMENT, CLAIM, EDGES, FURTHER, METHODS, OBJECTIVE
 from bench.paper.report_rows import Results, Row, read
+from bench.paper.run import program
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "bench" / "paper" / "results", ROOT / "docs" / "paper.md"
@@ -244,21 +245,17 @@ def _figures(folder: Path, link: str) -> list[str]:
     return lines[:-1] or ["None drawn yet: `python -m bench.paper.figures --work runs/half --data FOLDER`"]
 
 
-def main(arguments: list[str] | None = None) -> int:
+@program
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.paper.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
-    try:
-        if not options.out.parent.is_dir():
-            raise FileNotFoundError(f"out: expected a file in an existing folder, got {options.out}")
-        figures = options.out.parent / "figures"
-        text = page(read(options.results), figures, os.path.relpath(figures, options.out.parent))
-        options.out.write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        print(f"bench.paper.report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not options.out.parent.is_dir():
+        raise FileNotFoundError(f"out: expected a file in an existing folder, got {options.out}")
+    figures = options.out.parent / "figures"
+    text = page(read(options.results), figures, os.path.relpath(figures, options.out.parent))
+    options.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

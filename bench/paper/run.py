@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
-import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,11 +19,11 @@ from pathlib import Path
 import torch
 
 import tritoncrf as tc
+from bench import memory
 from bench.paper.edges import text_of
 from bench.paper.methods import METHODS, edges_of, learn
 from bench.paper.presets import Preset
 from bench.paper.problem import Problem
-from tritoncrf.batches import Batch
 from tritoncrf.metrics import Score
 
 Row = dict[str, object]
@@ -30,13 +31,42 @@ Row = dict[str, object]
 LATER = ("edges", "bandwidth")
 
 
-def finished(program: str, about: str) -> argparse.ArgumentParser:
-    """The arguments of a program that looks at what ``python -m bench.paper`` left."""
+def program(run: Callable[[list[str] | None], None]) -> Callable[..., int]:
+    """A module's main: returns 0, or 2 where ``run`` raises what bad input raises, and its sentence goes to stderr."""
+    name = "bench.paper." + Path(run.__code__.co_filename).stem
+
+    @functools.wraps(run)
+    def main(arguments: list[str] | None = None) -> int:
+        try:
+            run(arguments)
+        except (ValueError, ImportError, OSError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return main
+
+
+def finished(
+    program: str, about: str, *, rows: Sequence[str] = (), which: str = "finished ones", images: int = 0,
+    out: Path | None = None, threads: int | None = None,
+) -> argparse.ArgumentParser:  # fmt: skip
+    """The arguments of a program that looks at what ``python -m bench.paper`` left; those that are given have defaults.
+
+    which: of the rows, in words.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m bench.paper.{program}", description=about.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="a folder that python -m bench.paper wrote")
     parser.add_argument("--data", type=Path, help="the folder of the archives")
     parser.add_argument("--split", help="the preset's first by default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads() if threads is None else threads)
+    if rows:
+        parser.add_argument("--rows", nargs="+", default=list(rows), help=which)
+    if images:
+        parser.add_argument("--images", type=int, default=images, help="how many, evenly spaced")
+    if out is not None:
+        parser.add_argument("--out", type=Path, default=out)
     return parser
 
 
@@ -97,36 +127,45 @@ def rows_of(file: Path, key: str = "name") -> list[Row]:
     return rows
 
 
+def add_rows(file: Path, rows: Sequence[Row], key: str = "name", same: Sequence[str] = (), indent: int | None = 1) -> None:
+    """Writes rows behind those that stand in ``file``, whole or not at all, in place of any that agree in all of ``same``."""
+    news = [{name: row[name] for name in same} for row in rows]
+    earlier = [old for old in rows_of(file, key) if not same or {name: old.get(name) for name in same} not in news]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps([*earlier, *rows], indent=indent) + "\n")
+    part.replace(file)
+
+
 def make(name: str, problem: Problem, work: Path) -> Row:
     """Learns and tests one row."""
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(problem.seed + 1)
-    _reset_peak()
+    memory.reset_peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with stopwatch(work / "seconds"):
         predict = learn(name, problem, work)
     seconds = float((work / "seconds").read_text())
     began = time.perf_counter()
-    alone = whole = Score.empty(problem.test.num_labels, problem.test.background)
+    alone = whole = problem.unscored
     per_image: list[list[int]] = []
     per_label: list[list[list[int]]] = []
-    with torch.no_grad():
-        for item in problem.tests():
-            batch = Batch.of(item, problem.device)
-            target = batch.target.masked_fill(~batch.present, 255)
-            first, last = predict(batch)
-            alone, whole = alone.plus(target, first.argmax(1)), whole.plus(target, last.argmax(1))
-            counted = (target != 255) & (target != (-1 if problem.test.background is None else problem.test.background))
-            per_image.append([int(((last.argmax(1) == target) & counted).sum()), int(counted.sum())])
-            per_label.append(_labels(Score.empty(problem.test.num_labels).plus(target, last.argmax(1))))
+    for target, first, last in problem.answers(predict):
+        alone, whole = alone.plus(target, first.argmax(1)), whole.plus(target, last.argmax(1))
+        counted = (target != 255) & (target != (-1 if problem.test.background is None else problem.test.background))
+        per_image.append([int(((last.argmax(1) == target) & counted).sum()), int(counted.sum())])
+        per_label.append(_labels(Score.empty(problem.test.num_labels).plus(target, last.argmax(1))))
     preset, word = problem.preset, edges_of(name)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else memory.peak()
     return {
         "name": name, "preset": preset.name, "split": problem.split, "seed": problem.seed, "accuracy": whole.accuracy,
         "network_accuracy": alone.accuracy, "mean_iou": whole.mean_iou, "network_mean_iou": alone.mean_iou,
         "images": len(problem.train), "test_images": len(problem.test),
         "visits": 0 if name in ("cnn", "forest") else preset.epochs * len(problem.train), "seconds": round(seconds, 1),
-        "seconds_test": round(time.perf_counter() - began, 1), "peak_mb": round(_peak()), "burn_in": preset.burn_in,
+        "seconds_test": round(time.perf_counter() - began, 1), "peak_mb": round(peak / 1e6), "burn_in": preset.burn_in,
         "sweeps": preset.sweeps, "K": _visit_sweeps(name, preset),
-        "commit": _commit(), "machine": _machine(problem.device), "tritoncrf": tc.__version__,
+        "commit": _commit(), "machine": machine(problem.device), "tritoncrf": tc.__version__,
         **({} if word is None else {"edges": text_of(word, preset)}), "per_image": per_image,
         # Where no label is background, every label counts and mean IoU is what is asked.
         **({"per_label": per_label} if problem.test.background is None else {}),
@@ -187,25 +226,6 @@ def stopwatch(file: Path, every: float = 5.0) -> Iterator[None]:
         note()
 
 
-def _reset_peak() -> None:
-    # Linux alone forgets a process's peak; elsewhere the figure is that of the whole run so far.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak() -> float:
-    """Peak memory in MB: of the device where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
 def _commit() -> str:
     with suppress(OSError, subprocess.CalledProcessError):
         here = Path(__file__).parent
@@ -215,7 +235,7 @@ def _commit() -> str:
     return "unknown"
 
 
-def _machine(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, {torch.get_num_threads()} threads"

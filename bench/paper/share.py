@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from bench.paper.figures import open_work
+from bench.paper.edges import loss_of
+from bench.paper.figures import opened
 from bench.paper.lag import PERSISTENT, Kept
 from bench.paper.methods import METHODS
 from bench.paper.methods.descent import cross_entropy
-from bench.paper.run import finished
-from tritoncrf import evaluation
+from bench.paper.run import finished, program
 from tritoncrf.batches import Batch
-from tritoncrf.datasets import collate
 
 JOINT = [row for row in PERSISTENT if METHODS[row][1]["joint"]]
 Value = Callable[[Tensor, Tensor | None, Batch], Tensor]
@@ -71,13 +70,6 @@ def measure(kept: Kept, row: str, batches: list[Batch], sweeps: int, preset: str
     both = torch.optim.Adam([*network.parameters(), *loss.parameters()], lr=0.0)
     spent, flips = np.zeros(3), list[float]()
 
-    def of_loss(logits: Tensor, gates: Tensor | None, batch: Batch) -> Tensor:
-        kinds, gates = evaluation.edges_of(kept.model.edge_maker, batch.image, gates)
-        value: Tensor = loss(
-            logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp, kinds=kinds, gates=gates
-        )
-        return value
-
     def step(batch: Batch, optimizer: torch.optim.Optimizer, value: Value) -> tuple[float, float]:
         began = time.process_time()
         found = network(batch.image)
@@ -90,10 +82,11 @@ def measure(kept: Kept, row: str, batches: list[Batch], sweeps: int, preset: str
         optimizer.step()
         return time.process_time() - began, after - before
 
+    told = kept.model.edge_maker
     for timed in (False, True):
         for batch in batches:
             control, _ = step(batch, alone, lambda logits, gates, batch: cross_entropy(logits, batch))
-            joint, within = step(batch, both, of_loss)
+            joint, within = step(batch, both, lambda logits, gates, batch: loss_of(loss, logits, batch, told, gates))
             if timed:
                 spent += (control, joint, within)
                 if loss.statistics is not None:
@@ -102,33 +95,21 @@ def measure(kept: Kept, row: str, batches: list[Batch], sweeps: int, preset: str
     return Share(row, preset, split, len(batches), sweeps, control_ms, joint_ms, loss_ms, float(np.mean(flips)))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = finished("share", __doc__ or "")
-    parser.add_argument("--rows", nargs="+", default=["joint_pcd"], help=", ".join(JOINT))
-    parser.add_argument("--images", type=int, default=20, help="how many training images, evenly spaced")
-    parser.add_argument("--threads", type=int, default=1)
+@program
+def main(arguments: list[str] | None = None) -> None:
+    parser = finished("share", __doc__ or "", rows=("joint_pcd",), which=", ".join(JOINT), images=20, threads=1)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        if options.images < 1:
-            raise ValueError(f"images: expected at least 1, got {options.images}")
-        work = open_work(options.work, options.data, options.split, options.seed)
-        for row in options.rows:
-            if row not in JOINT:
-                raise ValueError(f"rows: expected some of {', '.join(JOINT)}, got {row!r}")
-        rows = {row: Kept.of(work, row) for row in options.rows}
-    except (ValueError, ImportError, OSError) as error:
-        print(f"bench.paper.share: {error}", file=sys.stderr)
-        return 2
-    problem = work.problem
-    places = np.unique(np.linspace(0, len(problem.train) - 1, options.images).round().astype(int)).tolist()
-    batches = [Batch.of(collate([problem.train[place]]), problem.device) for place in places]
+    work = opened(options)
+    for row in options.rows:
+        if row not in JOINT:
+            raise ValueError(f"rows: expected some of {', '.join(JOINT)}, got {row!r}")
+    rows = {row: Kept.of(work, row) for row in options.rows}
+    problem, batches = work.problem, work.learned(options.images)
     for row, kept in rows.items():
         sweeps = int(METHODS[row][1].get("sweeps", problem.preset.visit_sweeps))
         found = measure(kept, row, batches, sweeps, problem.preset.name, problem.split)
         figures = {**asdict(found), "ratio": found.ratio, "share": found.share}
         print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}))
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,20 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import tritoncrf as tc
-from bench.paper.edges import Maker
+from bench.paper.edges import Maker, loss_of
 from bench.paper.methods import beside, cnn, piecewise
 from bench.paper.methods.descent import by_sampling, cross_entropy, descend
 from bench.paper.presets import CLIP, PRESETS, Preset
 from bench.paper.problem import Chosen, Predictor, Problem, distinct, fold, pretrained
-from bench.paper.run import rows_of
+from bench.paper.run import Row, add_rows, rows_of
 from bench.paper.settings import Setting, parse
 from tritoncrf.batches import Batch
 from tritoncrf.datasets import NpzDataset
-from tritoncrf.evaluation import edges_of
-from tritoncrf.metrics import Score
 from tritoncrf.objective import PLAIN, Objective
 
 # Every so many-th clip, by name, is held out; of an archive without clips, every so many-th image.
@@ -56,12 +53,9 @@ class Sampled(nn.Module):
         self.visits: Tensor
 
     def forward(self, logits: Tensor, batch: Batch) -> Tensor:
-        kinds, gates = edges_of(self.edge_maker, batch.image, None)
         loss = self.loss if self.later is None or int(self.visits) < self.turn else self.later
         self.visits += len(batch.index)
-        value: Tensor = loss(
-            logits, batch.labels, batch.index, sizes=batch.sizes, mask=batch.mask, clamp=batch.clamp, kinds=kinds, gates=gates
-        )
+        value = loss_of(loss, logits, batch, self.edge_maker)
         if self.setting.beside is not None:
             value = value + beside.value(self.setting.beside, loss, logits, batch, self.edge_maker)
         if self.setting.auxiliary:
@@ -140,35 +134,54 @@ def trials(
     return parser
 
 
-def main() -> None:
-    parser = trials(__doc__ or "", parse, ["control", "separate", "joint"], "half", 10)
-    parser.add_argument("--network", help="small, table1 or module:factory; without it, the preset's")
-    options = parser.parse_args()
+def attempt(
+    options: argparse.Namespace, file: str, about: Callable[[Problem, str], Row], make: Callable[[Problem, str, Path], Row],
+    network: str | None = None,
+) -> None:  # fmt: skip
+    """Appends to ``file`` of the folder what ``make`` finds by each setting of each seed, unless it stands there.
+
+    about: what sets a row apart beside its setting's text and seed; make: of a problem, a setting's text and the folder of
+    what is learned by it; network: in place of the preset's.
+    """
     torch.set_num_threads(options.threads)
     preset = PRESETS[options.preset]
     preset = replace(
-        preset, network=options.network or preset.network, train=options.train, pretrain=options.pretrain, epochs=options.epochs
+        preset, network=network or preset.network, train=options.train, pretrain=options.pretrain, epochs=options.epochs
     )
     train, held = held_out(options.data, preset)
     for seed in range(options.seed, options.seed + options.seeds):
         work = options.out / folder_of(preset, options.train, options.pretrain, seed)
         problem = pretrained(preset, preset.splits[0], seed, train, held, work, torch.device("cpu"))
         for name in options.settings:
-            file, setting = options.out / "tuning.json", parse(name)
-            changed = replace(preset, **setting.changes)  # type: ignore[arg-type]
-            rate = changed.table_rate if setting.joint else changed.separate_rate
-            about = {
-                "preset": preset.name, "network": preset.network, "images": len(train), "pretrain": options.pretrain,
-                "epochs": changed.epochs, "K": changed.visit_sweeps, "classes": len(changed.neighborhood), "table_rate": rate,
-                "network_rate": changed.network_rate,
-            }  # fmt: skip
-            about |= _told(setting)
-            if any((row["what"], row["seed"], row["setting"]) == (name, seed, about) for row in rows_of(file, "what")):
+            row: Row = {"what": name, "seed": seed, "setting": about(problem, name)}
+            if any(row.items() <= old.items() for old in rows_of(options.out / file, "what")):
                 continue
-            folder = work / f"{name} {changed.epochs} {changed.visit_sweeps}".replace(" ", "_")
-            row = {"what": name, "seed": seed, "setting": about, **_row(problem, setting, folder)}
+            row |= make(problem, name, work)
             print(json.dumps(row), flush=True)
-            file.write_text(json.dumps([*rows_of(file, "what"), row], indent=1) + "\n")
+            add_rows(options.out / file, [row], "what")
+
+
+def main() -> None:
+    parser = trials(__doc__ or "", parse, ["control", "separate", "joint"], "half", 10)
+    parser.add_argument("--network", help="small, table1 or module:factory; without it, the preset's")
+    options = parser.parse_args()
+
+    def make(problem: Problem, name: str, work: Path) -> Row:
+        changed = replace(problem.preset, **parse(name).changes)  # type: ignore[arg-type]
+        return _row(problem, parse(name), work / f"{name} {changed.epochs} {changed.visit_sweeps}".replace(" ", "_"))
+
+    attempt(options, "tuning.json", _about, make, options.network)
+
+
+def _about(problem: Problem, name: str) -> Row:
+    setting = parse(name)
+    changed = replace(problem.preset, **setting.changes)  # type: ignore[arg-type]
+    rate = changed.table_rate if setting.joint else changed.separate_rate
+    return {
+        "preset": changed.name, "network": changed.network, "images": len(problem.train), "pretrain": changed.pretrain,
+        "epochs": changed.epochs, "K": changed.visit_sweeps, "classes": len(changed.neighborhood), "table_rate": rate,
+        "network_rate": changed.network_rate, **_told(setting),
+    }  # fmt: skip
 
 
 def _told(setting: Setting) -> dict[str, str]:
@@ -188,24 +201,13 @@ def _told(setting: Setting) -> dict[str, str]:
 
 def _row(problem: Problem, setting: Setting, work: Path) -> dict[str, object]:
     preset = replace(problem.preset, **setting.changes)  # type: ignore[arg-type]
-    network = problem.network()
-    if setting.soften != 1.0:
-        *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
-        with torch.no_grad():
-            for parameter in last.parameters():
-                parameter.mul_(setting.soften)
-    problem = replace(problem, preset=preset, start=network)
+    problem = replace(problem.softened(setting.soften), preset=preset)
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(problem.seed + 1)
     began, spent = time.perf_counter(), time.process_time()
     predict = _learn(problem, setting, work)
     seconds, spent = time.perf_counter() - began, time.process_time() - spent
-    alone = whole = Score.empty(problem.test.num_labels, problem.test.background)
-    with torch.no_grad():
-        for item in DataLoader(problem.test, batch_size=1, collate_fn=tc.datasets.collate):
-            batch = Batch.of(item, problem.device)
-            first, last_answer = predict(batch)
-            alone, whole = alone.plus(batch.target, first.argmax(1)), whole.plus(batch.target, last_answer.argmax(1))
+    alone, whole = problem.scores(predict)
     return {
         "validation_accuracy": round(whole.accuracy, 5), "validation_iou": round(whole.mean_iou, 5),
         "network_accuracy": round(alone.accuracy, 5), "validation_images": len(problem.test), "seconds": round(seconds, 1),

@@ -24,10 +24,10 @@ class Chains(Protocol):
     """Labellings being sampled, as many as the task has to start from."""
 
     def run(self, sweeps: int) -> int:
-        """Moves every chain so many sweeps on; returns how many labels changed."""
+        """Moves every chain so many sweeps on; returns how many labels changed, -1 where it is not told."""
 
     def labels(self) -> Array:
-        """Integers [chains, H, W]."""
+        """Integers [chains, H, W], of a graph [chains, V]."""
 
 
 Ways = dict[str, Chains]

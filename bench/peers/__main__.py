@@ -9,7 +9,6 @@ each throughput stand the flip rate and the mean energy per site of the labels l
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import statistics
 import sys
@@ -20,12 +19,11 @@ import torch
 
 from bench.peers import Array, Chains, Task, Ways, library
 from bench.problem import KINDS, Standard, standard
-from bench.turns import RESULTS, Turn, save, sweeps_for, table, take_turns
+from bench.turns import RESULTS, Row, Turn, arguments, ratios, save, spread, sweeps_for, table, take_turns
 
 PEERS = ("yardstick", "user_loop", "torch_programs", "jax_by_hand", "thrml_blocks")
 # A published package, or a program in one, against which the goal is set.
 PUBLISHED = ("torch_programs", "jax_by_hand", "thrml_blocks")
-Row = dict[str, object]
 COLUMNS = {
     "kind": "problem", "threads": "threads", "program": "program", "update": "update", "median": "M updates/s",
     "least": "least", "most": "most", "to_yardstick": "/ yardstick, same update", "flip_rate": "flip rate",
@@ -54,15 +52,15 @@ def compare(
     calls = {name: partial(run.run, sweeps[name]) for name, run in chains.items()}
     found_turns = take_turns(calls, turns)
     area = task.color.size * threads
-    rows = []
+    rows: list[Row] = []
     for name, measured in found_turns.items():
         program, update = name.split()
         updates = sweeps[name] * area
         rates = [updates / elapsed / 1e6 for elapsed, _ in measured]
         base = f"yardstick {'gather' if update == 'gather' else 'incremental'}"
         rows.append({
-            "kind": kind, "threads": threads, "program": program, "update": update, "median": statistics.median(rates),
-            "least": min(rates), "most": max(rates), "sweeps": sweeps[name], "turns": turns,
+            "kind": kind, "threads": threads, "program": program, "update": update, **spread(rates),
+            "sweeps": sweeps[name], "turns": turns,
             "to_yardstick": statistics.median(_ratios(found_turns, sweeps, base, name)) if base in chains else None,
             "flip_rate": sum(flips for _, flips in measured) / (turns * updates),
             "energy": energy_per_site(problem, chains[name].labels()),
@@ -87,8 +85,7 @@ def energy_per_site(problem: Standard, labels: Array) -> float:
 
 def _ratios(found: Mapping[str, list[Turn]], sweeps: Mapping[str, int], below: str, name: str) -> list[float]:
     """How many times faster ``name`` was than ``below`` in each turn."""
-    scale = sweeps[name] / sweeps[below]
-    return [scale * b / a for (a, _), (b, _) in zip(found[name], found[below], strict=True)]
+    return ratios(found[below], found[name], sweeps[name] / sweeps[below])
 
 
 def _goals(
@@ -101,30 +98,26 @@ def _goals(
     fastest = max(published, key=lambda row: float(str(row["median"])), default=None)
     goals: list[Row] = []
     for name in others:
-        ratios = _ratios(found, sweeps, name, "numba incremental")
         best = fastest is not None and name == f"{fastest['program']} {fastest['update']}"
         remark = " (fastest package, or program in one)" if best else ""
         goals.append({
             "kind": kind, "threads": threads, "figure": f"incremental / {name}{remark}",
-            "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+            **spread(_ratios(found, sweeps, name, "numba incremental"), "ratio"),
         })  # fmt: skip
     ways = {str(row["update"]): float(str(row["median"])) for row in rows if row["program"] == "numba"}
     better = max(("gather", "incremental"), key=lambda update: ways[update])
-    ratios = _ratios(found, sweeps, f"numba {better}", "numba auto")
     return [*goals, {
         "kind": kind, "threads": threads, "figure": f"auto / the better update, {better}",
-        "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+        **spread(_ratios(found, sweeps, f"numba {better}", "numba auto"), "ratio"),
     }]  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__, turns=5, write=True)
     parser.add_argument("--kind", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
     parser.add_argument("--programs", nargs="+", default=[*PEERS, "numba"], choices=[*PEERS, "numba", "torch"])
-    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.4, help="about how long a program's turn takes")
-    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     rows: list[Row] = []
     goals: list[Row] = []
@@ -132,11 +125,11 @@ def main() -> None:
         torch.set_num_threads(threads)
         for kind in options.kind:
             print(f"{kind}, {threads} threads", file=sys.stderr)
-            more, ratios = compare(
+            more, better = compare(
                 standard(kind), kind, threads, options.programs, turns=options.turns, seconds=options.seconds
             )  # fmt: skip
             rows += more
-            goals += ratios
+            goals += better
     lines = [*table(rows, COLUMNS), "", *table(goals, GOALS)]
     print("\n".join(lines))
     if options.write:

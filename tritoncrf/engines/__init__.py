@@ -108,17 +108,17 @@ class Plan:
     """A batch of N images, or graphs, with R chains each, laid out for an engine.
 
     A chain's labels are a flat uint8 row of ``volume`` positions; a position where no site exists holds ``void`` (the number
-    of labels). Slots are the sites of the padded bucket colour by colour, so a phase is a range of slots. The neighbour of
+    of labels). Slots are the sites of the padded bucket colour by colour, so a colour is a range of slots. The neighbour of
     position p in table ``classes[k]`` is p + ``displacements[k]`` (and p - it, seen from the other end). Of graphs, ``factors``
-    says instead who a slot's neighbours are and which phase is its own.
+    says instead who a slot's neighbours are and which colour is its own.
     """
 
-    labels: int
+    num_labels: int
     volume: int
     positions: Tensor
     """int64 [S]: position of each slot."""
-    phases: tuple[int, ...]
-    """Slot bounds of the phases, K + 1 of them."""
+    color_bounds: tuple[int, ...]
+    """Slot bounds of the color_bounds, K + 1 of them."""
     displacements: tuple[int, ...]
     classes: tuple[int, ...]
     """Which table each displacement reads: classes without an edge in the bucket are left out."""
@@ -137,7 +137,7 @@ class Plan:
     edges: EdgeData | None = None
     """What the images say of their edges; None for a model whose tables do not see the image."""
     factors: Factors | None = None
-    """Neighbours and phases of graphs; None for a lattice."""
+    """Neighbours and colours of graphs; None for a lattice."""
 
     @property
     def unit(self) -> int:
@@ -146,14 +146,14 @@ class Plan:
 
     @property
     def void(self) -> int:
-        return self.labels
+        return self.num_labels
 
     @property
     def chains(self) -> int:
         return len(self.index) * self.replicas
 
     @property
-    def kinds(self) -> int:
+    def num_kinds(self) -> int:
         """R, 1 for a model without kinds."""
         return 1 if self.edges is None else self.edges.num_kinds
 

@@ -6,8 +6,8 @@ kind, each row-major; a factor one of whose members holds void reads nothing. A 
 the grid one by one (`contract.gate`).
 
 In a plan with factors a slot is a node's number in its own graph, and so is its position: ``positions`` and ``pixels`` are
-0 .. S - 1, ``volume`` is S + 1, the last position is void. ``phases`` is (0, S), displacements and classes are empty: phases
-are `Factors.colors`.
+0 .. S - 1, ``volume`` is S + 1, the last position is void. ``color_bounds`` is (0, S), displacements and classes are empty:
+colours are `Factors.colors`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Ends:
 class Factors:
     """The factors of a batch of N graphs."""
 
-    labels: int
+    num_labels: int
     """L."""
     arities: tuple[int, ...]
     """Of each class."""
@@ -62,7 +62,7 @@ class Factors:
     first: Tensor
     """int64 [N + 1]: nodes ``first[n]`` to ``first[n + 1]`` of the batch are graph n."""
     colors: Tensor
-    """int32 [N, S]: the phase of each slot; 0 beyond a graph's nodes. No factor has two members of one colour."""
+    """int32 [N, S]: the colour of each slot; 0 beyond a graph's nodes. No factor has two members of one colour."""
     num_colors: int
     ends: tuple[Ends, ...]
     """One for each arity that occurs, ascending."""
@@ -92,7 +92,7 @@ class Factors:
     def entries(self, part: Ends, labels: Tensor) -> Tensor:
         """int64 ``[R, F]``: the entry of the flat tables that each factor of ``part`` reads under labels uint8 ``[N, R,
         volume]``; ``starts[-1]``, one past the last, where a member holds void."""
-        number, slots = self.labels, labels.shape[2] - 1
+        number, slots = self.num_labels, labels.shape[2] - 1
         nodes = part.members
         where = nodes if len(self.first) == 2 else nodes - self.first[self.graph_of(nodes)] + self.graph_of(nodes) * slots
         flat = labels[:, :, :-1].transpose(0, 1).flatten(1)[:, where].long()
@@ -113,7 +113,7 @@ class Factors:
 
     def rows_of(self, part: Ends, nodes: Tensor, base: Tensor, flat: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """As `rows`, of one arity, with each row's factor, int64 ``[E]``, in the place of its gate."""
-        number, starts = self.labels, self._starts(flat.device)
+        number, starts = self.num_labels, self._starts(flat.device)
         steps = torch.arange(number, device=flat.device)
         owner, ends = _of(part, nodes)
         kept = _strides(part.arity, number, flat.device)

@@ -70,7 +70,7 @@ def missing(device: torch.device, labels: int = FEWEST, arity: int = 0) -> str |
 
 def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = None) -> Work:
     sites = listed(plan)
-    width = -(-plan.labels // LANES) * LANES
+    width = -(-plan.num_labels // LANES) * LANES
     unary = aligned((len(sites.position), width), np.float32)
     forbidden, cap = np.float32(contract.FORBIDDEN), np.float32(contract.UNARY_CAP)
     last = logits.detach().movedim(1, -1)
@@ -159,10 +159,10 @@ def _sweeping(
     if lazy:
         lookup, (push, lifts) = _lookup(work), _factors(work, scale)
     short, parts = _short(t)
-    sure = np.float32(1 - (plan.labels + 64) * 2.0**-23)
+    sure = np.float32(1 - (plan.num_labels + 64) * 2.0**-23)
     return (
         plan.replicas, _flat(labels), s.first, s.bounds, s.position, s.site, s.index, work.unary, t.rows, short, s.steps,
-        parts, s.base, s.uniforms, s.blocks, *key, purpose, count.numpy(), plan.labels, sweeps, np.float32(scale), lazy,
+        parts, s.base, s.uniforms, s.blocks, *key, purpose, count.numpy(), plan.num_labels, sweeps, np.float32(scale), lazy,
         odds, lookup, push, lifts, sure, _seen(work), _net(work), flips.numpy(),
     )  # fmt: skip
 
@@ -177,7 +177,7 @@ def conditionals(
         return torch.from_numpy(energy).view(-1, plan.replicas)
     share(
         compiled.conditionals, s.first, plan.replicas, _flat(labels), s.first, s.position, s.slot, work.unary, t.rows,
-        short, s.steps, parts, plan.labels, np.float32(scale), _seen(work), _net(work), out.numpy(), energy,
+        short, s.steps, parts, plan.num_labels, np.float32(scale), _seen(work), _net(work), out.numpy(), energy,
     )  # fmt: skip
     return torch.from_numpy(energy).view(-1, plan.replicas)
 
@@ -202,7 +202,7 @@ def _edges(plan: Plan, sites: Sites) -> Array:
     gates = np.zeros((1, 0, 0, 0), np.uint8) if edges.gates is None else edges.gates.numpy()
     kinded, which = np.array(edges.kinded if plan.kinded else (), np.int64), np.array(edges.gated, np.int64)
     columns = np.array([edges.gating[k] for k in edges.gated], np.int64)
-    factor = plan.labels + 1 if plan.kinds * (plan.labels + 1) <= 256 else 1
+    factor = plan.num_labels + 1 if plan.num_kinds * (plan.num_labels + 1) <= 256 else 1
     found = np.empty((len(sites.position), 2 * (len(kinded) + len(which) * gates.shape[1])), np.uint8)
     share(
         seeing.listing, sites.first, sites.first, sites.position, edges.pixels.numpy(), sites.steps, kinds, kinded, factor,
@@ -219,7 +219,8 @@ def _seen(work: Work) -> seeing.Seen | None:
     weighed = work.tables.weighed
     gated = plan.edges.gated
     steps = np.array([plan.displacements[k] for k in gated], np.int64)
-    return plan.kinds if plan.kinded else 0, work.edges, steps, weighed.shape[2] if len(steps) else 0, weighed, seeing.FACTORS
+    kinds = plan.num_kinds if plan.kinded else 0
+    return kinds, work.edges, steps, weighed.shape[2] if len(steps) else 0, weighed, seeing.FACTORS
 
 
 def _short(tables: Rows | nets.GraphRows) -> tuple[bool, Array]:
@@ -237,7 +238,7 @@ def _net(work: Work) -> tuple[Array, Array, Array, int] | None:
 def _factors(work: Work, scale: float) -> tuple[Array, Array]:
     if "push" not in work.kept or work.kept["scale"] != scale:
         if isinstance(work.tables, Rows):
-            work.kept["push"], work.kept["lifts"] = factors(work.tables, work.plan.labels, scale)
+            work.kept["push"], work.kept["lifts"] = factors(work.tables, work.plan.num_labels, scale)
         else:
             work.kept["push"], work.kept["lifts"] = _NOTHING, nets.push_of(work.tables, scale)
         work.kept["scale"] = np.array(scale)

@@ -33,7 +33,8 @@ def pair_counts(plan: Plan, labels: Tensor) -> Tensor:
             nets.factor_counts(*given)
         return found
     rows = labels.flatten(0, -2).contiguous().numpy()
-    counts = torch.zeros((len(rows), plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.int64, device="cpu")
+    shape = (len(rows), plan.num_classes, plan.num_kinds, plan.num_labels, plan.num_labels)
+    counts = torch.zeros(shape, dtype=torch.int64, device="cpu")
     replicas = len(rows) // max(len(plan.index), 1)
     bounds = np.arange(len(rows) + 1)
     share(differences.pair_counts, bounds, replicas, rows, *counting(plan), counts.numpy())
@@ -49,7 +50,7 @@ def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
         ]
         return sum(parts[1:], start=parts[0])
     rows = [_flat(labels.contiguous()) for labels in (data, free)]
-    shape = (plan.num_classes, plan.kinds, plan.labels, plan.labels)
+    shape = (plan.num_classes, plan.num_kinds, plan.num_labels, plan.num_labels)
     found = _summed(differences.pair_errors, shape, len(plan.index), plan.replicas, *rows, *counting(plan), differences.MOST)
     return found.view(_shape(plan))
 
@@ -57,11 +58,11 @@ def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
 def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
     edges = plan.edges
     if edges is None or edges.gates is None:
-        return torch.zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64, device="cpu")
+        return torch.zeros((0, 0, plan.num_labels, plan.num_labels), dtype=torch.int64, device="cpu")
     rows = [_flat(labels.contiguous()) for labels in (data, free)]
     steps = np.array([plan.displacements[k] for k in edges.gated], np.int64)
     columns = np.array([edges.gating[k] for k in edges.gated], np.int64)
-    shape = (*edges.gates.shape[1:3], plan.labels, plan.labels)
+    shape = (*edges.gates.shape[1:3], plan.num_labels, plan.num_labels)
     gates = edges.gates.numpy(), edges.pixels.numpy()
     return _summed(differences.gated_errors, shape, len(plan.index), plan.replicas, *rows, steps, columns, *gates)
 
@@ -98,7 +99,7 @@ def _factors(plan: Plan, replicas: int, *labels: Tensor) -> list[tuple[tuple[Any
         (
             (
                 replicas, *rows, part.members.numpy(), factors.first.numpy(), part.table.numpy(),
-                none if part.gate is None else part.gate.numpy(), plan.unit, starts, plan.labels,
+                none if part.gate is None else part.gate.numpy(), plan.unit, starts, plan.num_labels,
             ),
             len(part.members),
         )
@@ -115,7 +116,7 @@ def counting(plan: Plan) -> tuple[Array, ...]:
 
 
 def _shape(plan: Plan) -> tuple[int, ...]:
-    return (plan.num_classes, *([plan.kinds] if plan.kinded else []), plan.labels, plan.labels)
+    return (plan.num_classes, *([plan.num_kinds] if plan.kinded else []), plan.num_labels, plan.num_labels)
 
 
 def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:

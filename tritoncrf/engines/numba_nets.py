@@ -80,7 +80,7 @@ def _blocks(factors: Factors) -> Integers:
     sizes = np.zeros((sum(factors.kinds) + 1, 4), np.int64)
     begin = 0
     for arity, kinds in zip(factors.arities, factors.kinds, strict=True):
-        sizes[begin : begin + kinds, :arity] = (factors.labels + 1) ** (arity - 1)
+        sizes[begin : begin + kinds, :arity] = (factors.num_labels + 1) ** (arity - 1)
         begin += kinds
     ends = sizes.reshape(-1).cumsum()
     if ends[-1] >= 1 << 31:
@@ -89,7 +89,7 @@ def _blocks(factors: Factors) -> Integers:
 
 
 def rows_of(factors: Factors, tables: Tables, width: int) -> GraphRows:
-    number = factors.labels
+    number = factors.num_labels
     flat, grid, begin = (contract.round_pairwise(tables.pairwise) * contract.GRID).numpy(), [], 0
     for arity, kinds in zip(factors.arities, factors.kinds, strict=True):
         size = kinds * number**arity

@@ -34,7 +34,7 @@ class Rows:
 def rows_of(plan: Plan, tables: Tables, width: int) -> Rows:
     pairwise = contract.round_pairwise(tables.pairwise)[list(plan.classes)] * contract.GRID
     grid = (pairwise if plan.kinded else pairwise[:, None]).numpy()
-    classes, labels = len(grid), plan.labels
+    classes, labels = len(grid), plan.num_labels
     largest = np.abs(grid).max((1, 2, 3), initial=0).tolist()
     short = max(largest, default=0) <= SHORT
     parts, total = [0], 0.0
@@ -43,7 +43,7 @@ def rows_of(plan: Plan, tables: Tables, width: int) -> Rows:
         if short and total > SHORT:
             parts.append(k)
             total = size
-    rows = aligned((classes, 2, plan.kinds, labels + 1, width), np.int16 if short else np.float32)
+    rows = aligned((classes, 2, plan.num_kinds, labels + 1, width), np.int16 if short else np.float32)
     rows[:, 0, :, :-1, :labels] = grid.transpose(0, 1, 3, 2)
     rows[:, 1, :, :-1, :labels] = grid
     if not short:
@@ -58,9 +58,9 @@ def _weighed(plan: Plan, tables: Tables, width: int) -> Array:
         return np.zeros((0, 2, 0, 1, width), np.float32)
     columns = [plan.edges.gating[k] for k in plan.edges.gated]
     gated = contract.round_pairwise(tables.gated)[:, columns].transpose(0, 1).numpy()
-    rows = aligned((len(gated), 2, gated.shape[1], plan.labels + 1, width), np.float32)
-    rows[:, 0, :, :-1, : plan.labels] = gated.transpose(0, 1, 3, 2)
-    rows[:, 1, :, :-1, : plan.labels] = gated
+    rows = aligned((len(gated), 2, gated.shape[1], plan.num_labels + 1, width), np.float32)
+    rows[:, 0, :, :-1, : plan.num_labels] = gated.transpose(0, 1, 3, 2)
+    rows[:, 1, :, :-1, : plan.num_labels] = gated
     return rows
 
 

@@ -1,6 +1,6 @@
 """Which sites does a thread visit, and what are their unary energies? Lists of free sites, and rule 1 for their logits.
 
-Free sites are listed image by image and colour by colour, so that a phase is a range of a list; what is clamped, masked out or
+Free sites are listed image by image and colour by colour, so that a colour is a range of a list; what is clamped, masked out or
 outside of an image costs nothing after that, its logits are not even rounded.
 """
 
@@ -29,7 +29,7 @@ class Sites:
     first: Array
     """int64 [N + 1]: where each image's sites begin."""
     bounds: Array
-    """int64 [N, K + 1]: phase bounds within an image's sites."""
+    """int64 [N, K + 1]: colour bounds within an image's sites."""
     position: Array
     """int32 [B]: position in a chain's labels."""
     work: Array
@@ -66,7 +66,7 @@ def listed(plan: Plan) -> Sites:
     base = np.zeros(images + 1, np.int64)
     base[1:] = strides.cumsum()
     position, slot = np.empty(total, np.int32), np.empty(total, np.int32)
-    site, bounds = np.empty(total, np.uint32), np.empty((images, len(plan.phases)), np.int64)
+    site, bounds = np.empty(total, np.uint32), np.empty((images, len(plan.color_bounds)), np.int64)
     if plan.factors is not None:
         colors = plan.factors.colors.contiguous().numpy()
         bounds = np.empty((images, plan.factors.num_colors + 1), np.int64)
@@ -74,7 +74,7 @@ def listed(plan: Plan) -> Sites:
     else:
         share(
             listing, first, free, plan.positions.numpy(), plan.sites.contiguous().numpy(),
-            np.array(plan.phases, np.int64), first, position, site, slot, bounds,
+            np.array(plan.color_bounds, np.int64), first, position, site, slot, bounds,
         )  # fmt: skip
     uniforms, blocks = np.empty(4 * int(base[-1]), np.float32), np.full(plan.chains, -1, np.int64)
     steps = np.array(plan.displacements, np.int64)
@@ -85,19 +85,19 @@ def listed(plan: Plan) -> Sites:
 
 @entry_point
 def listing(
-    begin: int, end: int, free: npt.NDArray[np.bool_], positions: Integers, sites: Integers, phases: Integers,
+    begin: int, end: int, free: npt.NDArray[np.bool_], positions: Integers, sites: Integers, color_bounds: Integers,
     first: Integers, position: Positions, site: Words, slot: Positions, bounds: Integers,
 ) -> None:  # fmt: skip
     """Lists the free sites of images ``begin`` to ``end``, colour by colour."""
     for image in range(begin, end):
         t = first[image]
-        for phase in range(len(phases) - 1):
-            bounds[image, phase] = t - first[image]
-            for s in range(phases[phase], phases[phase + 1]):
+        for color in range(len(color_bounds) - 1):
+            bounds[image, color] = t - first[image]
+            for s in range(color_bounds[color], color_bounds[color + 1]):
                 if free[image, s]:
                     position[t], site[t], slot[t] = positions[s], sites[image, s], s
                     t += 1
-        bounds[image, len(phases) - 1] = t - first[image]
+        bounds[image, len(color_bounds) - 1] = t - first[image]
 
 
 @entry_point

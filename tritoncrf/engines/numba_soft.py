@@ -93,12 +93,12 @@ def soft_counts(plan: Plan, labels: Tensor, sites: Tensor, weights: Tensor) -> T
     """As `soft.soft_counts`, which it calls for graphs."""
     if plan.factors is not None:
         return soft.soft_counts(plan, labels, sites, weights)
-    wide = F.pad(weights.double(), (0, -plan.labels % LANES))
-    shape = (2, plan.num_classes, plan.kinds, plan.labels, wide.shape[2])
+    wide = F.pad(weights.double(), (0, -plan.num_labels % LANES))
+    shape = (2, plan.num_classes, plan.num_kinds, plan.num_labels, wide.shape[2])
     found, guard = np.zeros(shape), threading.Lock()
     given: tuple[Any, ...] = (
-        plan.labels, sites.numpy(), wide.contiguous().numpy(), wide.sum(0).numpy(), len(plan.positions), plan.positions.numpy(),
-        labels.contiguous().numpy(), *counting(plan),
+        plan.num_labels, sites.numpy(), wide.contiguous().numpy(), wide.sum(0).numpy(), len(plan.positions),
+        plan.positions.numpy(), labels.contiguous().numpy(), *counting(plan),
     )  # fmt: skip
 
     def add(begin: int, end: int) -> None:
@@ -110,7 +110,7 @@ def soft_counts(plan: Plan, labels: Tensor, sites: Tensor, weights: Tensor) -> T
 
     bounds = np.linspace(0, len(sites), min(torch.get_num_threads(), len(sites) // WORTH + 1) + 1).astype(np.int64)
     share(lambda first, last: add(int(bounds[first]), int(bounds[last])), np.arange(len(bounds)))
-    ahead, behind = torch.from_numpy(found)[..., : plan.labels].unbind()
+    ahead, behind = torch.from_numpy(found)[..., : plan.num_labels].unbind()
     # Ahead the own label is the first of the pair, behind the second.
     counts = ahead.transpose(2, 3) + behind
     return counts if plan.kinded else counts[:, 0]

@@ -46,7 +46,7 @@ def _doubtful(
     a: int, b: int, uniforms: Singles, chances: Singles, sure: float, queue: Positions, unary: int, width: int, edge: int,
     wide: int,
 ) -> int:  # fmt: skip
-    """Queues the sites of a phase that must be looked at, their unary rows and their edges' bytes on the way from memory;
+    """Queues the sites of a colour that must be looked at, their unary rows and their edges' bytes on the way from memory;
     returns their number."""
     found = 0
     u, r = address(uniforms), address(chances)
@@ -123,8 +123,8 @@ def sweep(
                 _fill(sites, u, now, index[image], replica, purpose, key0, key1)
                 blocks[chain] = now >> 2
             chosen = u[now & 3]
-            for phase in range(bounds.shape[1] - 1):
-                a, b = bounds[image, phase], bounds[image, phase + 1]
+            for color in range(bounds.shape[1] - 1):
+                a, b = bounds[image, color], bounds[image, color + 1]
                 visits = b - a
                 if lazy:
                     visits = _doubtful(a, b, chosen, chances, sure, queue, energy, 4 * width, edge, wide)

@@ -27,9 +27,9 @@ STEP = 2.0**-24
 def soft_counts(plan: Plan, labels: Tensor, sites: Tensor, weights: Tensor) -> Tensor:
     """float64, as the pairwise tables. Of graphs a factor counts its gate."""
     image, slot = _split(plan, sites)
-    size, edges, where = plan.labels + 1, plan.edges, image * plan.volume + plan.positions[slot]
+    size, edges, where = plan.num_labels + 1, plan.edges, image * plan.volume + plan.positions[slot]
     kinds = edges.kinds_at(plan, image, plan.positions[slot]).long() if edges is not None and plan.kinded else None
-    found = weights.new_zeros((plan.num_classes, plan.kinds, plan.labels, plan.labels), dtype=torch.float64)
+    found = weights.new_zeros((plan.num_classes, plan.num_kinds, plan.num_labels, plan.num_labels), dtype=torch.float64)
     if plan.factors is not None:
         found = weights.new_zeros(plan.factors.starts[-1] + 1, dtype=torch.float64)
     for flat, soft in _labelings(labels, weights):
@@ -43,8 +43,8 @@ def soft_counts(plan: Plan, labels: Tensor, sites: Tensor, weights: Tensor) -> T
                 row = flat[where + place].long()
                 if kinds is not None:
                     row = row + kinds[:, k + end * len(plan.displacements)] * size
-                counts = soft.new_zeros((plan.kinds * size, plan.labels)).index_add_(0, row, soft)
-                counts = counts.view(plan.kinds, size, plan.labels)[:, :-1]
+                counts = soft.new_zeros((plan.num_kinds * size, plan.num_labels)).index_add_(0, row, soft)
+                counts = counts.view(plan.num_kinds, size, plan.num_labels)[:, :-1]
                 # Ahead the own label is the first of the pair, behind the second.
                 found[c] += counts if end else counts.transpose(1, 2)
     return found[:-1] if plan.factors is not None else found if plan.kinded else found[:, 0]
@@ -54,16 +54,16 @@ def soft_gated(plan: Plan, labels: Tensor, sites: Tensor, weights: Tensor) -> Te
     """As `soft_counts`, an edge counting its gate: float64 ``[G, Cg, L, L]``."""
     edges, (image, slot) = plan.edges, _split(plan, sites)
     if edges is None or edges.gates is None:
-        return weights.new_zeros((0, 0, plan.labels, plan.labels), dtype=torch.float64)
+        return weights.new_zeros((0, 0, plan.num_labels, plan.num_labels), dtype=torch.float64)
     where = image * plan.volume + plan.positions[slot]
     gates = edges.gates_at(plan, image, plan.positions[slot]).double() / contract.GATE_STEPS
-    found = weights.new_zeros((*edges.gates.shape[1:3], plan.labels, plan.labels), dtype=torch.float64)
+    found = weights.new_zeros((*edges.gates.shape[1:3], plan.num_labels, plan.num_labels), dtype=torch.float64)
     for flat, soft in _labelings(labels, weights):
         for j, k in enumerate(edges.gated):
             for end, place in enumerate((plan.displacements[k], -plan.displacements[k])):
                 row = flat[where + place].long()
                 for rank in range(len(found)):
-                    counts = soft.new_zeros((plan.labels + 1, plan.labels))
+                    counts = soft.new_zeros((plan.num_labels + 1, plan.num_labels))
                     counts.index_add_(0, row, soft * gates[:, end, j, rank, None])
                     found[rank, edges.gating[k]] += counts[:-1] if end else counts[:-1].T
     return found

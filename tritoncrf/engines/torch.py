@@ -1,6 +1,6 @@
 """The torch engine: gather vectorised over the sites of a colour, and the incremental update as a reference.
 
-Runs on CPU and CUDA tensors. Only free sites are held: they are listed phase by phase and chain by chain. A site's energies
+Runs on CPU and CUDA tensors. Only free sites are held: they are listed colour by colour and chain by chain. A site's energies
 are its unary row plus one table row per neighbour, ``pairwise[c, :, y]`` for the one at +d_c and ``pairwise[c, y, :]`` for the
 one at -d_c, of the table that the edge's kind chooses; the row of a void neighbour is zero. `embedding_bag` sums the rows in an
 order of its own, which rule 1 makes harmless. Gated rows are weighed and put on the grid one by one. The draw is the contract's
@@ -33,7 +33,7 @@ CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class Work:
-    """Free sites of all chains, phase by phase; A of them, B without replicas."""
+    """Free sites of all chains, colour by colour; A of them, B without replicas."""
 
     plan: Plan
     rows: Tensor
@@ -86,7 +86,7 @@ def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = N
         gates = plan.edges.gates_at(plan, image, plan.positions[slot]) if plan.edges.gated else None
     source, replica = None, torch.zeros_like(image)
     if plan.replicas > 1:
-        # Replicas of a site lie side by side inside its phase and share its unary row.
+        # Replicas of a site lie side by side inside its colour and share its unary row.
         source = torch.arange(len(image), device=device).repeat_interleave(plan.replicas)
         replica = torch.arange(plan.replicas, device=device).repeat(len(image))
         image, slot = image[source], slot[source]
@@ -101,9 +101,9 @@ def prepare(plan: Plan, logits: Tensor, tables: Tables, like: AnyWork | None = N
 
 
 def _listing(plan: Plan) -> tuple[Tensor, Tensor, list[int]]:
-    """Image and slot of each free site, phase by phase, and the phases' bounds."""
+    """Image and slot of each free site, colour by colour, and the colours' bounds."""
     images, slots, bounds = [], [], [0]
-    for a, b in zip(plan.phases, plan.phases[1:], strict=False):
+    for a, b in zip(plan.color_bounds, plan.color_bounds[1:], strict=False):
         image, slot = plan.free[:, a:b].nonzero(as_tuple=True)
         images.append(image)
         slots.append(slot + a)
@@ -131,7 +131,7 @@ def field(work: AnyWork, labels: Tensor) -> Tensor:
     work = _check_work(work)
     flat = labels.view(-1)
     # One row more than there are sites: flips push the differences of clamped or missing neighbours into it.
-    energies = torch.zeros((len(work.where) + 1, work.plan.labels), dtype=torch.float32, device=labels.device)
+    energies = torch.zeros((len(work.where) + 1, work.plan.num_labels), dtype=torch.float32, device=labels.device)
     for a, b in _chunks(work.bounds):
         energies[a:b] = _gather(work, flat, a, b)
     return energies
@@ -175,9 +175,9 @@ def conditionals(
         energies = _gather(work, flat, a, b) if field is None else field[a:b]
         weight = contract.weights(energies.T.contiguous(), scale)
         weight /= contract.in_label_order(weight) * plan.replicas
-        image, slot, own = work.image[a:b], work.slot[a:b], flat[work.where[a:b]].long()
-        out.view(-1, plan.labels).index_add_(0, image * len(plan.positions) + slot, weight.T.to(out.dtype))
-        energy.index_add_(0, image * plan.replicas + work.replica[a:b], energies.gather(1, own[:, None])[:, 0].double())
+        image, slot, current = work.image[a:b], work.slot[a:b], flat[work.where[a:b]].long()
+        out.view(-1, plan.num_labels).index_add_(0, image * len(plan.positions) + slot, weight.T.to(out.dtype))
+        energy.index_add_(0, image * plan.replicas + work.replica[a:b], energies.gather(1, current[:, None])[:, 0].double())
     return energy.view(-1, plan.replicas)
 
 
@@ -200,7 +200,7 @@ def _rows(plan: Plan, tables: Tables) -> Tensor:
         return F.pad(contract.round_pairwise(tables.pairwise), (0, 1))
     pairwise = contract.round_pairwise(tables.pairwise)[list(plan.classes)]
     pairwise = pairwise if plan.kinded else pairwise[:, None]
-    padded = pairwise.new_zeros((2, len(plan.classes), plan.kinds, plan.labels + 1, plan.labels))
+    padded = pairwise.new_zeros((2, len(plan.classes), plan.num_kinds, plan.num_labels + 1, plan.num_labels))
     padded[0, :, :, :-1] = pairwise.transpose(2, 3)
     padded[1, :, :, :-1] = pairwise
     return padded.flatten(0, 3)
@@ -210,15 +210,15 @@ def _gated_rows(plan: Plan, tables: Tables) -> Tensor | None:
     if plan.edges is None or tables.gated is None or not plan.edges.gated:
         return None
     gated = contract.round_pairwise(tables.gated)[:, [plan.edges.gating[k] for k in plan.edges.gated]].transpose(0, 1)
-    padded = gated.new_zeros((2, *gated.shape[:2], plan.labels + 1, plan.labels))
+    padded = gated.new_zeros((2, *gated.shape[:2], plan.num_labels + 1, plan.num_labels))
     padded[0, :, :, :-1] = gated.transpose(2, 3)
     padded[1, :, :, :-1] = gated
     return padded
 
 
 def _bag(work: Work, sites: Tensor, neighbours: Tensor, labels: Tensor) -> Tensor:
-    size = work.plan.labels + 1
-    base = torch.arange(len(work.steps), device=labels.device, dtype=torch.int32) * (work.plan.kinds * size)
+    size = work.plan.num_labels + 1
+    base = torch.arange(len(work.steps), device=labels.device, dtype=torch.int32) * (work.plan.num_kinds * size)
     rows = labels[neighbours].to(torch.int32) + base
     return rows if work.kinds is None else rows + work.kinds[work.at(sites)].to(torch.int32) * size
 
@@ -251,7 +251,7 @@ def _listed(work: Work, positions: int) -> Tensor:
 
 
 def _push(work: Work, flat: Tensor, field: Tensor, listed: Tensor, before: Tensor, a: int, b: int) -> None:
-    """Adds ``row[new] - row[old]`` of each site that flipped in phase a:b to the field of its neighbours."""
+    """Adds ``row[new] - row[old]`` of each site that flipped in colour a:b to the field of its neighbours."""
     where, plan = work.where[a:b], work.plan
     now = flat[where]
     flipped = (now != before).nonzero()[:, 0]
@@ -261,11 +261,11 @@ def _push(work: Work, flat: Tensor, field: Tensor, listed: Tensor, before: Tenso
         unary, at = work.unary[work.at(near)], (work.image[near], work.slot[near], work.where[near])
         field[near] = gather(plan, plan.factors, work.rows, unary, flat, *at)
         return
-    steps, size = len(work.steps), plan.labels + 1
+    steps, size = len(work.steps), plan.num_labels + 1
     if not steps:
         return
     # The neighbour at +d sees the flipped site at -d, so the halves of the row table change places; the edge is the same.
-    base = (torch.arange(steps, device=flat.device).roll(steps // 2) * (plan.kinds * size))[None]
+    base = (torch.arange(steps, device=flat.device).roll(steps // 2) * (plan.num_kinds * size))[None]
     for part in torch.split(flipped, CHUNK // 8):
         old, new = before[part].long(), now[part].long()
         kind = base if work.kinds is None else base + work.kinds[work.at(part + a)].long() * size

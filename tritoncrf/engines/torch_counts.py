@@ -30,8 +30,8 @@ def pair_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
 def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
     edges = plan.edges
     if edges is None or edges.gates is None:
-        return data.new_zeros((0, 0, plan.labels, plan.labels), dtype=torch.int64)
-    errors = data.new_zeros((edges.gates.shape[1], edges.gates.shape[2], plan.labels, plan.labels), dtype=torch.int64)
+        return data.new_zeros((0, 0, plan.num_labels, plan.num_labels), dtype=torch.int64)
+    errors = data.new_zeros((edges.gates.shape[1], edges.gates.shape[2], plan.num_labels, plan.num_labels), dtype=torch.int64)
     for rank in range(len(errors)):
         # Whole numbers below 2^53: exact in float64 in any order.
         counts = (_counts(plan, labels, rank).sum((0, 1)) for labels in (data, free))
@@ -44,10 +44,10 @@ def gated_errors(plan: Plan, data: Tensor, free: Tensor) -> Tensor:
 def _counts(plan: Plan, labels: Tensor, rank: int | None) -> Tensor:
     """Counts ``[N, R, C, (kinds,) L, L]`` of label pairs, or of what one gate weighs them with: float64 ``[N, R, C, L, L]``."""
     rows, edges = labels.flatten(0, -2).to(torch.int32), plan.edges
-    size, replicas = plan.labels + 1, labels.shape[:-1].numel() // max(len(plan.index), 1)
-    kinds = plan.kinds if rank is None else 1
+    size, replicas = plan.num_labels + 1, labels.shape[:-1].numel() // max(len(plan.index), 1)
+    kinds = plan.num_kinds if rank is None else 1
     # With void as one more label every position counts, and the pairs that have no edge fall into the last row or column.
-    counts = rows.new_zeros((len(rows), plan.num_classes, kinds, plan.labels, plan.labels), dtype=torch.float64)
+    counts = rows.new_zeros((len(rows), plan.num_classes, kinds, plan.num_labels, plan.num_labels), dtype=torch.float64)
     together = max(1, COUNTERS // (kinds * size**2))
     for part in range(0, len(rows), together):
         wide = rows[part : part + together]
@@ -68,8 +68,8 @@ def _counts(plan: Plan, labels: Tensor, rank: int | None) -> Tensor:
             histogram = torch.bincount(pairs.flatten(), weights, minlength=len(wide) * kinds * size**2)
             # Several displacements may read one table: those across a seam.
             counts[part : part + together, c] += histogram.view(-1, kinds, size, size)[..., :-1, :-1].to(counts.dtype)
-    shape = (*labels.shape[:-1], plan.num_classes, *([plan.kinds] if plan.kinded and rank is None else []))
-    return counts.view(*shape, plan.labels, plan.labels)
+    shape = (*labels.shape[:-1], plan.num_classes, *([plan.num_kinds] if plan.kinded and rank is None else []))
+    return counts.view(*shape, plan.num_labels, plan.num_labels)
 
 
 def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:

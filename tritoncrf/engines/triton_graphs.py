@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritoncrf import contract
-from tritoncrf.engines import Ends, Factors, Plan, Tables
+from tritoncrf.engines import Ends, Factors, Plan, Tables, averaging
+from tritoncrf.engines.triton_shapes import plain, sweeping
 
 if TYPE_CHECKING:
     from tritoncrf.kernels.factor_counts import Part
     from tritoncrf.kernels.graphs import Net, Nodes
-    from tritoncrf.kernels.shapes import Launch
 
 
 @dataclass(frozen=True)
 class GraphWork:
-    """Energies, rows and lists of a batch of graphs."""
+    """Energies, rows and lists of a batch of graphs; its methods are the engine's functions, keys signed."""
 
     plan: Plan
     unary: Tensor
@@ -36,56 +36,66 @@ class GraphWork:
     net: Net
     nodes: Nodes
 
+    def with_plan(self, plan: Plan) -> GraphWork:
+        """The same energies where other nodes are free."""
+        return replace(self, plan=plan, nodes=_nodes(plan, _factors(plan)))
 
-def prepare(plan: Plan, factors: Factors, unary: Tensor, tables: Tables) -> GraphWork:
-    return GraphWork(plan, unary, _rows(factors, tables, unary.shape[2]), _net(factors), _nodes(plan, factors))
+    def retable(self, tables: Tables) -> GraphWork:
+        return replace(self, rows=_rows(_factors(self.plan), tables, self.unary.shape[2]))
+
+    def initial(self, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
+        from tritoncrf.kernels import initial
+        from tritoncrf.kernels.listing import Listing
+
+        slot, site, starts = self.nodes
+        # A node's number is its position.
+        lists, plan, scale = Listing(slot, slot, site, starts, starts), self.plan, contract.scale_of(1.0)
+        initial.initial(labels, self.unary, lists, plan.index, count, scale, key, purpose, plan.num_labels, *plain(plan))
+
+    def field(self, labels: Tensor) -> Tensor:
+        """None: what is given it gathers."""
+        return labels.new_empty(0, dtype=torch.int32)
+
+    def sweep(
+        self, labels: Tensor, field: Tensor | None, sweeps: int, scale: float, key: tuple[int, int], count: Tensor,
+        purpose: int, bad: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        from tritoncrf.kernels import graphs
+
+        plan = self.plan
+        flips = torch.zeros(labels.shape[:2], dtype=torch.int64, device=labels.device)
+        shape = sweeping(plan, False, self.nodes.starts.shape[1] - 1, labels.device)
+        graphs.sweep(
+            labels, self.unary, self.rows, self.net, self.nodes, plan.index, count, flips, bad, sweeps, scale, key, purpose,
+            plan.num_labels, shape,
+        )  # fmt: skip
+        return flips
+
+    def conditionals(
+        self, labels: Tensor, field: Tensor | None, scale: float, out: Tensor, bad: Tensor | None
+    ) -> Tensor:
+        from tritoncrf.kernels import graphs
+
+        energy: Tensor = graphs.conditionals(
+            labels, self.unary, self.rows, self.net, self.nodes, bad, out, scale, self.plan.num_labels, *plain(self.plan)
+        )
+        return energy
+
+    def average(
+        self, labels: Tensor, field: Tensor | None, sweeps: int, scale: float, key: tuple[int, int], count: Tensor,
+        purpose: int, out: Tensor, bad: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return everywhere(self, labels, field, sweeps, scale, key, count, purpose, out, bad)
 
 
-def with_plan(work: GraphWork, plan: Plan) -> GraphWork:
-    """The same energies where other nodes are free."""
-    return replace(work, plan=plan, nodes=_nodes(plan, _factors(plan)))
+everywhere = averaging(GraphWork.sweep, GraphWork.conditionals)
 
 
-def retable(work: GraphWork, tables: Tables) -> GraphWork:
-    return replace(work, rows=_rows(_factors(work.plan), tables, work.unary.shape[2]))
-
-
-def initial(
-    work: GraphWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int, shape: tuple[int, int]
-) -> None:
+def prepare(plan: Plan, factors: Factors, logits: Tensor, tables: Tables) -> GraphWork:
     from tritoncrf.kernels import initial
-    from tritoncrf.kernels.listing import Listing
 
-    slot, site, starts = work.nodes
-    # A node's number is its position.
-    lists, plan = Listing(slot, slot, site, starts, starts), work.plan
-    scale = contract.scale_of(1.0)
-    initial.initial(labels, work.unary, lists, plan.index, count.contiguous(), scale, key, purpose, plan.labels, *shape)
-
-
-def sweep(
-    work: GraphWork, labels: Tensor, flips: Tensor, sweeps: int, scale: float, key: tuple[int, int], count: Tensor,
-    purpose: int, bad: Tensor | None, shape: Launch,
-) -> Tensor:  # fmt: skip
-    from tritoncrf.kernels import graphs
-
-    plan = work.plan
-    graphs.sweep(
-        labels, work.unary, work.rows, work.net, work.nodes, plan.index, count.contiguous(), flips, bad, sweeps, scale, key,
-        purpose, plan.labels, shape,
-    )  # fmt: skip
-    return flips
-
-
-def conditionals(
-    work: GraphWork, labels: Tensor, scale: float, out: Tensor, bad: Tensor | None, shape: tuple[int, int]
-) -> Tensor:
-    from tritoncrf.kernels import graphs
-
-    energy: Tensor = graphs.conditionals(
-        labels, work.unary, work.rows, work.net, work.nodes, bad, out, scale, work.plan.labels, *shape
-    )
-    return energy
+    unary = initial.build_unary(logits.detach(), plan.pixels, *plain(plan))
+    return GraphWork(plan, unary, _rows(factors, tables, unary.shape[2]), _net(factors), _nodes(plan, factors))
 
 
 def factor_counts(plan: Plan, factors: Factors, data: Tensor, free: Tensor | None) -> Tensor:
@@ -97,7 +107,7 @@ def factor_counts(plan: Plan, factors: Factors, data: Tensor, free: Tensor | Non
         factors.kept[name] = [_part(factors, part) for part in factors.ends]
     parts: list[Part] = factors.kept[name]  # type: ignore[assignment]
     given = data.contiguous(), None if free is None else free.contiguous(), parts
-    found: Tensor = factor_counts.factor_counts(*given, plan.labels, factors.starts[-1], plan.unit)
+    found: Tensor = factor_counts.factor_counts(*given, plan.num_labels, factors.starts[-1], plan.unit)
     return found
 
 
@@ -151,7 +161,7 @@ def _ends(factors: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         where = torch.arange(len(part.factor), device=device) + shift.repeat_interleave(length)
         filled += length
         factor = part.factor.long()
-        base[where] = (begin[part.table[factor].long()] + part.axis.long() * factors.labels ** (part.arity - 1)).int()
+        base[where] = (begin[part.table[factor].long()] + part.axis.long() * factors.num_labels ** (part.arity - 1)).int()
         others[most + 1 - part.arity :, where] = part.others.T
         if gates is not None and part.gate is not None:
             gates[where] = part.gate[factor]
@@ -176,7 +186,7 @@ def _begins(factors: Factors) -> list[int]:
     """Where the rows of each table begin: a block for each of its axes; then how many rows there are."""
     found = [0]
     for arity in _arities(factors):
-        found.append(found[-1] + arity * factors.labels ** (arity - 1))
+        found.append(found[-1] + arity * factors.num_labels ** (arity - 1))
     return found
 
 
@@ -186,7 +196,7 @@ def _count(factors: Factors) -> int:
 
 def _rows(factors: Factors, tables: Tables, pad: int) -> Tensor:
     """float32 ``[rows, PAD]``: every table once for each of its axes, that axis last, on rule 1's grid."""
-    name, number, flat = "triton.rows", factors.labels, contract.round_pairwise(tables.pairwise.detach())
+    name, number, flat = "triton.rows", factors.num_labels, contract.round_pairwise(tables.pairwise.detach())
     if name not in factors.kept:
         parts = []
         for start, arity in zip(factors.starts, _arities(factors), strict=False):

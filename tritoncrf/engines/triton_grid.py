@@ -1,4 +1,4 @@
-"""What do a layout's batches share on their device? Lists of phases and edges, copied there once."""
+"""What do a layout's batches share on their device? Lists of colours and edges, copied there once."""
 
 # mypy: disable-error-code="import-not-found"
 
@@ -17,8 +17,8 @@ from tritoncrf.engines import Plan
 class Grid:
     """What a layout's batches share, on their device."""
 
-    phases: Tensor
-    """int32 [phases + 1]."""
+    color_bounds: Tensor
+    """int32 [colors + 1]."""
     displacements: Tensor
     """int32 [K]."""
     tables: Tensor
@@ -39,7 +39,7 @@ class Grid:
 
 @functools.lru_cache(maxsize=64)
 def _grid(
-    phases: tuple[int, ...], displacements: tuple[int, ...], classes: tuple[int, ...], ranks: int, planes: int,
+    color_bounds: tuple[int, ...], displacements: tuple[int, ...], classes: tuple[int, ...], ranks: int, planes: int,
     kinded: tuple[int, ...], gating: tuple[int, ...], device: torch.device,
 ) -> Grid:  # fmt: skip
     from tritoncrf.kernels.rows import filled
@@ -55,7 +55,7 @@ def _grid(
     ends = [(plane, step) for plane, far in zip(kinded, displacements, strict=False) for step in (0, far)]
     ends += [(-1, 0)] * (2 * empty if kinded else 0)
     lists = (
-        phases, displacements, classes, steps, chosen, kinded, ([plane for plane, _ in ends], [step for _, step in ends]),
+        color_bounds, displacements, classes, steps, chosen, kinded, ([plane for plane, _ in ends], [step for _, step in ends]),
         ([plane for plane, _ in outputs], [step for _, step in outputs]),
         ([gated.index(k) if k in gated else -1 for k in range(len(gating))] + [-1] * (empty if gating else 0) + gated
          + [gating[k] for k in gated]),
@@ -69,4 +69,4 @@ def grid_of(plan: Plan) -> Grid:
     _, ranks, kinded, gating = plan.form
     planes = plan.edges.gates.shape[2] if plan.edges is not None and plan.edges.gates is not None else 0
     device = plan.positions.device
-    return _grid(plan.phases, plan.displacements, plan.classes, ranks, planes, kinded, gating, device)
+    return _grid(plan.color_bounds, plan.displacements, plan.classes, ranks, planes, kinded, gating, device)

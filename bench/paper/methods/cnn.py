@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from bench.paper.methods.descent import marginals
 from bench.paper.problem import Predictor, Problem, descent
 from tritoncrf.batches import Batch
 from tritoncrf.evaluation import forward
@@ -21,15 +21,12 @@ def learn(problem: Problem, work: Path, *, further: bool) -> Predictor:
         saved = work / "model.safetensors"
         if saved.exists():
             trainer.load(saved)
-        optimizer = descent(problem.preset, list(network.parameters()), problem.preset.network_rate)
+        optimizer = descent(problem.preset, weights=network.parameters())
         trainer.pretrain(problem.loader(), problem.preset.epochs, optimizer=optimizer, stage="control", checkpoint=saved)
 
     def predict(batch: Batch) -> tuple[Tensor, Tensor]:
         logits, _ = forward(network, None, batch.image)
-        alone = logits.softmax(1)
-        if batch.clamp is not None and batch.known is not None:
-            known = torch.nn.functional.one_hot(batch.known.long() % logits.shape[1], logits.shape[1]).movedim(-1, 1)
-            alone = torch.where(batch.clamp[:, None], known.to(alone.dtype), alone)
+        alone = marginals(batch, logits.softmax(1))
         return alone, alone
 
     return predict

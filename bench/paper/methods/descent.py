@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.paper.edges import Maker
-from bench.paper.problem import Predictor, Problem
+from bench.paper.problem import Predictor, Problem, descent
 from tritoncrf import checkpoint, contract
 from tritoncrf.batches import Batch
 from tritoncrf.checkpoint import CheckpointError
@@ -41,7 +41,8 @@ def descend(
     """
     preset = problem.preset
     path, losses = work / "model.safetensors", list[float]()
-    optimizer = _optimizer(problem, network if joint else None, model, preset.table_rate if rate is None else rate)
+    tables, weights = () if model is None else model.parameters(), network.parameters() if joint else ()
+    optimizer = descent(preset, tables=tables, rate=rate, weights=weights)
     torch.manual_seed(problem.seed + 1)
     loop, loader = Loop(problem.device, None, quiet=True), problem.loader()
     if path.exists():
@@ -107,19 +108,6 @@ def by_sampling(problem: Problem, network: nn.Module, crf: GridCRF, edge_maker: 
         return answer(crf, logits, first, batch, preset.sweeps, preset.burn_in, seed=problem.seed, edges=edges)
 
     return predict
-
-
-def _optimizer(problem: Problem, network: nn.Module | None, model: nn.Module | None, rate: float) -> torch.optim.Optimizer:
-    preset, groups = problem.preset, list[dict[str, object]]()
-    if model is not None:
-        groups.append({"params": list(model.parameters()), "lr": rate})
-        if preset.momentum is not None:
-            groups[0]["momentum"] = 0.0
-    if network is not None:
-        groups.append({"params": list(network.parameters()), "lr": preset.network_rate})
-    if not groups:
-        raise ValueError("model: expected parameters to learn, or a joint descent, got neither")
-    return torch.optim.Adam(groups) if preset.momentum is None else torch.optim.SGD(groups, momentum=preset.momentum)
 
 
 def _load(path: Path, name: str, network: nn.Module, model: nn.Module | None, loop: Loop) -> list[float]:

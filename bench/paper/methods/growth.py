@@ -22,10 +22,9 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import tritoncrf as tc
-from bench.paper.edges import Maker
+from bench.paper.edges import Maker, loss_of
 from bench.paper.methods import crfrnn, meanfield, pseudolikelihood
 from bench.paper.methods.descent import Objective, cross_entropy
 from bench.paper.methods.messages import messages, plain
@@ -33,7 +32,6 @@ from bench.paper.presets import PRESETS
 from bench.paper.problem import Problem, read
 from tritoncrf import networks
 from tritoncrf.batches import Batch
-from tritoncrf.evaluation import edges_of
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,7 @@ def rows(problem: Problem, iterations: Sequence[int] = (2, 5, 10), visits: int =
 
     def sampling(crf: tc.GridCRF, edge_maker: Maker | None) -> Objective:
         pcd = tc.CRFLoss(crf, chains=tc.ChainStore(problem.train.sizes, seed=0, device=problem.device))
-
-        def value(logits: Tensor, batch: Batch) -> Tensor:
-            given = {"sizes": batch.sizes, "mask": batch.mask, "clamp": batch.clamp}
-            kinds, gates = edges_of(edge_maker, batch.image, None)
-            found: Tensor = pcd(logits, batch.labels, batch.index, **given, kinds=kinds, gates=gates)
-            return found
-
-        return value
+        return lambda logits, batch: loss_of(pcd, logits, batch, edge_maker)
 
     def dense() -> Objective:
         return crfrnn.objective(crfrnn.DenseCRF(labels, crfrnn.Bandwidths()).to(problem.device))

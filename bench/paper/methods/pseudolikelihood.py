@@ -14,6 +14,8 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.paper.edges import Maker
+from bench.paper.methods import kinds
 from bench.paper.methods.descent import by_sampling, descend
 from bench.paper.methods.messages import Sites, messages
 from bench.paper.problem import Predictor, Problem
@@ -30,14 +32,16 @@ def learn(problem: Problem, work: Path, *, joint: bool = True) -> Predictor:
     return by_sampling(problem, network, crf)
 
 
-def objective(crf: GridCRF) -> Callable[[Tensor, Batch], Tensor]:
-    """Logits and their batch -> minus the log pseudo-likelihood, a mean over its terms."""
+def objective(crf: GridCRF, edge_maker: Maker | None = None) -> Callable[[Tensor, Batch], Tensor]:
+    """Logits and their batch -> minus the log pseudo-likelihood, a mean over its terms; edge_maker: for a CRF with kinds."""
 
     def value(logits: Tensor, batch: Batch) -> Tensor:
         sites = Sites.of(batch, crf.neighborhood, crf.num_labels, exists=batch.target != contract.VOID)
         target = sites.labels_of(batch.target)
-        truth = F.one_hot(target, crf.num_labels).to(logits.dtype)
-        found = sites.pick(logits) - messages(truth, crf.pairwise, sites)
-        return F.cross_entropy(found, target, reduction="sum") / max(len(target), 1)
+        if edge_maker is None:
+            field = messages(F.one_hot(target, crf.num_labels).to(logits.dtype), crf.pairwise, sites)
+        else:
+            field = kinds.labelled(crf.pairwise, sites, kinds.of_edges(crf, edge_maker, batch, sites), target)
+        return F.cross_entropy(sites.pick(logits) - field, target, reduction="sum") / max(len(target), 1)
 
     return value

@@ -15,13 +15,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 import tritoncrf as tc
 from bench.paper.edges import Maker, text_of
 from bench.paper.gates import Gated
-from bench.paper.problem import Predictor, Problem
+from bench.paper.problem import Predictor, Problem, descent
 from tritoncrf.training import Trainer
 
 EDGES = ("kinds", "network", "gaussian")
@@ -62,15 +61,8 @@ def learn(
     sweeps = preset.visit_sweeps if sweeps is None else sweeps
     loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=sweeps, objective=objective)
     tables = [table for table in loss.parameters() if table.requires_grad]
-    groups = [{"params": tables, "lr": preset.table_rate if joint else preset.separate_rate}]
-    if joint:
-        groups.append({"params": list(network.parameters()), "lr": preset.network_rate})
-    optimizer: torch.optim.Optimizer
-    if preset.momentum is None:
-        optimizer = torch.optim.Adam(groups, fused=problem.device.type == "cuda")
-    else:
-        groups[0]["momentum"] = 0.0
-        optimizer = torch.optim.SGD(groups, momentum=preset.momentum)
+    weights = network.parameters() if joint else ()
+    optimizer = descent(preset, tables=tables, rate=None if joint else preset.separate_rate, weights=weights)
     trainer = Trainer(network, crf, loss=loss, chains=chains, optimizer=optimizer, log=work / "log.jsonl", edges=edge_maker)
     saved = work / "model.safetensors"
     if saved.exists():

@@ -180,5 +180,6 @@ def test_every_row_of_the_table_is_there() -> None:
     assert list(METHODS) == [
         "cnn", "control", "forest", "crfrnn_separate", "crfrnn_joint", "separate_pcd", "joint_cd1", "joint_cd2", "joint_cd5",
         "joint_cd10", "joint_pcd1", "joint_pcd", "piecewise", "pseudolikelihood", "meanfield2", "meanfield5", "meanfield10",
-        "separate_kinds", "joint_kinds", "joint_kinds_ce", "joint_gates", "joint_gaussian", "meanfield5_kinds", "dtf",
+        "separate_kinds", "joint_kinds", "joint_kinds_ce", "control_quick", "joint_kinds_quick", "joint_gates",
+        "joint_gaussian", "meanfield5_kinds", "dtf",
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from tests.test_paper_report import put, put_rows, row, written
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("paper") / "toy"
-    rows = ["joint_kinds", "joint_kinds_ce", "meanfield5_kinds"]
+    rows = ["joint_kinds", "joint_kinds_ce", "meanfield5_kinds", "joint_kinds_quick", "control_quick"]
     assert learn_rows(["--preset", "toy", "--out", str(out), "--rows", *rows]) == 0
     return out
 

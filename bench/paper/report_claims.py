@@ -40,6 +40,10 @@ METHODS: dict[str, Method] = {
     "separate_kinds": Method("ours, separate PCD, tables by kind of edge", None),
     "joint_kinds": Method("ours, joint PCD, tables by kind of edge", None),
     "joint_kinds_ce": Method("ours, joint PCD, tables by kind of edge, cross-entropy beside the likelihood", None),
+    "control_quick": Method("control, network rate 0.003", None),
+    "joint_kinds_quick": Method(
+        "ours, joint PCD, tables by kind of edge, cross-entropy of a quarter of the pixels, K = 10, rates 0.003", None
+    ),
     "joint_gates": Method("ours, joint PCD, the network's own gates", None),
     "joint_gaussian": Method("ours, joint PCD, Gaussian gates as in PAC-CRF", None),
     "meanfield5_kinds": Method("unrolled mean field, 5 iterations, tables by kind of edge", None),
@@ -104,6 +108,9 @@ OBJECTIVE: tuple[tuple[str, str], ...] = (
     ("joint_kinds_ce", "control"),
     ("joint_kinds_ce", "joint_kinds"),
     ("joint_kinds_ce", "meanfield5_kinds"),
+    ("joint_kinds_quick", "control"),
+    ("joint_kinds_quick", "control_quick"),
+    ("joint_kinds_quick", "joint_kinds"),
 )
 
 

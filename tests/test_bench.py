@@ -205,7 +205,7 @@ def test_results_are_saved_with_the_machine(tmp_path: Path) -> None:
 def test_numba_benchmarks_are_grouped_and_carry_flip_rates(tmp_path: Path) -> None:
     pytest.importorskip("numba")
     out = tmp_path / "found.json"
-    chosen = "test_sweeps and busy and incremental"
+    chosen = "test_sweeps and busy and incremental and not torch"
     command = ["-m", "pytest", "bench/bench_sampler.py", "-q", "-k", chosen, f"--benchmark-json={out}"]
     # Benchmarks are switched off in a worker of pytest-xdist, which a child must not be taken for.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_XDIST", "OMP_"))}

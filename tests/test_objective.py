@@ -220,7 +220,7 @@ def test_each_pixel_is_asked_as_often(every: int, shape: tuple[int, ...]) -> Non
     index, count = torch.full((visits,), 5), 10 * torch.arange(visits)
     asked = objective.asked(shape, index, count, (1, 2))
     assert asked is not None
-    kinds = asked.flatten(1).unique(dim=0)
+    kinds = torch.unique(asked.flatten(1), dim=0)
     assert bool((kinds.sum(0) == 1).all())
     assert len(kinds) == min(every, asked[0].numel()) + (every > asked[0].numel())
     # Within 5 standard deviations of a binomial.
@@ -231,7 +231,9 @@ def test_each_pixel_is_asked_as_often(every: int, shape: tuple[int, ...]) -> Non
     assert torch.equal(larger[(slice(None), *map(slice, shape))], asked)
     # No two neighbours along an axis, and another image draws for itself.
     assert all(not bool((asked.narrow(k + 1, 0, 2).sum(k + 1) > 1).any()) for k in range(len(shape)) if every > 3)
-    assert not torch.equal(asked, objective.asked(shape, index + 1, count, (1, 2)))
+    other = objective.asked(shape, index + 1, count, (1, 2))
+    assert other is not None
+    assert not torch.equal(asked, other)
     assert Objective(cross_entropy=1.0).asked(shape, index, count, (1, 2)) is None
 
 

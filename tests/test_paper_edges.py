@@ -50,7 +50,8 @@ def test_texts_make_recipes_and_crfs() -> None:
     words = {name: text_of(word, PRESETS["half"]) for name in METHODS if (word := edges_of(name)) is not None}
     assert words == {
         "separate_kinds": "steps:0.1,0.3", "joint_kinds": "steps:0.1,0.3", "joint_kinds_ce": "steps:0.1,0.3",
-        "joint_kinds_quick": "steps:0.1,0.3", "joint_gates": "network", "joint_gaussian": "gaussian:0.1", "meanfield5_kinds": "steps:0.1,0.3",
+        "joint_kinds_quick": "steps:0.1,0.3", "joint_gates": "network", "joint_gaussian": "gaussian:0.1",
+        "meanfield5_kinds": "steps:0.1,0.3",
     }  # fmt: skip
     for text in ("steps:0.2 on top", "steps:0.2 on ", "stairs:0.2", "steps:"):
         with pytest.raises(ValueError, match="expected"):

@@ -87,3 +87,22 @@ def test_trials_of_objectives_have_a_table_of_their_own(tmp_path: Path) -> None:
     seen = text[text.index("## Tables that see the image") : text.index("## What is learned by")]
     assert "of 4 averaged" not in seen
     assert "of 4 averaged" not in text[text.index("## What the paper leaves open") : text.index("## What was tried")]
+
+
+def test_trials_on_photographs_stand_beside_their_control(tmp_path: Path) -> None:
+    values: dict[str, tuple[tuple[float, float], ...]] = {
+        "control": ((0.60, 0.2), (0.61, 0.25)), "joint, K = 10": ((0.62, 0.26), (0.64, 0.30)), "joint, fast 0.3": ((0.59, 0.3),)
+    }  # fmt: skip
+    trials = [
+        {
+            "what": name, "seed": seed, "setting": {"preset": "facades", "K": 10}, "validation_accuracy": accuracy,
+            "validation_iou": iou, "network_accuracy": 0.5,
+        }
+        for name, seeds in values.items() for seed, (accuracy, iou) in enumerate(seeds)
+    ]  # fmt: skip
+    put(tmp_path / "results", "tuning.json", trials)
+    text = written(tmp_path / "results", tmp_path)
+    own = text[text.index("## Learning on photographs") : text.index("## Half scale")]
+    assert "| joint, fast 0.3 | 10 | 59.00 | 30.00 | -1.00 | +10.00 |\n| control |" in own
+    assert "| joint, K = 10 | 10 | 63.00 ± 1.41 (2) | 28.00 ± 2.83 (2) | +2.00, +3.00 | +6.00, +5.00 |" in own
+    assert "fast 0.3" not in text[text.index("## What was tried") :]

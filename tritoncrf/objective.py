@@ -103,7 +103,7 @@ class Objective:
         return logits.detach().to(torch.float32).scatter_add(1, place, cost)
 
     def asked(self, shape: Shape, index: Tensor, count: Tensor, key: tuple[int, int]) -> Tensor | None:
-        """Which pixels H asks of images ``index`` after ``count`` sweeps, int64 ``[N]`` each: bool ``[N, *shape]``; None: all."""
+        """Which pixels H asks after ``count`` sweeps of images ``index``, int64 ``[N]``: bool ``[N, *shape]``; None: all."""
         if self.every == 1:
             return None
         drawn = contract.draw_uniform(torch.zeros_like(index), count, index, 0, contract.ASKED, key)
@@ -214,8 +214,8 @@ def cross_entropy(
         gates = soft_factor_gates(*given, weights, tables.pairwise.detach())
     join: Callable[[list[Tensor]], Tensor] = torch.stack if each else operator.itemgetter(0)
     logits = dense.movedim(-1, 1).reshape(images, number, *free.shape)
-    found = Soft(value.new_zeros(images).index_add(0, image, value), logits, join(pairwise), join(gated), gates)
-    return found if asked is None else Soft(*(objective.every * part for part in found))
+    soft = Soft(value.new_zeros(images).index_add(0, image, value), logits, join(pairwise), join(gated), gates)
+    return soft if asked is None else Soft(*(objective.every * part for part in soft))
 
 
 def _sites(counted: Tensor) -> Tensor:

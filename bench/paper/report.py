@@ -10,9 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from bench.paper import report_edges, report_objective, report_open, report_tables, statistics
+from bench.paper import report_edges, report_objective, report_open, report_photographs, report_tables, statistics
 from bench.paper.presets import PRESETS
 from bench.paper.report_claims import ARGUMENT, CLAIM, EDGES, FURTHER, METHODS, OBJECTIVE
 from bench.paper.report_rows import Results, Row, read
@@ -126,9 +127,13 @@ def page(results: Results, figures: Path, link: str) -> str:
     strange = sorted({row.preset for row in results.rows} - set(PRESETS))
     if strange:
         raise ValueError(f"results: expected rows of presets {', '.join(PRESETS)}, got {strange[0]!r}")
+    photographs, apart = report_photographs.lines(results), report_photographs.mine(results.trials)
+    # These have a table of their own.
+    results = replace(results, trials=tuple(trial for trial in results.trials if trial not in apart))
     lines = [HEAD, "", "## Is it the paper's order?", "", *_order(results.rows)]
     lines += report_edges.lines(results)
     lines += report_objective.lines(results)
+    lines += photographs
     for preset in FOLDERS:
         lines += ["", f"## {TITLES[preset]}", "", *_preset(preset, [row for row in results.rows if row.preset == preset])]
     lines += ["", "## Inference", ""]

@@ -64,6 +64,9 @@ class Trial:
     network_accuracy: float | None
     seconds: float | None
     note: str
+    iou: float | None = None
+    cpu: float | None = None
+    """Processor seconds of learning."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,7 @@ def _trial(fields: Fields) -> Trial:
     return Trial(
         fields.text("what"), named, fields.whole("seed"), fields.number("validation_accuracy", 0, 1),
         fields.maybe("network_accuracy", 0, 1), fields.maybe("seconds"), fields.text("note", ""),
+        fields.maybe("validation_iou", 0, 1), fields.maybe("cpu_seconds"),
     )  # fmt: skip
 
 

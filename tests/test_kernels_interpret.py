@@ -150,7 +150,7 @@ def test_too_many_labels_name_the_torch_engine(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(autouse=True)
-def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """What no kernel wrote must not look like an answer."""
     empty = torch.empty
 
@@ -158,14 +158,14 @@ def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         made = empty(*arguments, **options)
         return made.fill_(torch.nan if made.is_floating_point() else 255 if made.dtype == torch.uint8 else 0x7F7F7F7F)
 
-    if request.node.name.startswith("check_"):
+    if INTERPRETED in os.environ:
         monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @pytest.fixture(autouse=True)
-def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel reads, writes or adds to lies within the tensors that it was handed."""
-    if not request.node.name.startswith("check_"):
+    if INTERPRETED not in os.environ:
         return
     from triton.runtime import interpreter
 

@@ -414,8 +414,8 @@ class Learner:
 
 def learner(place: Place, method: str) -> Learner:
     generator = torch.Generator().manual_seed(0)
-    shape = (4, 5) if place.toy else (40, 50)
-    network, crf = nn.Conv2d(1, 5, 1).to(place.device), GridCRF(5, Neighborhood.nearest(8)).to(place.device)
+    shape, labels, area = ((3, 4), 3, FOUR) if place.toy else ((40, 50), 5, Neighborhood.nearest(8))
+    network, crf = nn.Conv2d(1, labels, 1).to(place.device), GridCRF(labels, area).to(place.device)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -423,7 +423,7 @@ def learner(place: Place, method: str) -> Learner:
     loss = CRFLoss(crf, chains=store, method=method, sweeps=2, engine="triton", validate=place.deferred)
     optimizer = torch.optim.SGD([*network.parameters(), crf.pairwise], lr=0.1)
     x = torch.randn(2, 1, *shape, generator=generator).to(place.device)
-    target = torch.randint(0, 5, (2, *shape), generator=generator).to(place.device)
+    target = torch.randint(0, labels, (2, *shape), generator=generator).to(place.device)
     clamp = (torch.rand(2, *shape, generator=generator) < 0.3).to(place.device)
     index = torch.tensor([2, 0], device=place.device)
 

@@ -37,7 +37,7 @@ UPDATES = ("gather", "incremental")
 NO_TRITON = importlib.util.find_spec("triton") is None
 Record = Callable[[str, object], None]
 
-launches = test_kernels_interpret.launches
+launches, poison, watch = test_kernels_interpret.launches, test_kernels_interpret.poison, test_kernels_interpret.watch
 
 
 def gpu(test: Callable[..., None]) -> Callable[..., None]:
@@ -206,7 +206,8 @@ def test_the_sanitizer_is_content(tool: str) -> None:
 @pytest.mark.skipif(NO_TRITON, reason="Triton is not installed (Linux only)")
 @pytest.mark.skipif(TOY, reason="this is that process")
 def test_the_bodies_run_in_the_interpreter() -> None:
-    extra = {"TRITON_INTERPRET": "1", "TRITONCRF_TOY": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    extra = {"TRITON_INTERPRET": "1", test_kernels_interpret.INTERPRETED: "1", "TRITONCRF_TOY": "1"}
+    extra |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", str(Path(__file__))]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | extra, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from tests.graph_cases import drawn, same, walk
-from tests.test_kernels_interpret import NO_TRITON, interpret
+from tests.test_kernels_interpret import NO_TRITON, interpret, poison, watch
 from tritoncrf import ChainStore, CRFLoss, FactorCRF, FactorGraph, Sampler, engines
 from tritoncrf.engines import triton_graphs
+
+__all__ = ["poison", "watch"]
 
 
 @NO_TRITON

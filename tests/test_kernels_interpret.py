@@ -150,7 +150,7 @@ def test_too_many_labels_name_the_torch_engine(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(autouse=True)
-def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """What no kernel wrote must not look like an answer."""
     empty = torch.empty
 
@@ -158,14 +158,14 @@ def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         made = empty(*arguments, **options)
         return made.fill_(torch.nan if made.is_floating_point() else 255 if made.dtype == torch.uint8 else 0x7F7F7F7F)
 
-    if request.node.name.startswith("check_"):
+    if INTERPRETED in os.environ:
         monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @pytest.fixture(autouse=True)
-def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel reads, writes or adds to lies within the tensors that it was handed."""
-    if not request.node.name.startswith("check_"):
+    if INTERPRETED not in os.environ:
         return
     from triton.runtime import interpreter
 
@@ -685,6 +685,8 @@ def launched_kernels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return found
 
 
+# Of 32 classes with three labels: twenty are in other cases, and take longer.
+AVERAGED = [replace(case, sweeps=4) for case in (*CASES[:4], *SEEING[:4], replace(CASES[6], labels=3))]
 WAITS = {"_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero", "_unique2", "bincount", "equal", "item"}
 PLAIN = {Tensor, int, float, bool, type(None)}
 
@@ -743,7 +745,7 @@ def check_a_call_is_a_launch(case: Case, update: str, bad: bool, launched_kernel
     assert not {name.split(".")[1] for name in listening.asked} & WAITS
 
 
-@pytest.mark.parametrize("case", [replace(case, sweeps=4) for case in (*CASES[:4], *SEEING[:4], CASES[6])], ids=str)
+@pytest.mark.parametrize("case", AVERAGED, ids=str)
 def check_averages_of_what_stands(case: Case) -> None:
     """What stands is added once, and no energy's change is missed: as torch adds everything after every sweep."""
     asked = problem(case)

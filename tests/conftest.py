@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterable
 
@@ -35,6 +36,12 @@ def grouped(reasons: Iterable[str]) -> list[str]:
         known = next(((why, do) for pattern, why, do in GROUPS if re.search(pattern, reason)), (reason, ""))
         found[known] += 1
     return [f"{count:5}  {why}" + (f": {do}" if do else "") for (why, do), count in found.most_common()]
+
+
+def pytest_configure() -> None:
+    # A shell's background jobs begin with Ctrl-C ignored, which tests of it press.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import signal
 from collections import Counter
 from collections.abc import Iterable
 
 import pytest
+
+from tests import quick_interpreter
 
 # What a reason says, the group it belongs to, and what to do about it; the first that fits.
 GROUPS = (
@@ -42,6 +46,8 @@ def pytest_configure() -> None:
     # A shell's background jobs begin with Ctrl-C ignored, which tests of it press.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "TRITON_INTERPRET" in os.environ and importlib.util.find_spec("triton") is not None:
+        quick_interpreter.install()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -24,6 +24,7 @@ OBJECTIVES = {
     "likelihood": tc.Objective(),
     "margin": tc.Objective(margin=0.3),
     **{f"cross-entropy of {m} averaged": tc.Objective(cross_entropy=1.0, contexts=m) for m in (1, 4, 10)},
+    "cross-entropy of 4 averaged, one pixel of 4": tc.Objective(cross_entropy=1.0, contexts=4, every=4),
 }
 
 

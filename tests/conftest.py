@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
+import torch
 
 from tests import quick_interpreter
 
@@ -46,6 +47,10 @@ def pytest_configure() -> None:
     # A shell's background jobs begin with Ctrl-C ignored, which tests of it press.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Workers have a core each, and so have the processes that they start.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
     if "TRITON_INTERPRET" in os.environ and importlib.util.find_spec("triton") is not None:
         quick_interpreter.install()
 

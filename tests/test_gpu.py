@@ -64,6 +64,8 @@ def shape(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None
 @pytest.mark.parametrize("case", [CASES[0], SEEING[0]] if TOY else [*CASES, *SLOW, *SEEING], ids=str)
 @pytest.mark.usefixtures("launches")
 def test_labels_are_those_of_torch(place: Place, case: Case, update: str, record_property: Record) -> None:
+    if TOY and (case, update) not in zip((CASES[0], SEEING[0]), UPDATES, strict=True):
+        pytest.skip("the interpreter's own checks have it")
     record_property("sites", on_device.equal_to_torch(place, case, update))
 
 

@@ -1,7 +1,7 @@
 """How does Triton's interpreter spend less on types? They are values: each is made once, and kept.
 
-A third of an interpreted kernel's time went into types of blocks, their shapes as constants and numpy's types, made anew at every
-operation. What is computed stays the interpreter's own. A release that makes them otherwise is left alone.
+A third of an interpreted kernel's time went into types of blocks, their shapes as constants and numpy's types, made anew at
+every operation. What is computed stays the interpreter's own. A release that makes them otherwise is left alone.
 """
 
 # mypy: disable-error-code="import-not-found, import-untyped"

@@ -35,7 +35,9 @@ def test_it_fits_a_screen_and_a_half() -> None:
 
 def test_the_commands_are_there() -> None:
     commands = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    assert commands == ['pip install -e ".[plot]" && tritoncrf demo\n', 'pip install -e ".[test]" && pytest -n auto --dist loadfile\n']
+    assert commands == [
+        'pip install -e ".[plot]" && tritoncrf demo\n', 'pip install -e ".[test]" && pytest -n auto --dist loadfile\n',
+    ]  # fmt: skip
 
 
 def test_files_that_the_readme_names_exist() -> None:

@@ -12,11 +12,12 @@ from bench.paper.report_rows import Results, Trial
 PRESET, CONTROL = "facades", "control"
 HEAD = """Facades' chains mix slowly, and the likelihood alone needs K = 100 there. Tried on a fifth of the training images of
 fold 0, held out; the gain is over the control of the same seed:"""
-SAID = """So on photographs the cross-entropy of the answer gains most: with K = 10 about as much as with K = 100, and one pixel of
-every four asks for it as well as all do. Larger rates gain once more, which they do not for the control. Fast tables
-(Tieleman and Hinton 2009) gain 1.2 and 2.1 points without kinds; with kinds they lost on both seeds at a rate of 0.3, and beside the
-cross-entropy they are not needed, unless sweeps are few. A mean-field step from the chain's averages ("field") is not above the
-cross-entropy and costs four times as much. Folds 1 to 4 test on some of these images, fold 0 on none."""
+SAID = """So on photographs the cross-entropy of the answer gains most: with K = 10 about as much as with K = 100, and one pixel
+of every four asks for it as well as all do. Larger rates gain once more, which they do not for the control. Fast tables
+(Tieleman and Hinton 2009) gain 1.2 and 2.1 points without kinds; with kinds they lost on both seeds at a rate of 0.3,
+and beside the cross-entropy they are not needed, unless sweeps are few. A mean-field step from the chain's averages
+("field") is not above the cross-entropy and costs four times as much. Folds 1 to 4 test on some of these images, fold 0
+on none."""
 
 FOLDED = "What won, on the test images of five folds, in points of accuracy; mean IoU stands below:"
 

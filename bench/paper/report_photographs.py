@@ -36,8 +36,9 @@ def lines(results: Results) -> list[str]:
     for preset in (PRESET, "faces"):
         rows = [row for row in results.rows if row.preset == preset]
         for pair in OBJECTIVE:
-            if pair[0] == "joint_kinds_quick":
-                said.append(f"- {preset}: {report_tables.sentence(report_tables.compare(rows, FOLDS, *pair), *pair)}")
+            found = report_tables.compare(rows, FOLDS, *pair)
+            if found is not None and pair[0] == "joint_kinds_quick":
+                said.append(f"- {preset}: {report_tables.sentence(found, *pair)}")
     return said
 
 

@@ -34,9 +34,9 @@ METHODS: dict[str, tuple[str, dict[str, int | float | str | bool]]] = {
     "joint_kinds": ("sampling", {"joint": True, "method": "pcd", "edges": "kinds"}),
     "joint_kinds_ce": ("sampling", {"joint": True, "method": "pcd", "edges": "kinds", "cross_entropy": True}),
     # What won on photographs: few sweeps, larger rates, the cross-entropy of a quarter of the pixels; and the control for it.
-    "control_quick": ("cnn", {"further": True, "rate": 3e-3}),
+    "control_quick": ("cnn", {"further": True, "faster": 3.0}),
     "joint_kinds_quick": ("sampling", {
-        "joint": True, "method": "pcd", "edges": "kinds", "cross_entropy": True, "every": 4, "sweeps": 10, "rate": 3e-3,
+        "joint": True, "method": "pcd", "edges": "kinds", "cross_entropy": True, "every": 4, "sweeps": 10, "faster": 3.0,
     }),
     "joint_gates": ("sampling", {"joint": True, "method": "pcd", "edges": "network"}),
     "joint_gaussian": ("sampling", {"joint": True, "method": "pcd", "edges": "gaussian"}),

@@ -13,14 +13,15 @@ from tritoncrf.evaluation import forward
 from tritoncrf.training import Trainer
 
 
-def learn(problem: Problem, work: Path, *, further: bool, rate: float | None = None) -> Predictor:
-    """further: the control, whose epochs are those of the other rows at the rate of their network; rate: another one."""
+def learn(problem: Problem, work: Path, *, further: bool, faster: float = 1.0) -> Predictor:
+    """further: the control, whose epochs are those of the other rows at the rate of their network; faster: a factor on it."""
     network = problem.network()
     if further:
         trainer = Trainer(network, problem.crf(), log=work / "log.jsonl")
         saved = work / "model.safetensors"
         if saved.exists():
             trainer.load(saved)
+        rate = faster * problem.preset.network_rate
         optimizer = descent(problem.preset, weights=network.parameters(), weights_rate=rate)
         trainer.pretrain(problem.loader(), problem.preset.epochs, optimizer=optimizer, stage="control", checkpoint=saved)
 

@@ -50,11 +50,11 @@ def parts(problem: Problem, edges: str | None = None) -> Parts:
 
 def learn(
     problem: Problem, work: Path, *, joint: bool, method: str, sweeps: int | None = None, edges: str | None = None,
-    cross_entropy: bool = False, every: int = 1, rate: float | None = None,
+    cross_entropy: bool = False, every: int = 1, faster: float = 1.0,
 ) -> Predictor:  # fmt: skip
     """joint: the network learns too; sweeps: K per visit, None takes the preset's; edges: a word of `EDGES`; cross_entropy: of
-    the conditionals averaged over four sweeps, with weight 1 beside the likelihood, of one pixel of every so many; rate: of
-    tables and network, None takes the preset's."""
+    the conditionals averaged over four sweeps, with weight 1 beside the likelihood, of one pixel of every so many; faster: a
+    factor on the preset's rates of a joint row."""
     preset = problem.preset
     network, crf, edge_maker = parts(problem, edges)
     chains = tc.ChainStore(problem.train.sizes, seed=problem.seed, device=problem.device)
@@ -63,8 +63,8 @@ def learn(
     loss = tc.CRFLoss(crf, chains=chains, method=method, sweeps=sweeps, objective=objective)
     tables = [table for table in loss.parameters() if table.requires_grad]
     weights = network.parameters() if joint else ()
-    tables_rate = rate if joint else preset.separate_rate
-    optimizer = descent(preset, tables=tables, rate=tables_rate, weights=weights, weights_rate=rate)
+    tables_rate = faster * preset.table_rate if joint else preset.separate_rate
+    optimizer = descent(preset, tables=tables, rate=tables_rate, weights=weights, weights_rate=faster * preset.network_rate)
     trainer = Trainer(network, crf, loss=loss, chains=chains, optimizer=optimizer, log=work / "log.jsonl", edges=edge_maker)
     saved = work / "model.safetensors"
     if saved.exists():

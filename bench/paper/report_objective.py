@@ -11,8 +11,8 @@ from bench.paper.report_rows import Fields, Results, Trial
 
 HEAD = """The likelihood asks for whole labellings; what is counted, and what mean field learns by, is single pixels. So beside
 the likelihood we put the cross-entropy of the answer itself: of the conditionals (16) averaged over four of a visit's sweeps,
-the labels of the neighbours held, with weight 1. It comes from the same chains. A later row asks a quarter of the pixels a visit
-and learns at three times the rates, which won on photographs; mean field learned at the preset's. In points of accuracy on the
+the labels of the neighbours held, with weight 1. It comes from the same chains. A later row asks a quarter of the pixels and
+learns at three times the rates, which won on photographs; mean field learned at the preset's. In points of accuracy on the
 headline split of `half`:"""
 EXCHANGE = """Is mean field's lead in its answer or in what it learned? Both models, answered both ways, on the test images of
 the headline split; the cross-entropy is that of the answer, in nats a body pixel:"""

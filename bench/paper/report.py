@@ -51,10 +51,11 @@ TITLES = {
 }
 NOTES = {
     "full": "Wants one GPU; on an H200 the main rows should take less than 25 minutes (predicted, not measured).",
-    "facades": "Does joint learning help outside body parts? Every fold is test data once. The settings, K = 100 above all, "
-               "were chosen on images that are test images of folds 1 to 4; fold 0 is free of that. A step of the last row takes "
-               "2.7 times the processor time of this small network's alone, 1.28 times the likelihood's (`python -m bench.objective "
-               "--preset facades --data FOLDER --work RUN --sweeps 10 --rate 3e-3 --images 30 --warm 3`).",
+    "facades": """\
+Does joint learning help outside body parts? Every fold is test data once. The settings, K = 100 above all, were chosen on
+images that are test images of folds 1 to 4; fold 0 is free of that. A step of the last row takes 2.7 times the processor time
+of this small network's alone, 1.28 times the likelihood's (`python -m bench.objective --preset facades --data FOLDER --work
+RUN --sweeps 10 --rate 3e-3 --images 30 --warm 3`).""",
     "faces": """\
 A second photographic set (Khan et al. 2015). Its archive has 70 photographs, six of them twice, on both sides of its own
 split, with another annotation each time; folds have each of the 64 once. Those two annotations agree at 96.4 % of the pixels,

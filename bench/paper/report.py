@@ -67,7 +67,8 @@ other images need. Joint learning, where the network gives way, does, with table
 the control to the two annotations' agreement, in accuracy and in mean IoU. A step of joint PCD takes 1.23 times the processor
 time of the control's, of which sampling is a quarter; with tables by kind of edge 1.51 times, and 37 % (`python -m
 bench.paper.share --work runs/faces --data FOLDER --rows joint_pcd joint_kinds`). Nothing was tuned but K: on held-out images
-K = 10 did as well as 100; the rows at three times the rates have the facades' settings. The costs below are of a machine that ran many other jobs.""",
+K = 10 did as well as 100; the rows at three times the rates have the facades' settings. The costs below are of a machine that
+ran many other jobs.""",
     "facades_unet": """\
 Does a CRF still help a network that sees the whole image? One fold of the facades, one seed, 10 epochs of pre-training from
 random weights and 4 more; the U-Net's control has not reached the small network's, 302 images are few for its 14.3 million

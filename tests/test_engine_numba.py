@@ -6,6 +6,7 @@ int16, its threads. A bound that is not raised when a neighbour flips must be fo
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import threading
@@ -290,7 +291,9 @@ class Samples(torch.utils.data.Dataset[Tensor]):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_in_a_forked_worker(threads: int) -> None:
+def test_in_a_forked_worker(threads: int, request: pytest.FixtureRequest) -> None:
+    # Others' threads after it would spin beside each other's.
+    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(2)
     expected = [Samples(0)[n] for n in range(2)]
     loader = torch.utils.data.DataLoader(Samples(threads), batch_size=None, num_workers=1, multiprocessing_context="fork")

@@ -391,6 +391,33 @@ def test_graphs_have_the_same_objective(name: str, engine: str, monkeypatch: pyt
     assert len(kept) == 3
 
 
+@pytest.mark.parametrize("name", graphs.FORMS)
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "triton"])
+def test_asking_some_nodes_is_right_on_average(name: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, graph = contract.draw_uniform, graphs.case(name)
+    given, target = graphs.factor_graph(graph), graphs.logits(graph).argmax(1)
+
+    def errors(every: int, remainder: int = 0) -> list[Tensor]:
+        def fixed(site: Tensor, count: Tensor, index: Tensor, replica: Any, purpose: int, key: Any) -> Tensor:
+            found = draw(site, count, index, replica, purpose, key)
+            return torch.full_like(found, (remainder + 0.5) / every) if purpose == contract.ASKED else found
+
+        monkeypatch.setattr(contract, "draw_uniform", fixed)
+        crf, field = graphs.model(graph), graphs.logits(graph).requires_grad_()
+        chains = tc.ChainStore([(graph.nodes,)], seed=2)
+        objective = Objective(0.0, 1.0, 2, every=every)
+        loss = tc.CRFLoss(crf, chains=chains, sweeps=4, reduction="sum", engine=engine, objective=objective)
+        value = loss(field, target, torch.tensor([0]), graph=given)
+        value.backward()
+        parts = [field.grad, *(table.grad for table in crf.factors)]
+        return [value.detach(), *(part for part in parts if part is not None)]
+
+    whole, parts = errors(1), [errors(2, remainder) for remainder in range(2)]
+    assert not torch.allclose(parts[0][0], whole[0], atol=1e-3)
+    for k, wanted in enumerate(whole):
+        assert torch.allclose((parts[0][k] + parts[1][k]) / 2, wanted, atol=1e-5), k
+
+
 @pytest.fixture
 def every(monkeypatch: pytest.MonkeyPatch) -> Objective:
     """Losses that are made meanwhile have all of it."""

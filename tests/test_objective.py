@@ -216,6 +216,8 @@ def test_images_apart_or_together_change_no_bit(every: int) -> None:
 @pytest.mark.parametrize("every", [2, 3, 4, 7])
 def test_each_pixel_is_asked_as_often(every: int, shape: tuple[int, ...]) -> None:
     """Remainders part the pixels, larger images begin alike, and each is drawn as often as the others."""
+    # A stream that no phase and no swap of temperatures draws from.
+    assert contract.ASKED not in {*contract.PURPOSES.values(), contract.SWAP, contract.INITIAL}
     objective, visits = Objective(cross_entropy=1.0, every=every), 4000
     index, count = torch.full((visits,), 5), 10 * torch.arange(visits)
     asked = objective.asked(shape, index, count, (1, 2))

@@ -7,12 +7,13 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
 
 from tests import quick_interpreter
+from tests.warm import KEY, Warm
 
 # What a reason says, the group it belongs to, and what to do about it; the first that fits.
 GROUPS = (
@@ -53,6 +54,14 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
     if "TRITON_INTERPRET" in os.environ and importlib.util.find_spec("triton") is not None:
         quick_interpreter.install()
+
+
+@pytest.fixture(scope="session")
+def warm(pytestconfig: pytest.Config) -> Iterator[Warm]:
+    """Starts programs in processes of their own."""
+    pytestconfig.stash[KEY] = found = Warm()
+    yield found
+    found.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

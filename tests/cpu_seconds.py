@@ -13,25 +13,28 @@ from typing import Any
 
 import pytest
 
+from tests.warm import KEY
+
 BEFORE = pytest.StashKey[float]()
 DEAREST = 40
 
 
-def used() -> float:
-    """User's and system's seconds of this process and of all that it waited for."""
-    return sum(os.times()[:4])
+def used(item: pytest.Item) -> float:
+    """User's and system's seconds of this process and of all that it waited for, or had waited for."""
+    warm = item.config.stash.get(KEY, None)
+    return sum(os.times()[:4]) + (warm.spent if warm is not None else 0.0)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
-    item.stash[BEFORE] = used()
+    item.stash[BEFORE] = used(item)
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    now = used()
+    now = used(item)
     # Sent to the process that prints, where several run tests.
     vars(report)["cpu_seconds"] = now - item.stash.get(BEFORE, now)
     item.stash[BEFORE] = now

@@ -286,8 +286,9 @@ def faults(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("gloo")
+    world = int(os.environ["WORLD_SIZE"])
+    if world > 1:
+        dist.init_process_group("gloo", f"file://{os.environ['MEETING']}", rank=int(os.environ["RANK"]), world_size=world)
     for word in sys.argv[2:]:
         others = {"twice": twice, "unlike": unlike, "fsdp": fsdp, "faults": faults, "trainer": trainer, "uneven": uneven}
         if word in others:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.warm import Warm
 from tritoncrf import checkpoint, engines
 from tritoncrf.checkpoint import Tree
 from tritoncrf.cli import main
@@ -196,15 +197,12 @@ def test_ctrl_c_then_resume_gives_the_same_bits(
     sys.path.remove(str(tmp_path))
 
 
-def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_a_process_of_its_own(warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cli_net.py").write_text(FACTORY)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def go(*words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tritoncrf.cli", *words]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment | extra, capture_output=True, text=True, check=False
-        )  # fmt: skip
+        return warm.run(["-m", "tritoncrf.cli", *words], cwd=tmp_path, env=environment | extra)
 
     toy = ["train", *TOY, "--network", "cli_net:make"]
     stopped = go(*toy, "--out", "stopped", STOP_AFTER="6")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
 # What each recipe prints last, and the packages that it needs.
@@ -34,29 +34,28 @@ def test_every_recipe_is_run() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
+def test_a_recipe_runs(name: str, warm: Warm, tmp_path: Path) -> None:
     last, packages = RECIPES[name]
     picture = tmp_path / "picture.png"
-    run(name, last, packages, "--picture", str(picture))
+    run(warm, name, last, packages, "--picture", str(picture))
     with Image.open(picture) as drawn:
         assert drawn.size[0] > 600
 
 
-def test_lightning_runs_on_two_processes() -> None:
+def test_lightning_runs_on_two_processes(warm: Warm) -> None:
     """DDP: eight images a step, whose chains are in the checkpoint that the second half goes on from."""
     last, packages = RECIPES["lightning_module"]
-    run("lightning_module", last.replace("160", "320"), packages, "--devices", "2")
+    run(warm, "lightning_module", last.replace("160", "320"), packages, "--devices", "2")
 
 
-def run(name: str, last: str, packages: tuple[str, ...], *more: str) -> None:
+def run(warm: Warm, name: str, last: str, packages: tuple[str, ...], *more: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install '.[examples]'")
     # From the sources, wherever the package is installed from.
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--steps", "4", *more]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    found = warm.run([str(ROOT / "examples" / f"{name}.py"), "--steps", "4", *more], env=environment)
     assert found.returncode == 0, found.stderr
     # Each of several processes may print.
     assert re.search(last + r"\n\Z", found.stdout), found.stdout

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import tritoncrf as tc
+from tests.warm import Program, Started, Warm
 from tritoncrf.ranks import Meeting, Ranks
 from tritoncrf.sharding import Share, unpack
 
@@ -26,19 +29,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def start(ranks: int, *words: str, **more: str) -> subprocess.Popen[str]:
-    """`rank_worker` on so many ranks."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", *launch, "-m", "tests.rank_worker", *words], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **more},
-    )  # fmt: skip
+def start(warm: Warm, ranks: int, folder: Path, *words: str, **more: str) -> list[Program | Started]:
+    """`rank_worker` on so many ranks, which meet at a file."""
+    environment = {**os.environ, **more, "WORLD_SIZE": str(ranks), "MEETING": str(folder / f"meeting_{uuid.uuid4()}")}
+    command = ["-W", "ignore", "-m", "tests.rank_worker", str(folder), *words]
+    return [warm.start(command, env=environment | {"RANK": str(rank)}) for rank in range(ranks)]
 
 
-def finish(*jobs: subprocess.Popen[str]) -> None:
+def finish(*jobs: list[Program | Started]) -> None:
     for job in jobs:
-        said, _ = job.communicate(timeout=300)
-        assert job.returncode == 0, said[-3000:]
+        for done in [rank.wait() for rank in job]:
+            assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
 def results(folder: Path, case: str, rank: int = 0) -> list[dict[str, Tensor]]:
@@ -54,9 +55,9 @@ def differences(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) ->
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def runs(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2, 4)}
-    finish(*(start(ranks, str(folder), *CASES) for ranks, folder in folders.items()))
+    finish(*(start(warm, ranks, folder, *CASES) for ranks, folder in folders.items()))
     return folders
 
 
@@ -80,18 +81,20 @@ def test_a_shared_store_holds_its_share(runs: dict[int, Path], ranks: int) -> No
 
 
 @pytest.mark.parametrize(("wrote", "goes_on"), [(2, 1), (2, 4)])
-def test_a_state_goes_on_on_another_number_of_ranks(runs: dict[int, Path], tmp_path: Path, wrote: int, goes_on: int) -> None:
+def test_a_state_goes_on_on_another_number_of_ranks(
+    warm: Warm, runs: dict[int, Path], tmp_path: Path, wrote: int, goes_on: int
+) -> None:
     shutil.copy(runs[wrote] / "moved_after_one.pt", tmp_path / "state.pt")
-    finish(start(goes_on, str(tmp_path), "moved"))
+    finish(start(warm, goes_on, tmp_path, "moved"))
     assert differences(results(runs[1], "moved"), results(tmp_path, "moved")) == []
 
 
-def test_a_mean_is_over_the_pixels_of_all_ranks(runs: dict[int, Path], tmp_path: Path) -> None:
+def test_a_mean_is_over_the_pixels_of_all_ranks(warm: Warm, runs: dict[int, Path], tmp_path: Path) -> None:
     """Weights as far as sums of a network's own gradients are exact; the first epoch's chains and all tables' factors are."""
     folders = {ranks: tmp_path / str(ranks) for ranks in (1, 2)}
     for folder in folders.values():
         folder.mkdir()
-    finish(*(start(ranks, str(folder), "mean") for ranks, folder in folders.items()))
+    finish(*(start(warm, ranks, folder, "mean") for ranks, folder in folders.items()))
     one, two = (results(folder, "mean") for folder in folders.values())
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a["labelled"], b["labelled"])
@@ -100,8 +103,8 @@ def test_a_mean_is_over_the_pixels_of_all_ranks(runs: dict[int, Path], tmp_path:
         assert torch.equal(a["loss.chains.labels"], b["loss.chains.labels"])
 
 
-def test_an_image_on_two_ranks_keeps_one_chain_and_ranks_may_hold_unlike_numbers(tmp_path: Path) -> None:
-    finish(start(2, str(tmp_path), "twice"))
+def test_an_image_on_two_ranks_keeps_one_chain_and_ranks_may_hold_unlike_numbers(warm: Warm, tmp_path: Path) -> None:
+    finish(start(warm, 2, tmp_path, "twice"))
     for share in ("whole", "shared"):
         one, two = results(tmp_path, f"twice_{share}", 0), results(tmp_path, f"twice_{share}", 1)
         assert torch.equal(one[0]["labels"], two[0]["labels"])
@@ -110,8 +113,8 @@ def test_an_image_on_two_ranks_keeps_one_chain_and_ranks_may_hold_unlike_numbers
         assert bool((one[0]["labels"][0, : 4 * 5] == 1).all())
 
 
-def test_losses_that_are_not_alike_are_refused_on_every_rank(tmp_path: Path) -> None:
-    finish(start(2, str(tmp_path), "unlike"))
+def test_losses_that_are_not_alike_are_refused_on_every_rank(warm: Warm, tmp_path: Path) -> None:
+    finish(start(warm, 2, tmp_path, "unlike"))
     for rank in range(2):
         sentences = torch.load(tmp_path / f"unlike_{rank}.pt", weights_only=True)
         assert sentences == [
@@ -126,29 +129,29 @@ def test_losses_that_are_not_alike_are_refused_on_every_rank(tmp_path: Path) -> 
         ]
 
 
-def test_loaders_of_unlike_lengths_are_refused_and_a_save_is_waited_for(tmp_path: Path) -> None:
-    finish(start(2, str(tmp_path), "uneven"))
+def test_loaders_of_unlike_lengths_are_refused_and_a_save_is_waited_for(warm: Warm, tmp_path: Path) -> None:
+    finish(start(warm, 2, tmp_path, "uneven"))
     for rank in range(2):
         assert torch.load(tmp_path / f"uneven_{rank}.pt", weights_only=True) == [
             "loader: expected as many epochs and batches on every rank, got 1 x 2, 1 x 3", "no file"
         ]  # fmt: skip
 
 
-def test_a_network_in_shards_and_tables_in_shards_learn_alike(tmp_path: Path) -> None:
+def test_a_network_in_shards_and_tables_in_shards_learn_alike(warm: Warm, tmp_path: Path) -> None:
     """FSDP2: `fully_shard` on the network, and on the loss too."""
     pytest.importorskip("torch.distributed.fsdp", reason="this torch has no FSDP2")
-    finish(start(2, str(tmp_path), "fsdp"))
+    finish(start(warm, 2, tmp_path, "fsdp"))
     plain, sharded, tables = (results(tmp_path, f"fsdp_{name}")[0] for name in ("plain", "network", "both"))
     for name, part in plain.items():
         assert torch.equal(part, sharded[name]), name
         assert torch.equal(part, tables[name]), name
 
 
-def test_a_trainer_on_two_ranks_makes_one_log_one_checkpoint_and_the_figures_of_one(tmp_path: Path) -> None:
+def test_a_trainer_on_two_ranks_makes_one_log_one_checkpoint_and_the_figures_of_one(warm: Warm, tmp_path: Path) -> None:
     folders = {ranks: tmp_path / str(ranks) for ranks in (1, 2)}
     for folder in folders.values():
         folder.mkdir()
-    finish(*(start(ranks, str(folder), "trainer", DROPOUT="0") for ranks, folder in folders.items()))
+    finish(*(start(warm, ranks, folder, "trainer", DROPOUT="0") for ranks, folder in folders.items()))
     one, two, other = results(folders[1], "trainer")[0], results(folders[2], "trainer")[0], results(folders[2], "trainer", 1)[0]
     for name, part in two.items():
         assert torch.equal(part, other[name]), name
@@ -164,50 +167,58 @@ def test_a_trainer_on_two_ranks_makes_one_log_one_checkpoint_and_the_figures_of_
     assert int((one["labels"] != two["labels"]).sum()) <= one["labels"].numel() // 100
 
 
-def test_a_trainer_on_two_ranks_stopped_on_one_goes_on_on_the_same_bits(tmp_path: Path) -> None:
+def test_a_trainer_on_two_ranks_stopped_on_one_goes_on_on_the_same_bits(warm: Warm, tmp_path: Path) -> None:
     """Ctrl-C on the second rank alone, in the middle of an epoch: both stop, and both go on with their own generators."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    finish(start(2, str(whole), "trainer"), start(2, str(broken), "trainer", STOP_AT="1"))
+    finish(start(warm, 2, whole, "trainer"), start(warm, 2, broken, "trainer", STOP_AT="1"))
     assert not (broken / "trainer_0.pt").exists()
-    finish(start(2, str(broken), "trainer"))
+    finish(start(warm, 2, broken, "trainer"))
     one, two = results(whole, "trainer")[0], results(broken, "trainer")[0]
     for name, part in one.items():
         assert torch.equal(part, two[name]), name
 
 
-def train(ranks: int, *words: str) -> subprocess.Popen[str]:
-    """`tritoncrf train` on so many ranks."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    small = ["--generated", "8", "--generated-size", "40x30", "--pretrain-epochs", "1", "--epochs", "1", "--sweeps", "3"]
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", *launch, "-m", "tritoncrf", "train", *small, "--neighborhood", "nearest:8", *words],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+SMALL = (
+    "-m", "tritoncrf", "train", "--generated", "8", "--generated-size", "40x30", "--pretrain-epochs", "1", "--epochs", "1",
+    "--sweeps", "3", "--neighborhood", "nearest:8",
+)  # fmt: skip
 
 
-def test_the_command_line_on_two_ranks_is_one_run(tmp_path: Path) -> None:
-    more = ["--batch-size", "2", "--test-split", "t", "--out"]
+def test_the_command_line_on_two_ranks_is_one_run(warm: Warm, tmp_path: Path) -> None:
+    more = [*SMALL, "--batch-size", "2", "--test-split", "t", "--out"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-W", "ignore", *launch, *more, str(tmp_path / "2")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = warm.start([*more, str(tmp_path / "1")])
+    two = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     said = []
-    for job in [train(ranks, *more, str(tmp_path / str(ranks))) for ranks in (1, 2)]:
-        text, _ = job.communicate(timeout=300)
-        assert job.returncode == 0, text[-3000:]
-        said.append([line for line in text.splitlines() if line.startswith(("pretrain", "joint", "test", "done"))])
-    assert len(said[1]) == 4
+    for done in (alone.wait(), two):
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = (done.stdout + done.stderr).splitlines()
+        said.append([line for line in lines if line.startswith(("pretrain", "joint", "test", "done"))])
+    assert len(said[1]) == len(said[0]) == 4
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("1", "2")]
-    for one, two in zip(*logs, strict=True):
+    for one, other in zip(*logs, strict=True):
         # As far as the sums of a network's gradients are exact.
-        assert one["loss"] == pytest.approx(two["loss"], abs=2e-3)
+        assert one["loss"] == pytest.approx(other["loss"], abs=2e-3)
     assert sorted(file.name for file in (tmp_path / "2").iterdir()) == ["checkpoint.safetensors", "config.toml", "log.jsonl"]
-    job = train(2, "--batch-size", "3", "--out", str(tmp_path / "3"))
-    text, _ = job.communicate(timeout=300)
-    assert "tritoncrf: error: batch_size: expected a multiple of the 2 ranks, got 3" in text
+
+
+def test_the_command_line_refuses_a_batch_that_ranks_cannot_share(warm: Warm, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [*SMALL, "--batch-size", "3", "--out", str(tmp_path / "3")]
+    ranks = [warm.start(command, env={**os.environ, **meeting, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    for done in [rank.wait() for rank in ranks]:
+        assert done.returncode == 2
+        assert done.stderr == "tritoncrf: error: batch_size: expected a multiple of the 2 ranks, got 3\n"
     assert not (tmp_path / "3").exists()
 
 
-def test_planted_faults_are_caught(runs: dict[int, Path], tmp_path: Path) -> None:
-    finish(start(2, str(tmp_path), "faults", "mean"))
+def test_planted_faults_are_caught(warm: Warm, runs: dict[int, Path], tmp_path: Path) -> None:
+    finish(start(warm, 2, tmp_path, "faults", "mean"))
     right = {"no turns": results(runs[1], "cd"), "mean of one rank": results(tmp_path, "mean")}
     for fault in ("tables of one rank", "no turns", "mean of one rank", "stale chains"):
         assert differences(right.get(fault, results(runs[1], "whole")), results(tmp_path, fault)) != [], fault

@@ -6,8 +6,6 @@ import itertools
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import tritoncrf as tc
+from tests.warm import Program, Started, Warm
 from tritoncrf import checkpoint as files
 from tritoncrf import networks
 from tritoncrf.checkpoint import CheckpointError
@@ -84,7 +83,7 @@ def state(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("kills", "epochs"), [(3, 8), pytest.param(20, 40, marks=pytest.mark.slow)])
-def test_a_run_killed_again_and_again_ends_on_the_same_bits(tmp_path: Path, kills: int, epochs: int) -> None:
+def test_a_run_killed_again_and_again_ends_on_the_same_bits(warm: Warm, tmp_path: Path, kills: int, epochs: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
@@ -93,12 +92,12 @@ def test_a_run_killed_again_and_again_ends_on_the_same_bits(tmp_path: Path, kill
     code = f"import tests.test_training as t, pathlib; t.run(pathlib.Path({str(broken)!r}), epochs={epochs})"
     chance = random.Random(5)
     for _ in range(kills):
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
+        process = warm.start(["-c", code])
         _wait_for_steps(process, broken, chance.uniform(0.0, 0.2))
-        assert process.poll() is None, "finished before it could be killed"
-        process.send_signal(signal.SIGKILL)
+        assert process.running(), "finished before it could be killed"
+        process.kill()
         process.wait()
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)
+    assert warm.run(["-c", code]).returncode == 0
     found = state(broken)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -106,12 +105,12 @@ def test_a_run_killed_again_and_again_ends_on_the_same_bits(tmp_path: Path, kill
     print(f"{kills} kills, {len(expected)} tensors equal")
 
 
-def _wait_for_steps(process: subprocess.Popen[bytes], folder: Path, more: float) -> None:
+def _wait_for_steps(process: Program | Started, folder: Path, more: float) -> None:
     """Until the process has started writing, and a random while longer, so that kills fall between and inside steps."""
     path = folder / "run.safetensors"
     before = path.stat().st_mtime_ns if path.exists() else 0
     deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.running() and time.monotonic() < deadline:
         if path.exists() and path.stat().st_mtime_ns != before:
             break
         time.sleep(0.005)

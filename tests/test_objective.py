@@ -30,6 +30,7 @@ from tritoncrf import contract, guard, reduction
 from tritoncrf.cli import main
 from tritoncrf.engines import triton
 from tritoncrf.engines.soft import STEP
+from tritoncrf.inputs import Known
 from tritoncrf.objective import Objective, Soft
 
 CONTEXTS = 3
@@ -305,10 +306,10 @@ def test_margin_has_the_gradient_of_the_enumerated_softmax_margin(case: dict[str
 def test_a_wrong_margin_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Objective.favoured
 
-    def wrong(self: Objective, logits: Tensor, known: Tensor, labelled: Tensor) -> Tensor | None:
+    def wrong(self: Objective, logits: Tensor, known: Known) -> Tensor | None:
         if fault == "none":
             return None
-        favoured = right(self, logits, known, labelled)
+        favoured = right(self, logits, known)
         assert favoured is not None
         return 2 * logits - favoured if fault == "sign" else 2 * favoured - logits
 

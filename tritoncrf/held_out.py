@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritoncrf import contract, validation
+from tritoncrf import contract
 from tritoncrf.compiling import uncompiled
 from tritoncrf.edge_inputs import Edges
 from tritoncrf.graphs import Carried, FactorGraph
@@ -38,22 +38,19 @@ def held_out(
     with sampler.guard.call(crf.device), torch.no_grad():
         edges = Edges(kinds, gates) if graph is None else graph
         batch = sampler.lay_out(logits, None, sizes=sizes, mask=mask, replicas=1, count=None, edges=edges)
-        present = batch.present
-        if clamp is not None:
-            clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
-        labelled, known = check_target(sampler.guard, batch, target, clamp, loss.ignore_index)
-        counted = labelled if clamp is None else labelled & ~clamp
+        known = check_target(sampler.guard, batch, target, clamp, loss.ignore_index)
+        counted = known.counted
         plan = with_clamps(batch.plan, ~counted)
-        rows = pack(plan, batch.layout, known[:, None], labelled)
+        rows = pack(plan, batch.layout, known.labels[:, None], known.labelled)
         found = torch.zeros((*plan.free.shape, plan.num_labels), dtype=torch.float64, device=rows.device)
         work = sampler.engine.prepare(plan, batch.logits, batch.tables)
         sampler.engine.conditionals(work, rows, None, contract.scale_of(1.0), found)
-        own = torch.where(counted, known, 0).flatten(1)[:, plan.pixels].long()
+        own = torch.where(counted, known.labels, 0).flatten(1)[:, plan.pixels].long()
         taken = found.gather(2, own[..., None])[..., 0].clamp(min=LEAST)
         value = -torch.where(plan.free, taken.log(), 0.0).sum(1)
         if loss.reduction != "none":
             value = value.sum() / (counted.sum().clamp(min=1) if loss.reduction == "mean" else 1)
-        bad = sampler.guard.flag(present.device)
+        bad = sampler.guard.flag(batch.present.device)
         return torch.where(bad, torch.nan, value).float(), bad
 
 

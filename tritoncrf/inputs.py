@@ -6,6 +6,7 @@ Whatever a deferred check will report is made harmless here: it must not index o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +45,33 @@ class Batch:
         """The batch under other random numbers: int64 ``[N]`` positions in the data set, and sweeps done, None for as many."""
         count = self.count if count is None else count
         return replace(self, plan=replace(self.plan, index=index.contiguous()), count=count)
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a loss was called with, all as in `CRFLoss.forward`; a graph's nodes are the pixels of a row already."""
+
+    logits: Tensor
+    target: Tensor
+    index: Tensor | None
+    sizes: Tensor | None
+    mask: Tensor | None
+    clamp: Tensor | None
+    edges: Given
+    view: Tensor | None
+
+
+class Known(NamedTuple):
+    """What is known of the labels of N images."""
+
+    labels: Tensor
+    """uint8 [N, *shape], 255 where none is known."""
+    labelled: Tensor
+    """bool [N, *shape]."""
+    clamp: Tensor | None
+    """bool [N, *shape]: the pixels whose labels are known at test time too; None: none is."""
+    counted: Tensor
+    """bool [N, *shape]: the labelled pixels that are not clamped."""
 
 
 def check_batch(
@@ -107,12 +135,14 @@ def starting_labels(guard: Guard, labels: Tensor | None, present: Tensor, clamp:
 
 def check_target(
     guard: Guard, batch: Batch, target: Tensor, clamp: Tensor | None, ignore_index: int, later: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Which pixels are labelled (bool), and their labels (uint8, 255 elsewhere), both ``[N, *shape]``.
+) -> Known:
+    """What is known of a batch's labels.
 
-    later: whether the caller checks that the logits allow them.
+    later: whether the caller checks that the logits allow them, which it never does where pixels are clamped.
     """
     present, labels, graph = batch.present, batch.plan.num_labels, batch.plan.factors is not None
+    if clamp is not None:
+        clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
     target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device)
     # Bytes hold every label; narrower integers with a sign do not.
     target = target if target.dtype == torch.uint8 else target.long()
@@ -127,7 +157,7 @@ def check_target(
     guard.require(fine, expected, lambda: f"{int(target[~fine][0])} at {validation.first(~fine, graph)}")
     void = batch.layout.frame(tuple(present.shape[1:])).void
     known = torch.where(labelled, safe, void).to(torch.uint8)
-    if not later:
+    if clamp is not None or not later:
         forbidden = labelled & torch.isneginf(batch.logits.gather(1, safe.long()[:, None])[:, 0])
         got = lambda: f"{int(target[forbidden][0])} with logit -inf at {validation.first(forbidden, graph)}"  # noqa: E731
         guard.require(~forbidden, ALLOWED, got)
@@ -136,7 +166,7 @@ def check_target(
         held = labelled.ge(clamp if batch.whole else clamp & present)
         guard.require(held, "clamp: expected a label in target at every clamped pixel",
                       lambda: f"ignore_index at {validation.first(~held, graph)}")  # fmt: skip
-    return labelled, known
+    return Known(known, labelled, clamp, labelled if clamp is None else labelled.gt(clamp))
 
 
 def check_numbers(guard: Guard, name: str, value: Tensor | None, limit: int, default: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from tritoncrf.engines import Tables
 from tritoncrf.engines.soft import STEP, soft_factor_gates, soft_gated, soft_gates
 from tritoncrf.frame import Shape
 from tritoncrf.gradient import Errors
-from tritoncrf.inputs import Batch
+from tritoncrf.inputs import Batch, Known
 from tritoncrf.model_protocol import CRF
 from tritoncrf.sampler import Sampler
 
@@ -94,12 +94,12 @@ class Objective:
         if self.cross_entropy and self.contexts > sweeps:
             raise ValueError(f"contexts: expected at most the {sweeps} sweeps of a visit, got {self.contexts}")
 
-    def favoured(self, logits: Tensor, known: Tensor, labelled: Tensor) -> Tensor | None:
+    def favoured(self, logits: Tensor, known: Known) -> Tensor | None:
         """The logits ``[N, L, *shape]`` that the free phase samples by; None for the model's own."""
         if not self.margin:
             return None
-        cost = labelled[:, None].to(torch.float32) * -self.margin
-        place = known[:, None].long().clamp(max=logits.shape[1] - 1)
+        cost = known.labelled[:, None].to(torch.float32) * -self.margin
+        place = known.labels[:, None].long().clamp(max=logits.shape[1] - 1)
         return logits.detach().to(torch.float32).scatter_add(1, place, cost)
 
     def asked(self, shape: Shape, index: Tensor, count: Tensor, key: tuple[int, int]) -> Tensor | None:
@@ -158,14 +158,13 @@ class Soft(NamedTuple):
 
 
 def cross_entropy(
-    sampler: Sampler[CRF], batch: Batch, free: ChainState, contexts: list[Tensor], tables: Tables, known: Tensor,
-    counted: Tensor, bad: Tensor, objective: Objective, *, moved: bool, flow: bool, each: bool,
+    sampler: Sampler[CRF], batch: Batch, free: ChainState, contexts: list[Tensor], tables: Tables, known: Known,
+    bad: Tensor, objective: Objective, *, moved: bool, flow: bool, each: bool,
 ) -> Soft:  # fmt: skip
     """H of a visit's contexts, rows uint8 ``[N, R, volume]`` each, times what the objective asks one pixel of.
 
-    known: labels uint8 ``[N, *shape]``; counted: bool ``[N, *shape]``, the labelled, unclamped pixels; bad: bool [], whether
-    the call is; moved: whether the chains are of other logits or tables than the model's; flow: whether gates want their
-    errors; each: tables' apart for each image, ``[N, ..]``.
+    bad: bool [], whether the call is; moved: whether the chains are of other logits or tables than the model's; flow: whether
+    gates want their errors; each: tables' apart for each image, ``[N, ..]``.
     """
     plan, engine, images = replace(free.plan, replicas=1), sampler.engine, len(free.index)
     own = not moved and free.replicas == 1
@@ -176,13 +175,14 @@ def cross_entropy(
     work = free.work
     if not own or asked is not None:
         work = engine.prepare(plan, batch.logits, batch.tables, work if own else None)
-    sites = _sites(plan.free & counted.flatten(1)[:, plan.pixels])
+    counted = plan.free & known.counted.flatten(1)[:, plan.pixels]
+    sites = _sites(counted)
     slots, number = len(plan.positions), plan.num_labels
     image = sites.div(slots, rounding_mode="floor")
     pixel = plan.pixels[sites - image * slots]
-    target = known.flatten(1)[image, pixel].long().clamp(max=number - 1)
+    target = known.labels.flatten(1)[image, pixel].long().clamp(max=number - 1)
     # On a GPU all slots are listed, for how many count is not asked.
-    counts = (plan.free & counted.flatten(1)[:, plan.pixels]).flatten()[sites] & ~bad
+    counts = counted.flatten()[sites] & ~bad
     labels = torch.cat(contexts, 1)
     chances = []
     for k in range(labels.shape[1]):

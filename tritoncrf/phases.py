@@ -15,7 +15,7 @@ from tritoncrf.chains import ChainState
 from tritoncrf.energies import Path
 from tritoncrf.engines import Tables
 from tritoncrf.flip_rate import Rate
-from tritoncrf.inputs import Batch
+from tritoncrf.inputs import Batch, Known
 from tritoncrf.layout import pack
 from tritoncrf.model_protocol import CRF
 from tritoncrf.objective import PLAIN, Objective
@@ -35,19 +35,18 @@ class Sample(NamedTuple):
 
 
 def sample_phases(
-    sampler: Sampler[CRF], batch: Batch, chains: list[Tensor | None], labelled: Tensor, known: Tensor, clamp: Tensor | None,
-    sweeps: int, rates: dict[str, Rate], objective: Objective = PLAIN, counted: bool = False, halves: bool = False,
-    fast: Tables | None = None,
+    sampler: Sampler[CRF], batch: Batch, chains: list[Tensor | None], known: Known, sweeps: int, rates: dict[str, Rate], *,
+    objective: Objective = PLAIN, counted: bool = False, halves: bool = False, fast: Tables | None = None,
 ) -> tuple[Sample, Sample]:  # fmt: skip
     """Samples of the data phase and of the free one.
 
-    chains: where the free phase and the data phase begin, uint8 ``[N, R, *shape]``, None for at the data; labelled, known: as
-    `inputs.check_target` gave them; clamp: bool ``[N, *shape]``; rates: of flips, by phase, of earlier visits; objective:
-    says what the free phase samples by, and which contexts it keeps; counted: whether it is known that so many sweeps are left;
-    halves: whether the free phase's path is marked in its middle too; fast: rounded tables that the free phase moves under in
-    place of the batch's.
+    chains: where the free phase and the data phase begin, uint8 ``[N, R, *shape]``, None for at the data; rates: of
+    flips, by phase, of earlier visits; objective: says what the free phase samples by, and which contexts it keeps; counted:
+    whether it is known that so many sweeps are left; halves: whether the free phase's path is marked in its middle too; fast:
+    rounded tables that the free phase moves under in place of the batch's.
     """
-    favoured, contexts = objective.favoured(batch.logits, known, labelled), list[Tensor]()
+    favoured, contexts = objective.favoured(batch.logits, known), list[Tensor]()
+    labelled, clamp = known.labelled, known.clamp
     free_batch = batch if favoured is None else replace(batch, logits=favoured)
     if fast is not None:
         free_batch = replace(free_batch, tables=fast, version=None)
@@ -75,16 +74,16 @@ def sample_phases(
         found.flips = flips
         return found, Path(sampler.engine, found, tuple(marks))
 
-    known = known[:, None].expand(-1, batch.plan.replicas, *known.shape[1:])
+    labels = known.labels[:, None].expand(-1, batch.plan.replicas, *labelled.shape[1:])
     start, first = chains
     if start is not None and clamp is not None:
-        start = torch.where(clamp[:, None], known, start)
-    first = known if first is None else torch.where(labelled[:, None], known, first)
+        start = torch.where(clamp[:, None], labels, start)
+    first = labels if first is None else torch.where(labelled[:, None], labels, first)
     # Whether a GPU's images have latent pixels is not asked: that would stall its stream. A clamped pixel has a label.
     if batch.present.device.type == "cpu" and not bool(batch.present.gt(labelled).any()):
         free, path = phase(first if start is None else start, "free", clamp)
-        data = replace(free, rows=pack(free.plan, free.layout, known))
-        return Sample(data, known), _sample_of(batch, free, clamp, path, contexts)
+        data = replace(free, rows=pack(free.plan, free.layout, labels))
+        return Sample(data, labels), _sample_of(batch, free, clamp, path, contexts)
     # A clamped pixel without a label is a fault that may raise later: it is no pixel's label in both phases.
     held = labelled if clamp is None else labelled | clamp
     completed = _sample_of(batch, phase(first, "data", held)[0], clamp)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tritoncrf.engines import Plan, Tables
 from tritoncrf.gradient import Errors, Sums, errors, sums, unary_gap
-from tritoncrf.inputs import ALLOWED, Batch
+from tritoncrf.inputs import ALLOWED, Batch, Known
 from tritoncrf.model_protocol import CRF
 from tritoncrf.objective import PLAIN, Objective, Soft
 from tritoncrf.objective import cross_entropy as cross_entropy
@@ -67,13 +67,12 @@ class Terms:
 
 
 def reduced(
-    terms: Terms, batch: Batch, tables: Tables, known: Tensor, counted: Tensor, data: Sample, free: Sample, ranks: Ranks,
+    terms: Terms, batch: Batch, tables: Tables, known: Known, data: Sample, free: Sample, ranks: Ranks,
     parcel: Callable[[], Tensor | None],
 ) -> tuple[Outputs, Tally, list[Tensor]]:  # fmt: skip
     """What autograd is told, the tally, and every rank's parcel.
 
-    known: uint8 ``[N, *shape]``, the known labels; counted: bool ``[N, *shape]``, which pixels count; parcel: makes the bytes
-    that travel with the sums of several ranks.
+    parcel: makes the bytes that travel with the sums of several ranks.
     """
     samples = data.labels, free.labels
     logits, guard = batch.logits, terms.sampler.guard
@@ -84,9 +83,9 @@ def reduced(
     if not guard.waits(gap.device):
         guard.require(gap < torch.inf, ALLOWED, str)
     bad = guard.flag(gap.device)
-    labelled = counted.sum()
+    labelled = known.counted.sum()
     # What figures to watch are made from.
-    right: tuple[Tensor, ...] = (samples[1], known, counted)
+    right: tuple[Tensor, ...] = (samples[1], known.labels, known.counted)
     updates, flips, whole = free.chains.plan.free, free.chains.flips, gap
     if free.path is None:
         raise RuntimeError("free: expected a free phase that was swept")
@@ -95,7 +94,7 @@ def reduced(
     soft, each = None, terms.reduction == "none"
     if terms.objective.cross_entropy:
         soft = cross_entropy(
-            terms.sampler, batch, free.chains, free.contexts, tables, known, counted, bad, terms.objective,
+            terms.sampler, batch, free.chains, free.contexts, tables, known, bad, terms.objective,
             moved=terms.objective.margin > 0 or free.chains.tables is not batch.tables, flow=terms.flow, each=each,
         )  # fmt: skip
 

@@ -14,10 +14,9 @@ from torch.autograd.graph import increment_version
 
 from tritoncrf import contract, validation
 from tritoncrf.chain_lookup import continued, positions
-from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables, triton_visit
 from tritoncrf.flip_rate import Rate
-from tritoncrf.inputs import ALLOWED, Batch, check_batch
+from tritoncrf.inputs import ALLOWED, Batch, Known, LossInputs, check_batch
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
 from tritoncrf.objective import PLAIN
@@ -41,8 +40,8 @@ def applies(terms: Terms, logits: Tensor, store: ChainStore | None) -> bool:
 
 
 def short_visit(
-    terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, ignore_index: int, continues: bool,
-    visits: Tensor, store: ChainStore | None, rates: dict[str, Rate],
+    terms: Terms, given: LossInputs, tables: Tables, ignore_index: int, continues: bool, visits: Tensor,
+    store: ChainStore | None, rates: dict[str, Rate],
 ) -> tuple[Outputs, Tally]:  # fmt: skip
     """A visit of a batch that `applies` named; arguments and errors as of `Visit`.
 
@@ -50,11 +49,11 @@ def short_visit(
     """
     sampler, replicas, sweeps = terms.sampler, 1 if store is None else store.replicas, terms.sweeps
     plan, layout, present, none = check_batch(
-        sampler.guard, sampler.crf, logits, None, None, None, replicas, None, Edges(), values=False
+        sampler.guard, sampler.crf, given.logits, None, None, None, replicas, None, given.edges, values=False
     )
-    logits, frame = logits.detach(), layout.frame(tuple(present.shape[1:]))
-    target = validation.shaped("target", target, [tuple(present.shape)], validation.INTEGERS, present.device)
-    index = positions(index, len(logits), present.device)
+    logits, frame = given.logits.detach(), layout.frame(tuple(present.shape[1:]))
+    target = validation.shaped("target", given.target, [tuple(present.shape)], validation.INTEGERS, present.device)
+    index = positions(given.index, len(logits), present.device)
     if store is None:
         index, kept, done = None, None, None
     else:
@@ -65,9 +64,8 @@ def short_visit(
     sampler.guard.take(sentences(sampler, store, ignore_index), looked.holds)
     # The engine rounds the tables.
     batch = Batch(logits, present, layout, plan, none, tables, None, whole=True).at(looked.index, looked.count)
-    data, free = sample_phases(
-        sampler, batch, [looked.kept, None], looked.labelled, looked.known, None, sweeps, rates, counted=True
-    )
+    known = Known(looked.known, looked.labelled, None, looked.labelled)
+    data, free = sample_phases(sampler, batch, [looked.kept, None], known, sweeps, rates, counted=True)
     pairs = sampler.engine.pair_errors(free.chains.plan, data.chains.rows, free.chains.rows)
     rows, mean = (data.chains.rows, free.chains.rows), terms.reduction == "mean"
     running = visits if store is None else None

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tritoncrf import contract, validation
+from tritoncrf import contract
 from tritoncrf.agreement import agree
 from tritoncrf.chain_lookup import check_index_and_view, check_labels, positions, write_chains
 from tritoncrf.compiling import Unopened, uncompiled
 from tritoncrf.course import Course
-from tritoncrf.edge_inputs import Edges, Given
+from tritoncrf.edge_inputs import Edges
 from tritoncrf.engines import Tables
 from tritoncrf.flip_rate import Rate
 from tritoncrf.graphs import FactorGraph
-from tritoncrf.inputs import check_target
+from tritoncrf.inputs import LossInputs, check_target
 from tritoncrf.interrupts import unbroken
 from tritoncrf.model_protocol import CRF
 from tritoncrf.monitor import TableWatch
@@ -114,20 +114,20 @@ class Visit(metaclass=Unopened):
             self._written = written
             tables, edges = Tables(pairwise, gated), (Edges(kinds, gates) if graph is None else graph)
             terms = Terms(self.sampler, self.reduction, self.sweeps, weight, flow, clamp is not None, self.objective)
-            given = logits, tables, target, index, sizes, mask, clamp, edges, view, visits, store, ranks
-            outputs, tally = self._sample(terms, *given)
+            given = LossInputs(logits, target, index, sizes, mask, clamp, edges, view)
+            outputs, tally = self._sample(terms, given, tables, visits, store, ranks)
         return outputs if fold is None else outputs._replace(logits=fold.back(outputs.logits)), tally
 
     def _sample(
-        self, terms: Terms, logits: Tensor, tables: Tables, target: Tensor, index: Tensor | None, sizes: Tensor | None,
-        mask: Tensor | None, clamp: Tensor | None, edges: Given, view: Tensor | None, visits: Tensor,
-        store: ChainStore | None, ranks: Ranks,
-    ) -> tuple[Outputs, Tally]:  # fmt: skip
+        self, terms: Terms, given: LossInputs, tables: Tables, visits: Tensor, store: ChainStore | None, ranks: Ranks
+    ) -> tuple[Outputs, Tally]:
+        logits, target, index, edges = given.logits, given.target, given.index, given.edges
+        sizes, mask, clamp, view = given.sizes, given.mask, given.clamp, given.view
         sampler, replicas = self.sampler, 1 if store is None else store.replicas
         plain = isinstance(edges, Edges) and all(part is None for part in (sizes, mask, clamp, view, *edges))
         if plain and ranks.size == 1 and not self.course and applies(terms, logits, store):
             goes_on = self.method == "pcd"
-            short = short_visit(terms, logits, tables, target, index, self.ignore_index, goes_on, visits, store, self._rates)
+            short = short_visit(terms, given, tables, self.ignore_index, goes_on, visits, store, self._rates)
             self._written = _version(store.labels) if goes_on and store is not None else self._written
             return self._watched(short)
         batch = sampler.lay_out(
@@ -135,11 +135,8 @@ class Visit(metaclass=Unopened):
         )
         batch = replace(batch, whole=sizes is None and mask is None)
         guard, present, shape = sampler.guard, batch.present, tuple(batch.present.shape[1:])
-        if clamp is not None:
-            clamp = validation.shaped("clamp", clamp, [tuple(present.shape)], [torch.bool], present.device)
         # What is not looked at at once is seen from the energies then, where each labelled pixel's is asked.
-        later = clamp is None and not guard.waits(present.device)
-        labelled, known = check_target(guard, batch, target, clamp, self.ignore_index, later)
+        known = check_target(guard, batch, target, clamp, self.ignore_index, later=not guard.waits(present.device))
         index, count, indices = positions(index, len(batch.count), present.device), None, None
         if store is not None:
             limits = batch.layout.frame(shape).limits
@@ -167,10 +164,10 @@ class Visit(metaclass=Unopened):
             # In a mask's holes, and where sizes are not the chains' own, which raises later, labels may be kept.
             beyond = ~present[:, None]
             begun = [None if part is None else part.masked_fill(beyond, contract.VOID) for part in chains]
-        more = self.course.pace is not None, self.course.tables(sampler, tables, batch.plan)
         data, free = sample_phases(
-            sampler, batch, begun, labelled, known, clamp, self.sweeps, self._rates, self.objective, False, *more
-        )
+            sampler, batch, begun, known, self.sweeps, self._rates, objective=self.objective,
+            halves=self.course.pace is not None, fast=self.course.tables(sampler, tables, batch.plan),
+        )  # fmt: skip
         if ranks.size > 1 and meeting.changed:
             # Known only now, but before anything is written.
             self._meet(ranks, *tables, terms.weight, visits)
@@ -185,8 +182,7 @@ class Visit(metaclass=Unopened):
                     store.put(indices, samples[second], meeting.own(~meeting.again), data=bool(second))
             return kept.parcel(store, meeting)
 
-        counted = labelled if clamp is None else labelled.gt(clamp)
-        outputs, tally, parcels = reduced(terms, batch, tables, known, counted, data, free, ranks, parcel)
+        outputs, tally, parcels = reduced(terms, batch, tables, known, data, free, ranks, parcel)
         good = ~outputs.bad
         with unbroken():
             self.course.move(outputs.pairwise, tally, good)

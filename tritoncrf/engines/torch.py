@@ -29,6 +29,8 @@ __all__ = [
 break_even = 0.2
 # Sites gathered at once: bounds the working memory (64 neighbours x 4 bytes x this).
 CHUNK = 1 << 15
+# Sites whose numbers are drawn at once on a CPU.
+DRAWN = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def retable(work: AnyWork, tables: Tables) -> Work:
 def initial(work: AnyWork, labels: Tensor, key: tuple[int, int], count: Tensor, purpose: int) -> None:
     work = _check_work(work)
     flat = labels.view(-1)
-    u = _uniform(work, slice(None), count, key, purpose + contract.INITIAL)
+    u = _uniform(work, count, key, purpose + contract.INITIAL)
     for a, b in _chunks(work.bounds):
         where = work.where[a:b]
         drawn = contract.draw(work.unaries(a, b).T.contiguous(), torch.zeros_like(where), u[a:b], contract.scale_of(1.0))
@@ -147,10 +149,9 @@ def sweep(
     if not len(work.where) or (bad is not None and bool(bad)):
         return flips.view(-1, plan.replicas)
     listed = None if field is None else _listed(work, flat.numel())
-    everything = slice(None)
     chain = work.image * plan.replicas + work.replica
     for done in range(sweeps):
-        u = _uniform(work, everything, count + done, key, purpose)
+        u = _uniform(work, count + done, key, purpose)
         before = flat[work.where]
         for a, b in zip(work.bounds, work.bounds[1:], strict=False):
             for start in range(a, b, CHUNK):
@@ -282,7 +283,12 @@ def _push(work: Work, flat: Tensor, field: Tensor, listed: Tensor, before: Tenso
                         field.index_add_(0, target[:, k + end * len(plan.displacements)], change)
 
 
-def _uniform(work: Work, part: slice, count: Tensor, key: tuple[int, int], purpose: int) -> Tensor:
-    plan, image = work.plan, work.image[part]
-    site = plan.sites[image, work.slot[part]]
-    return contract.draw_uniform(site, count[image], plan.index[image], work.replica[part], purpose, key)
+def _uniform(work: Work, count: Tensor, key: tuple[int, int], purpose: int) -> Tensor:
+    """Of every free site."""
+    plan, found = work.plan, []
+    # A CPU's cache holds a chunk through the rounds, ten times as fast as from its memory; a GPU wants few launches.
+    size = DRAWN if count.device.type == "cpu" else max(len(work.image), 1)
+    for image, slot, replica in zip(*(part.split(size) for part in (work.image, work.slot, work.replica)), strict=True):
+        site = plan.sites[image, slot]
+        found.append(contract.draw_uniform(site, count[image], plan.index[image], replica, purpose, key))
+    return torch.cat(found)

@@ -132,7 +132,7 @@ def fresh_seed() -> int:
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Philox4x32-10. Counter words are int64 tensors holding 32-bit values (broadcast against each other)."""
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
     c0, c2, (k0, k1) = c0.clone(), c2.clone(), key
     for _ in range(10):
         # An int64 product wraps modulo 2^64: its halves are the 32-bit high and low words once masked.

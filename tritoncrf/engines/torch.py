@@ -288,7 +288,7 @@ def _uniform(work: Work, count: Tensor, key: tuple[int, int], purpose: int) -> T
     plan, found = work.plan, []
     # A CPU's cache holds a chunk through the rounds, ten times as fast as from its memory; a GPU wants few launches.
     size = DRAWN if count.device.type == "cpu" else max(len(work.image), 1)
-    for image, slot, replica in zip(*(part.split(size) for part in (work.image, work.slot, work.replica)), strict=True):
+    for image, slot, replica in zip(*(torch.split(part, size) for part in (work.image, work.slot, work.replica)), strict=True):
         site = plan.sites[image, slot]
         found.append(contract.draw_uniform(site, count[image], plan.index[image], replica, purpose, key))
     return torch.cat(found)

@@ -1,8 +1,9 @@
-"""Types that the interpreter keeps are those it would make anew (`quick_interpreter`); in a process that makes both."""
+"""What the interpreter keeps is what it would make anew, and what it skips nobody would see (`quick_interpreter`)."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,74 @@ except ValueError:
 else:
     raise AssertionError("3 is no power of two")
 """
+
+
+# Kernels that call functions of their own and of the language's, overflow, broadcast and fail; told with the language's state.
+LAUNCHED = """
+import sys, torch, triton, triton.language as tl
+from triton.runtime import interpreter
+
+@triton.jit
+def inner(x, y):
+    return tl.sum(x[:, None] * y[None, :], 1)
+
+@triton.jit
+def middle(x, y):
+    return inner(x, y) + tl.max(x, 0) + tl.cumsum(y, 0)
+
+@triton.jit
+def kernel(out, wide, n, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    x = at + 2147483640
+    tl.store(out + at, middle(x, at - 1) * 3, at < n)
+    row = tl.arange(0, 2)[:, None]
+    tl.store(wide + row * SIZE + at[None, :], (row + 1) * at[None, :].to(tl.float32) / 7)
+    tl.static_assert((row * at[None, :]).shape[1] == SIZE)
+    tl.static_assert((at[None, :] * row).numel == 2 * SIZE)
+    for k in range(2):
+        tl.store(out + SIZE + k, k - 5)
+
+@triton.jit
+def failing(out, N: tl.constexpr):
+    tl.store(out + tl.arange(0, N), missing)
+
+def patched():
+    places = [tl, tl.math, tl.tensor]
+    return [sorted(n for n, m in vars(place).items() if getattr(m, "__triton_builtin__", False)) for place in places]
+
+if "quick" in sys.argv:
+    from tests import quick_interpreter
+    quick_interpreter.install()
+first = patched()
+for n in (8, 5):
+    out, wide = torch.zeros(16, dtype=torch.int32), torch.zeros(2, 8)
+    kernel[(1,)](out, wide, n, 8)
+    print(out.tolist(), wide.tolist(), [len(part) for part in patched()], patched() == first)
+    try:
+        failing[(1,)](out, 4)
+    except Exception as error:
+        print(type(error).__name__, error, patched() == first)
+object.__setattr__(interpreter.interpreter_builder.options, "debug", True)
+try:
+    kernel[(1,)](out, wide, 8, 8)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
+def test_launches_are_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "launched.py").write_text(LAUNCHED)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    said = []
+    for words in ([], ["quick"]):
+        command = [sys.executable, str(tmp_path / "launched.py"), *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        said.append(done.stdout)
+    assert said[0] == said[1]
+    assert "overflow detected" in said[0]
+    assert said[0].count("True") == 4
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")

@@ -424,7 +424,7 @@ def test_asking_some_nodes_is_right_on_average(name: str, engine: str, monkeypat
 @pytest.fixture
 def every(monkeypatch: pytest.MonkeyPatch) -> Objective:
     """Losses that are made meanwhile have all of it."""
-    full = Objective(likelihood=0.5, cross_entropy=2.0, contexts=2, margin=0.3)
+    full = Objective(likelihood=0.5, cross_entropy=2.0, contexts=2, margin=0.3, every=3)
     monkeypatch.setattr(tc, "CRFLoss", functools.partial(tc.CRFLoss, objective=full))
     return full
 

@@ -106,3 +106,6 @@ def test_trials_on_photographs_stand_beside_their_control(tmp_path: Path) -> Non
     assert "| joint, fast 0.3 | 10 | 59.00 | 30.00 | -1.00 | +10.00 |\n| control |" in own
     assert "| joint, K = 10 | 10 | 63.00 ± 1.41 (2) | 28.00 ± 2.83 (2) | +2.00, +3.00 | +6.00, +5.00 |" in own
     assert "fast 0.3" not in text[text.index("## What was tried") :]
+    # Gains are told seed by seed, whichever was run first.
+    put(tmp_path / "results", "tuning.json", trials[::-1])
+    assert "| +2.00, +3.00 | +6.00, +5.00 |" in written(tmp_path / "results", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import tritoncrf as tc
-from bench.paper import tuning
+from bench.paper import likelihood, mixing, tuning
 from bench.paper.methods import beside
 from bench.paper.presets import far
 from bench.paper.settings import Setting, parse
@@ -36,21 +37,52 @@ def test_a_text_says_what_it_changes() -> None:
     assert parse("joint, start x 0.5, cross-entropy x 0.2, centred tables") == Setting(soften=0.5, auxiliary=0.2, centred=True)
 
 
-@pytest.mark.parametrize("text", ["", "both", "joint, fast x", "joint, K = 1.5", "joint, 21 classes to 16", "joint,K = 3"])
+@pytest.mark.parametrize("text", [
+    "", "both", "joint, fast x", "joint, K = 1.5", "joint, 21 classes to 16", "joint,K = 3", "joint, K = 3, K = 5",
+    "joint, K = 0", "joint, K = -3", "joint, 0 epochs", "joint, network rate -1", "joint, table rate inf", "control, fast 0.3",
+    "control, margin 1", "control, centred tables", "joint, piecewise tables x 0.3",
+    "separate, fast 0.3, piecewise tables x 0.3",
+])  # fmt: skip
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^setting: expected .* got '"):
         parse(text)
 
 
+def test_curves_are_of_what_samples() -> None:
+    assert likelihood.sampled("joint, K = 3") == parse("joint, K = 3")
+    for text in ("control", "separate, piecewise tables x 0.3"):
+        with pytest.raises(ValueError, match=f"^setting: expected one that learns by sampling, got '{text}'"):
+            likelihood.sampled(text)
+
+
+@pytest.mark.parametrize("text", ["K = 1.5", "K = 0", "auto, 0 to 10, 0.1", "K = 10, fast"])
+def test_settings_of_mixing_are_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^setting: expected 'K = 10' or .* got '{re.escape(text)}'"):
+        mixing.parse(text)
+
+
 @pytest.mark.parametrize("name", [
     "joint, fast 0.3, field beside", "joint, edges steps:0.1,0.3, nudges beside", "joint, edges contrast:0.8, field beside",
-    "joint, then cross-entropy of 2 averaged alone, K = 2",
+    "joint, then cross-entropy of 2 averaged alone, K = 2", "joint, fast 0.3, then cross-entropy of 2 averaged alone, K = 2",
 ])  # fmt: skip
 def test_what_stands_beside_the_likelihood_learns(name: str, tmp_path: Path) -> None:
     given = problem(epochs=1, images=3)
     found = tuning._row(given, parse(name), tmp_path / "work")
     assert 0 < float(str(found["validation_accuracy"])) <= 1
     assert float(str(found["validation_iou"])) > 0
+
+
+@pytest.mark.parametrize("parts", itertools.permutations(["margin 0.3", "cross-entropy of 2 averaged x 1 every 4"]))
+def test_a_margin_and_a_cross_entropy_stand_beside_each_other_in_any_order(parts: tuple[str, str]) -> None:
+    assert parse(", ".join(["joint", *parts])).objective == tc.Objective(1.0, 1.0, 2, 0.3, every=4)
+
+
+def test_fast_tables_stay_when_the_objective_changes() -> None:
+    given = problem(epochs=2, images=3)
+    learned = tuning.Sampled(given, given.crf(None), parse("joint, fast 0.3, then cross-entropy of 2 averaged alone"))
+    assert learned.later is not None
+    assert learned.later.fast is not None
+    assert learned.later.fast is learned.loss.fast
 
 
 class Tiny:

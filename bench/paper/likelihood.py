@@ -62,6 +62,14 @@ def ask(problem: Problem, network: nn.Module, crf: tc.GridCRF, told: Maker | Non
     return {name: round(value / pixels, 5) for name, value in sums.items()} | {"accuracy": round(score.accuracy, 5)}
 
 
+def sampled(text: str) -> Setting:
+    """The setting of a text. Raises ValueError also where it is not one that samples."""
+    found = parse(text)
+    if not found.learns or found.piecewise is not None:
+        raise ValueError(f"setting: expected one that learns by sampling, got {text!r}")
+    return found
+
+
 def curve(problem: Problem, setting: Setting, work: Path, images: int) -> list[dict[str, float]]:
     """What is told before learning and after each epoch."""
     told = None if setting.edges is None else problem.edges(setting.edges)
@@ -80,7 +88,7 @@ def curve(problem: Problem, setting: Setting, work: Path, images: int) -> list[d
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = tuning.trials(__doc__ or "", parse, ["joint, edges steps:0.1,0.3"], "half", 10)
+    parser = tuning.trials(__doc__ or "", sampled, ["joint, edges steps:0.1,0.3"], "half", 10)
     parser.add_argument("--images", type=int, default=4, help="held-out images that are asked")
     options = parser.parse_args(arguments)
 

@@ -41,8 +41,8 @@ def parse(text: str) -> _Option:
 
     Raises ValueError for any other.
     """
-    number = "([0-9.]+)"
-    told = re.fullmatch(f"(?:K = {number}|auto(?:, {number} to {number}, {number})?)(?:, fast {number})?", text)
+    whole, number = "([1-9][0-9]*)", "([0-9.]+)"
+    told = re.fullmatch(f"(?:K = {whole}|auto(?:, {whole} to {whole}, {number})?)(?:, fast {number})?", text)
     if told is None:
         raise ValueError(f"setting: expected 'K = 10' or 'auto, 10 to 100, 0.01', perhaps with ', fast 0.3', got {text!r}")
     k, floor, ceiling, tolerance, rate = told.groups()

@@ -49,7 +49,8 @@ def trials_table(trials: Sequence[Trial]) -> list[str]:
     names = dict.fromkeys(trial.what for trial in trials)
     means = {name: statistics.mean_and_deviation([t.accuracy for t in trials if t.what == name])[0] for name in names}
     for what in sorted(names, key=lambda name: means[name]):
-        same = [trial for trial in trials if trial.what == what]
+        # Each column of gains is of one seed, whatever order they were run in.
+        same = sorted((trial for trial in trials if trial.what == what), key=lambda trial: trial.seed)
         pairs = [(trial, base[trial.seed]) for trial in same if trial.seed in base]
         over = [trial.accuracy - other.accuracy for trial, other in pairs]
         iou = [trial.iou - other.iou for trial, other in pairs if trial.iou is not None and other.iou is not None]

@@ -1,6 +1,6 @@
 """Which settings are tried? What each changes of the preset, said in a text of parts with ", " between them.
 
-The first part is "control" (cross-entropy alone), "separate" or "joint"; the others, in any order:
+The first part is "control" (cross-entropy alone), "separate" or "joint"; the others, in any order, each at most once:
 
 - edges: "edges steps:0.1,0.3", a text of `bench.paper.edges`: what is told of the edges;
 - objective: "cross-entropy of 4 averaged x 1" or "cross-entropy of 4 averaged alone", both also with " every 4" behind them,
@@ -16,6 +16,7 @@ What won became a preset's, or an option of `tritoncrf.CRFLoss`; what lost stand
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -70,24 +71,50 @@ def parse(text: str) -> Setting:
     if first not in ("control", "separate", "joint"):
         raise ValueError(f"setting: expected control, separate or joint first, got {text!r}")
     found = Setting(joint=first != "separate", learns=first != "control")
+    kinds = set[str]()
     for part in parts:
-        found = _with(found, part)
+        kind, found = _with(found, part)
+        if kind in kinds:
+            raise ValueError(f"setting: expected each kind of part once, got {part!r} behind another in {text!r}")
+        kinds.add(kind)
+    # What a row would be named after and yet not do.
+    alone = replace(found, changes=NONE, soften=1.0, piecewise=None)
+    if not found.learns and (alone != Setting(learns=False) or found.piecewise is not None):
+        raise ValueError(f"setting: expected a control without parts that say how a CRF learns, got {text!r}")
+    if found.piecewise is not None and alone != Setting(joint=False):
+        raise ValueError(f"setting: expected piecewise tables behind separate, without parts on sampling, got {text!r}")
     return found
 
 
-def _with(setting: Setting, part: str) -> Setting:
+def _with(setting: Setting, part: str) -> tuple[str, Setting]:
+    """The pattern that names the part, and the setting with it."""
     for pattern, change in _PARTS.items():
         if said := re.fullmatch(pattern.replace("#", r"([0-9.e+-]+)"), part):
             try:
-                return change(setting, *said.groups())
+                return pattern, change(setting, *said.groups())
             except ValueError as error:
                 raise ValueError(f"setting: expected numbers that fit, got {part!r}: {error}") from None
     raise ValueError(f"setting: expected a part that bench.paper.settings names, got {part!r}")
 
 
-def _objective(contexts: str, weight: str | None, alone: str | None, every: str | None) -> Objective:
-    parts = {"contexts": int(contexts), "every": int(every or 1)}
-    return Objective(0.0, 1.0, **parts) if alone else Objective(cross_entropy=float(weight or 1), **parts)
+def _objective(before: Objective, contexts: str, weight: str | None, alone: str | None, every: str | None) -> Objective:
+    """What was said before, which is a margin at most, with a cross-entropy."""
+    likelihood, cross_entropy = (0.0, 1.0) if alone else (1.0, float(weight or 1))
+    return replace(
+        before, likelihood=likelihood, cross_entropy=cross_entropy, contexts=int(contexts), every=int(every or 1)
+    )
+
+
+def _count(text: str) -> int:
+    if (found := int(text)) < 1:
+        raise ValueError(f"expected at least 1, got {found}")
+    return found
+
+
+def _positive(text: str) -> float:
+    if not 0 < (found := float(text)) < math.inf:
+        raise ValueError(f"expected a finite number above 0, got {found}")
+    return found
 
 
 def _changed(**how: Callable[..., object]) -> Callable[..., Setting]:
@@ -111,16 +138,16 @@ _CROSS = "cross-entropy of # averaged (?:x #|(alone))(?: every #)?"
 # Pattern -> what its numbers change; # stands for a number.
 _PARTS: dict[str, Callable[..., Setting]] = {
     r"edges (\S+(?: on (?:far|near))?)": lambda setting, text: replace(setting, edges=text),
-    _CROSS: lambda setting, *said: replace(setting, objective=_objective(*said)),
-    f"then {_CROSS}": lambda setting, *said: replace(setting, second=_objective(*said)),
-    "margin #": lambda setting, a: replace(setting, objective=Objective(margin=float(a))),
+    _CROSS: lambda setting, *said: replace(setting, objective=_objective(setting.objective, *said)),
+    f"then {_CROSS}": lambda setting, *said: replace(setting, second=_objective(PLAIN, *said)),
+    "margin #": lambda setting, a: replace(setting, objective=replace(setting.objective, margin=float(a))),
     "fast #": lambda setting, rate: replace(setting, fast=FastWeights(float(rate))),
     f"({'|'.join(WAYS)}) beside": lambda setting, name: replace(setting, beside=name),
-    "K = #": _changed(visit_sweeps=int),
-    "# epochs": _changed(epochs=int),
-    "table rate #": _changed(table_rate=float, separate_rate=float),
-    "network rate #": _changed(network_rate=float),
-    r"# \+ # sweeps": _changed(burn_in=lambda first, _: int(first), sweeps=lambda _, second: int(second)),
+    "K = #": _changed(visit_sweeps=_count),
+    "# epochs": _changed(epochs=_count),
+    "table rate #": _changed(table_rate=_positive, separate_rate=_positive),
+    "network rate #": _changed(network_rate=_positive),
+    r"# \+ # sweeps": _changed(burn_in=lambda first, _: int(first), sweeps=lambda _, second: _count(second)),
     "# classes to #": _changed(neighborhood=_grid),
     "32 classes log-polar to #": _changed(neighborhood=lambda reach: tc.Neighborhood.log_polar(int(reach))),
     "cross-entropy x #": lambda setting, weight: replace(setting, auxiliary=float(weight)),

@@ -47,7 +47,11 @@ class Sampled(nn.Module):
         self.loss = tc.CRFLoss(crf, chains=chains, sweeps=sweeps, objective=own, fast=setting.fast)
         # A loss of its own on the same tables and chains.
         second = own if setting.second is None else setting.second
-        self.later = None if second == own else tc.CRFLoss(crf, chains=chains, sweeps=sweeps, objective=second)
+        self.later = None
+        if second != own:
+            self.later = tc.CRFLoss(crf, chains=chains, sweeps=sweeps, objective=second, fast=setting.fast)
+            # The chains go on under the same fast tables.
+            self.later.fast = self.loss.fast
         self.turn = problem.preset.epochs * len(problem.train) // 2
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
         self.visits: Tensor

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 BODIES = """
 import torch
 from bench import bench_triton as bench
+from tests import quick_interpreter
+quick_interpreter.install()
 cpu = torch.device("cpu")
 for update in ("gather", "incremental"):
     work, figures = bench.sweeps(cpu, update, 2, "hot", toy=True)

@@ -340,9 +340,10 @@ def test_doctor_warms_the_kernels(capsys: Say, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
 def test_what_doctor_warms_runs() -> None:
-    code = "import torch; from tritoncrf.commands import doctor; doctor.sweep_all(torch.device('cpu'), 2, 2)"
+    code = "import torch; from tests.quick_interpreter import install; from tritoncrf.commands import doctor; install()"
+    code += "; doctor.sweep_all(torch.device('cpu'), 2, 2)"
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

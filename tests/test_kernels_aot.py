@@ -19,6 +19,7 @@ import pytest
 
 from bench.compiled import RESULTS
 from bench.launches import EXACT, KERNELS, SWEEPS
+from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
@@ -34,10 +35,9 @@ USUAL = [kernel for kernel in KERNELS if "+" not in kernel]
 Figures = dict[str, dict[str, Any]]
 
 
-def compiled(*arguments: str) -> Figures:
+def compiled(warm: Warm, *arguments: str) -> Figures:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.compiled", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = warm.run(["-m", "bench.compiled", *arguments], env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     found: Figures = json.loads(done.stdout)
     return found
@@ -79,8 +79,8 @@ def committed() -> Figures:
 
 
 @pytest.fixture(scope="module")
-def usual() -> Figures:
-    return compiled("--kernels", *USUAL)
+def usual(warm: Warm) -> Figures:
+    return compiled(warm, "--kernels", *USUAL)
 
 
 def test_every_kernel_compiles_without_spills_or_contraction(usual: Figures) -> None:
@@ -113,9 +113,9 @@ def test_a_spill_is_found() -> None:
             check({name: figures | {"spilled": spilled}})
 
 
-def test_contraction_is_found() -> None:
+def test_contraction_is_found(warm: Warm) -> None:
     """The draw compiled as Triton would by default has what the check looks for."""
-    found = compiled("--kernels", "initial_draw", "--contract")
+    found = compiled(warm, "--kernels", "initial_draw", "--contract")
     with pytest.raises(AssertionError, match="contracted"):
         check(found)
 
@@ -123,8 +123,8 @@ def test_contraction_is_found() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_90", "sm_80", "gfx942"])
 @pytest.mark.parametrize("labels", [2, 20, 64])
-def test_other_targets_label_counts_and_forms(labels: int, target: str) -> None:
-    found = compiled("--targets", target, "--labels", str(labels), "--kernels", *(KERNELS if labels == 20 else USUAL))
+def test_other_targets_label_counts_and_forms(warm: Warm, labels: int, target: str) -> None:
+    found = compiled(warm, "--targets", target, "--labels", str(labels), "--kernels", *(KERNELS if labels == 20 else USUAL))
     check(found)
     assert not grown(found, committed())
     assert not lost(found, committed())

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import tritoncrf as tc
+from tests.warm import Warm
 from tritoncrf import cli
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +46,7 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", [page for page in WRITTEN if blocks(page, "python")], ids=name_of)
-def test_the_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_blocks_run(warm: Warm, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order and as one program; a block that is titled with a file's name is a file for pytest."""
     monkeypatch.chdir(tmp_path)
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
@@ -56,14 +57,13 @@ def test_the_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
         if "init_process_group" in code:
             # In a process that ends at once: torch at times waits for ever where a group of gloo's goes as its last use does.
             program = f"{code}\nimport os\nos._exit(0)\n"
-            command = [sys.executable, "-c", program]
-            done = subprocess.run(command, capture_output=True, text=True, env=outside_xdist(), cwd=tmp_path, timeout=300)
+            done = warm.run(["-c", program], env=outside_xdist(), cwd=tmp_path)
             assert done.returncode == 0, done.stderr
         elif title:
             path = tmp_path / title.removeprefix('title="').removesuffix('"')
             path.write_text(code)
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-only", str(path)]
-            result = subprocess.run(command, capture_output=True, text=True, env=outside_xdist(), cwd=tmp_path)
+            command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-only", str(path)]
+            result = warm.run(command, env=outside_xdist(), cwd=tmp_path)
             assert result.returncode == 0, result.stdout
             assert "1 passed" in result.stdout
         else:

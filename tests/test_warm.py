@@ -82,6 +82,12 @@ def test_what_an_import_reads_gets_a_real_start(warm: Warm, name: str) -> None:
     assert job.wait().stdout == f"{other}\n"
 
 
+def test_a_real_start_can_be_asked_for(warm: Warm) -> None:
+    assert isinstance(warm.start(["-c", ""], real=True), Started)
+    code = "import sys; print('torch' in sys.modules)"
+    assert [warm.run(["-c", code], real=real).stdout for real in (True, False)] == ["False\n", "True\n"]
+
+
 def test_what_programs_cost_is_counted(warm: Warm) -> None:
     warm.run(["-c", ""])
     before = warm.spent

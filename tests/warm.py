@@ -99,21 +99,19 @@ class Warm:
         # CPU seconds of the process and of the programs that it has waited for.
         self.spent = 0.0
 
-    def start(self, words: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Program | Started:
-        """``python *words``: a script's path, ``-m`` a module or ``-c`` code, then its arguments; ``-W ignore`` before them."""
+    def start(
+        self, words: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT, real: bool = False
+    ) -> Program | Started:
+        """``python *words``: a script's path, ``-m`` a module or ``-c`` code, then its arguments; ``-W ignore`` before them.
+
+        real: whether it must have a real start.
+        """
         environment = dict(os.environ if env is None else env)
         changed = {name for name in {*environment, *os.environ} if environment.get(name) != os.environ.get(name)}
-        if any(name.startswith(EARLY) and name not in LATE for name in changed) or not hasattr(os, "fork"):
-            return Started(
-                subprocess.Popen(
-                    [sys.executable, *words],
-                    cwd=cwd,
-                    env=environment,
-                    text=True,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                )
-            )
+        early = any(name.startswith(EARLY) and name not in LATE for name in changed)
+        if real or early or not hasattr(os, "fork"):
+            pipe, command = subprocess.PIPE, [sys.executable, *words]
+            return Started(subprocess.Popen(command, cwd=cwd, env=environment, text=True, stdout=pipe, stderr=pipe))
         self._count += 1
         output, errors = (f"{self._folder.name}/{self._count}.{name}" for name in ("out", "err"))
         for name in (output, errors):
@@ -124,9 +122,10 @@ class Warm:
         return Program(self, start, pid)
 
     def run(
-        self, words: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float = 300
-    ) -> subprocess.CompletedProcess[str]:
-        return self.start(words, env=env, cwd=cwd).wait(timeout)
+        self, words: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float = 300,
+        real: bool = False,
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        return self.start(words, env=env, cwd=cwd, real=real).wait(timeout)
 
     def ask(self, question: tuple[object, ...]) -> int | None:
         if self._wire is None:

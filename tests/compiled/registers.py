@@ -6,6 +6,7 @@ A register nobody wrote holds 0x7F in every byte.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Program:
 Step = Callable[[Program], None]
 
 
+@cache
 def kind_of(register: str) -> np.dtype[Any]:
     return CLASSES[register.rstrip("0123456789")]
 

@@ -19,6 +19,7 @@ from tests.compiled.program import Code
 from tests.compiled.registers import Program
 from tests.compiled.test_compiled import HEAD, NO_TRITON, emulate
 from tests.compiled.turns import together
+from tests.warm import Warm
 
 THREADS = 64
 # Every program adds 1 to what it finds in each of 64 words, one program after the other: word 64 says whose turn it is.
@@ -196,8 +197,8 @@ def test_an_unknown_order_is_named(instruction: str) -> None:
 
 
 @NO_TRITON
-def test_faults_of_a_team_are_found() -> None:
-    found = emulate("team")
+def test_faults_of_a_team_are_found(warm: Warm) -> None:
+    found = emulate(warm, "team")
     lines = (Path(__file__).parent / "team.py").read_text().splitlines()
     # All threads wait for the poll's result anyhow, which is behind a barrier or each thread's own.
     closing = max(number for number, line in enumerate(lines, 1) if line == "    tl.debug_barrier()")

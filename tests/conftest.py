@@ -44,7 +44,10 @@ def grouped(reasons: Iterable[str]) -> list[str]:
     return [f"{count:5}  {why}" + (f": {do}" if do else "") for (why, do), count in found.most_common()]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        # pytest-xdist would keep files of few tests for the end, the longest among them, and one core would wait for the other.
+        config.option.loadscopereorder = False
     # A shell's background jobs begin with Ctrl-C ignored, which tests of it press.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -29,7 +29,7 @@ GROUPS = (
     (r"numpy (?:draws|computes)|no committed figures", "compares with figures kept from other releases",
      "nothing, or the releases that `pytest -rs` names"),
     (r"every engine runs here", "says what a missing engine says, and none is missing", "nothing"),
-    (r"system|forked|/dev/full|file locks", "needs another operating system", "nothing"),
+    (r"system|forked|real starts|/dev/full|file locks", "needs another operating system", "nothing"),
     (r"torch", "needs another release of torch", "`pip install -U torch`"),
 )  # fmt: skip
 

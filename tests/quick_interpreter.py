@@ -29,9 +29,12 @@ def install() -> None:
     # `core` looks it up at each call.
     core._unwrap_if_constexpr = _unwrapping(core, core._unwrap_if_constexpr)
     interpreter._get_np_dtype = _keeping(core, interpreter._get_np_dtype)
-    _skip_unread_overflows(semantic.TritonSemantic)
-    _pass_equal_blocks(semantic.TritonSemantic)
-    if hasattr(interpreter, "_LangPatchScope"):
+    kind = getattr(semantic, "TritonSemantic", None)
+    if hasattr(kind, "binary_op_sanitize_overflow_impl"):
+        _skip_unread_overflows(kind)
+    if hasattr(kind, "broadcast_impl_value"):
+        _pass_equal_blocks(kind)
+    if hasattr(interpreter, "_LangPatchScope") and hasattr(interpreter, "_patch_lang"):
         _patch_once(core, interpreter)
 
 
@@ -142,7 +145,8 @@ def _patch_once(core: Any, interpreter: Any) -> None:
         if id(function) not in kept:
             kept[id(function)] = function, languages(function)
         needed = kept[id(function)][1]
-        if current and needed <= current[-1]:
+        # One that sees no language is refused, as ever.
+        if current and needed and needed <= current[-1]:
             return interpreter._LangPatchScope()
         scope = right(function)
         if current:

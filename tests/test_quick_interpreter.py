@@ -49,7 +49,7 @@ else:
 
 # Kernels that call functions of their own and of the language's, overflow, broadcast and fail; told with the language's state.
 LAUNCHED = """
-import sys, torch, triton, triton.language as tl
+import blind, sys, torch, triton, triton.language as tl
 from triton.runtime import interpreter
 
 @triton.jit
@@ -76,6 +76,10 @@ def kernel(out, wide, n, SIZE: tl.constexpr):
 def failing(out, N: tl.constexpr):
     tl.store(out + tl.arange(0, N), missing)
 
+@triton.jit
+def calling(out, N: tl.constexpr):
+    tl.store(out + tl.arange(0, N), blind.twice(tl.arange(0, N)))
+
 def patched():
     places = [tl, tl.math, tl.tensor]
     return [sorted(n for n, m in vars(place).items() if getattr(m, "__triton_builtin__", False)) for place in places]
@@ -88,10 +92,11 @@ for n in (8, 5):
     out, wide = torch.zeros(16, dtype=torch.int32), torch.zeros(2, 8)
     kernel[(1,)](out, wide, n, 8)
     print(out.tolist(), wide.tolist(), [len(part) for part in patched()], patched() == first)
-    try:
-        failing[(1,)](out, 4)
-    except Exception as error:
-        print(type(error).__name__, error, patched() == first)
+    for wrong in (failing, calling) if n == 8 else (failing,):
+        try:
+            wrong[(1,)](out, 4)
+        except Exception as error:
+            print(type(error).__name__, error, patched() == first)
 object.__setattr__(interpreter.interpreter_builder.options, "debug", True)
 try:
     kernel[(1,)](out, wide, 8, 8)
@@ -103,6 +108,8 @@ except Exception as error:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
 def test_launches_are_as_ever(tmp_path: Path) -> None:
     (tmp_path / "launched.py").write_text(LAUNCHED)
+    # Its globals show no triton.language.
+    (tmp_path / "blind.py").write_text("from triton import jit\n\n\n@jit\ndef twice(x):\n    return x + x\n")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     said = []
     for words in ([], ["quick"]):
@@ -112,10 +119,25 @@ def test_launches_are_as_ever(tmp_path: Path) -> None:
         said.append(done.stdout)
     assert said[0] == said[1]
     assert "overflow detected" in said[0]
-    assert said[0].count("True") == 4
+    assert "triton.language must be visible" in said[0]
+    assert said[0].count("True") == 5
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
 def test_what_is_kept_is_what_would_be_made() -> None:
     done = subprocess.run([sys.executable, "-c", COMPARED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
+@pytest.mark.parametrize("missing", [
+    "semantic.TritonSemantic", "semantic.TritonSemantic.binary_op_sanitize_overflow_impl",
+    "semantic.TritonSemantic.broadcast_impl_value", "interpreter._patch_lang",
+])  # fmt: skip
+def test_a_release_without_a_name_is_left_alone(missing: str) -> None:
+    code = (
+        "from triton.language import semantic; from triton.runtime import interpreter; "
+        f"from tests import quick_interpreter; del {missing}; quick_interpreter.install()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -29,11 +29,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def start(warm: Warm, ranks: int, folder: Path, *words: str, **more: str) -> list[Program | Started]:
-    """`rank_worker` on so many ranks, which meet at a file."""
+def start(
+    warm: Warm, ranks: int, folder: Path, *words: str, real: bool = False, **more: str
+) -> list[Program | Started]:
+    """`rank_worker` on so many ranks, which meet at a file; real: each with hashes of strings and addresses of its own."""
     environment = {**os.environ, **more, "WORLD_SIZE": str(ranks), "MEETING": str(folder / f"meeting_{uuid.uuid4()}")}
     command = ["-W", "ignore", "-m", "tests.rank_worker", str(folder), *words]
-    return [warm.start(command, env=environment | {"RANK": str(rank)}) for rank in range(ranks)]
+    return [warm.start(command, env=environment | {"RANK": str(rank)}, real=real) for rank in range(ranks)]
 
 
 def finish(*jobs: list[Program | Started]) -> None:
@@ -57,7 +59,7 @@ def differences(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) ->
 @pytest.fixture(scope="module")
 def runs(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2, 4)}
-    finish(*(start(warm, ranks, folder, *CASES) for ranks, folder in folders.items()))
+    finish(*(start(warm, ranks, folder, *CASES, real=ranks == 2) for ranks, folder in folders.items()))
     return folders
 
 

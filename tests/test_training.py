@@ -97,7 +97,8 @@ def test_a_run_killed_again_and_again_ends_on_the_same_bits(warm: Warm, tmp_path
         assert process.running(), "finished before it could be killed"
         process.kill()
         process.wait()
-    assert warm.run(["-c", code]).returncode == 0
+    # Nothing may hang on hashes of strings, which forks share.
+    assert warm.run(["-c", code], real=True).returncode == 0
     found = state(broken)
     assert expected.keys() == found.keys()
     for name, value in expected.items():

@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.warm import Started, Warm
+from tests import warm as warm_module
+from tests.warm import Program, Started, Warm
 
 TELL = """
 import json, os, sys
@@ -93,3 +96,111 @@ def test_what_programs_cost_is_counted(warm: Warm) -> None:
     before = warm.spent
     warm.run(["-c", "import time\nwhile time.process_time() < 0.5: pass"])
     assert 0.4 < warm.spent - before < 5
+
+
+@pytest.fixture
+def own() -> Iterator[Warm]:
+    """One that a test may break."""
+    found = Warm()
+    yield found
+    found.close()
+
+
+FORKS = pytest.mark.skipif(not warm_module.FORKS, reason="programs get real starts here")
+
+
+def ended(pid: int) -> bool:
+    """Within ten seconds."""
+    for _ in range(1000):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@FORKS
+def test_a_program_shares_no_draws_modules_and_files_with_another(warm: Warm, tmp_path: Path) -> None:
+    assert len({warm.run(["-c", "import numpy; print(numpy.random.rand())"]).stdout for _ in range(3)}) == 3
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    assert "No module named 'tests'" in warm.run(["-c", "import tests.enumeration"], env=bare, cwd=tmp_path).stderr
+    assert warm.run(["-c", "import os; os.fstat(3)"]).returncode == 1
+
+
+def test_an_interrupt_and_a_closed_output_end_as_ever(warm: Warm) -> None:
+    for code in ("raise KeyboardInterrupt", "import sys; sys.stdout.close()"):
+        real = subprocess.run([sys.executable, "-c", code], capture_output=True)
+        assert warm.run(["-c", code]).returncode == real.returncode
+
+
+@FORKS
+def test_an_environment_is_compared_with_what_was_begun_with(own: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.run(["-c", ""])
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "7")
+    job = own.start(["-c", ""])
+    assert isinstance(job, Started)
+    job.wait()
+
+
+@FORKS
+def test_a_dead_process_is_told_and_another_started(own: Warm) -> None:
+    own.run(["-c", ""])
+    assert own._server is not None
+    own._server.kill()
+    with pytest.raises(RuntimeError, match="ended with -9"):
+        own.run(["-c", ""])
+    done = own.start(["-c", "print(1)"])
+    assert done.wait().stdout == "1\n"
+    assert not done.running()
+    if isinstance(done, Program):
+        with pytest.raises(ValueError, match="once"):
+            done.wait()
+    assert own.run(["-c", "print(2)"]).stdout == "2\n"
+
+
+@FORKS
+@pytest.mark.parametrize("waits", [False, True])
+def test_nothing_runs_on_after_who_started_it(waits: bool) -> None:
+    code = """
+import sys
+from tests.warm import Warm
+pair = [Warm.start(warm, ["-c", "import time; time.sleep(60)"]) for warm in [Warm()] for _ in range(2)]
+print(*(job._pid for job in pair), flush=True)
+pair[0].wait() if "waits" in sys.argv else sys.stdin.read()
+"""
+    words = [sys.executable, "-c", code, *["waits"] * waits]
+    with subprocess.Popen(words, cwd=warm_module.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asker:
+        assert asker.stdout is not None
+        pids = [int(word) for word in asker.stdout.readline().split()]
+        asker.kill()
+    assert len(pids) == 2
+    assert all(ended(pid) for pid in pids)
+
+
+@FORKS
+def test_closing_waits_for_no_fork_of_this_process(own: Warm) -> None:
+    own.run(["-c", ""])
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(20)
+        os._exit(0)
+    begun = time.monotonic()
+    own.close()
+    assert time.monotonic() - begun < 10
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+
+
+def test_a_long_wait_does_not_wait_for_what_a_real_start_started(warm: Warm) -> None:
+    code = "import subprocess, time; subprocess.Popen(['sleep', '8']); time.sleep(60)"
+    begun = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        warm.run(["-c", code], env={**os.environ, "NUMBA_NUM_THREADS": "7"}, timeout=1)
+    assert time.monotonic() - begun < 6
+
+
+def test_macos_gets_real_starts() -> None:
+    code = "import sys; sys.platform = 'darwin'; from tests import warm; print(warm.FORKS)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=warm_module.ROOT, capture_output=True, text=True)
+    assert found.stdout == "False\n", found.stderr

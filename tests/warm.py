@@ -3,12 +3,13 @@
 One process imports what every program of this project imports (torch with its optimizers, tritoncrf, NumPy), then forks for
 each program, which begins as ``python ..`` would: its own ``__main__``, arguments, folder, environment, output, exit. Nothing
 that a program does is seen by the next. What an environment changes while modules are imported (`EARLY`) needs a real start and
-gets one; so does everything where processes cannot fork.
+gets one; so does everything where processes cannot fork, or ought not to (macOS).
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import runpy
@@ -33,6 +34,7 @@ KEY = pytest.StashKey["Warm"]()
 EARLY = ("PYTHON", "TRITON", "NUMBA", "OMP_", "MKL_", "TORCH", "KMP_")
 # Read as a program starts, which `_become` does too.
 LATE = ("PYTHONPATH",)
+FORKS = hasattr(os, "fork") and sys.platform != "darwin"
 
 
 class Start(NamedTuple):
@@ -49,17 +51,21 @@ class Program:
     """A program under way; `wait` for it once."""
 
     def __init__(self, warm: Warm, start: Start, pid: int) -> None:
-        self._warm, self._start, self._pid = warm, start, pid
+        self._warm, self._start, self._pid, self._waited = warm, start, pid, False
 
     def running(self) -> bool:
-        return bool(self._warm.ask(("running", self._pid)))
+        return not self._waited and bool(self._warm.ask(("running", self._pid)))
 
     def kill(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
+        if not self._waited:
+            os.kill(self._pid, signal.SIGKILL)
 
     def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """As `subprocess.run` with ``text=True``; past ``timeout`` seconds the program is killed, and that an error."""
+        if self._waited:
+            raise ValueError("wait: expected to be called once")
         code = self._warm.ask(("wait", self._pid, timeout))
+        self._waited = True
         said = [Path(name).read_text() for name in (self._start.output, self._start.errors)]
         if code is None:
             raise subprocess.TimeoutExpired(self._start.words, timeout, *said)
@@ -83,7 +89,8 @@ class Started:
             said = self._process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.communicate()
+            # Not for its output: what it started may hold that.
+            self._process.wait()
             raise
         return subprocess.CompletedProcess(self._process.args, self._process.returncode, *said)
 
@@ -94,6 +101,8 @@ class Warm:
     def __init__(self) -> None:
         self._server: subprocess.Popen[bytes] | None = None
         self._wire: Connection | None = None
+        # What the process began with.
+        self._environment: dict[str, str] = {}
         self._folder = tempfile.TemporaryDirectory()
         self._count = 0
         # CPU seconds of the process and of the programs that it has waited for.
@@ -107,9 +116,10 @@ class Warm:
         real: whether it must have a real start.
         """
         environment = dict(os.environ if env is None else env)
-        changed = {name for name in {*environment, *os.environ} if environment.get(name) != os.environ.get(name)}
+        begun = self._environment if self._wire is not None else dict(os.environ)
+        changed = {name for name in {*environment, *begun} if environment.get(name) != begun.get(name)}
         early = any(name.startswith(EARLY) and name not in LATE for name in changed)
-        if real or early or not hasattr(os, "fork"):
+        if real or early or not FORKS:
             pipe, command = subprocess.PIPE, [sys.executable, *words]
             return Started(subprocess.Popen(command, cwd=cwd, env=environment, text=True, stdout=pipe, stderr=pipe))
         self._count += 1
@@ -131,29 +141,46 @@ class Warm:
         if self._wire is None:
             self._wire, other = Pipe()
             number = other.fileno()
+            self._environment = dict(os.environ)
             self._server = subprocess.Popen([sys.executable, "-m", "tests.warm", str(number)], cwd=ROOT, pass_fds=[number])
             other.close()
-        self._wire.send(question)
         answer: int | None
-        answer, self.spent = self._wire.recv()
+        try:
+            self._wire.send(question)
+            answer, self.spent = self._wire.recv()
+        except (EOFError, OSError) as error:
+            raise RuntimeError(f"the process that forks programs ended with {self._end()}; the next one is new") from error
         return answer
 
-    def close(self) -> None:
-        if self._wire is not None and self._server is not None:
-            self._wire.close()
-            self._server.wait()
+    def _end(self) -> int | None:
+        if self._wire is None or self._server is None:
+            return None
+        with contextlib.suppress(OSError):
+            # Its end of the wire may live on in a fork of this process.
+            self._wire.send(("end",))
+        self._wire.close()
+        code, self._wire, self._server = self._server.wait(), None, None
         # From here on the system counts them as seconds of a child that was waited for.
         self.spent = 0.0
+        return code
+
+    def close(self) -> None:
+        self._end()
         self._folder.cleanup()
 
 
 def serve(wire: Connection) -> Start:
-    """Answers until its asker goes; returns in a process that shall become a program."""
+    """Answers until its asker goes, and ends what is under way then; returns in a process that shall become a program."""
+    under_way = set[int]()
     while True:
         answer: int | None
         try:
             question = wire.recv()
-        except EOFError:
+        except (EOFError, OSError):
+            question = ("end",)
+        if question[0] == "end":
+            for pid in under_way:
+                os.kill(pid, signal.SIGKILL)
             sys.exit()
         if question[0] == "start":
             start: Start = question[1]
@@ -161,39 +188,52 @@ def serve(wire: Connection) -> Start:
             if answer == 0:
                 wire.close()
                 return start
+            under_way.add(answer)
         elif question[0] == "running":
             answer = os.waitid(os.P_PID, question[1], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
         else:
-            answer = _wait(*question[1:])
-        wire.send((answer, sum(os.times()[:4])))
+            answer = _wait(wire, *question[1:])
+            under_way.discard(question[1])
+        # Else it has gone, which the next question tells.
+        with contextlib.suppress(OSError):
+            wire.send((answer, sum(os.times()[:4])))
 
 
-def _wait(pid: int, timeout: float) -> int | None:
-    """A process's exit code (-n where signal n ended it), None where it had to be killed."""
+def _wait(wire: Connection, pid: int, timeout: float) -> int | None:
+    """A process's exit code (-n where signal n ended it), None where it had to be killed, for time or because nobody waits."""
     end = time.monotonic() + timeout
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
+        # Who waits says nothing meanwhile but that it goes.
+        if time.monotonic() > end or wire.poll(0.01):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return None
-        time.sleep(0.01)
+
+
+def _places() -> list[str]:
+    return [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
 
 
 def _become(start: Start) -> None:
     for number, name in ((1, start.output), (2, start.errors)):
-        os.dup2(os.open(name, os.O_WRONLY), number)
+        opened = os.open(name, os.O_WRONLY)
+        os.dup2(opened, number)
+        os.close(opened)
+    own = _places()
     os.environ.clear()
     os.environ.update(start.environment)
     os.chdir(start.folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
     words = list(start.words)
     while words[:1] == ["-W"]:
         warnings.simplefilter(words[1])  # type: ignore[arg-type]
         words = words[2:]
-    places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-    sys.path[:] = [*places, *(place for place in sys.path[1:] if place not in places)]
+    places = _places()
+    sys.path[:] = [*places, *(place for place in sys.path[1:] if place not in {*own, *places})]
     if words[0] == "-m":
         sys.argv = words[1:]
         sys.path.insert(0, start.folder)
@@ -210,6 +250,7 @@ def _become(start: Start) -> None:
 
 
 def main(number: int) -> NoReturn:
+    import numpy as np
     import torch
 
     import tritoncrf as tritoncrf
@@ -221,22 +262,28 @@ def main(number: int) -> NoReturn:
     # Else a child's collections write to, and so copy, every page of what was imported.
     gc.collect()
     gc.freeze()
-    start, code = serve(Connection(number)), 1
+    start, code, interrupted = serve(Connection(number)), 1, False
     try:
         torch.seed()
+        np.random.seed()  # noqa: NPY002
         _become(start)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if end.code is not None and not isinstance(end.code, int):
             print(end.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
         sys.excepthook(*sys.exc_info())
     # What an interpreter's end does, but for taking apart every module: a second a program.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code)
 
 

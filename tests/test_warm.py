@@ -22,6 +22,9 @@ print(json.dumps([__name__, sys.argv, os.getcwd(), os.environ.get("A_WORD"), sys
 """
 
 
+FORKS = pytest.mark.skipif(not warm_module.FORKS, reason="programs get real starts here")
+
+
 @pytest.mark.parametrize("way", ["script", "module", "code"])
 def test_a_program_begins_as_python_begins_it(warm: Warm, tmp_path: Path, way: str) -> None:
     (tmp_path / "told.py").write_text(TELL)
@@ -87,10 +90,12 @@ def test_what_an_import_reads_gets_a_real_start(warm: Warm, name: str) -> None:
 
 def test_a_real_start_can_be_asked_for(warm: Warm) -> None:
     assert isinstance(warm.start(["-c", ""], real=True), Started)
+    assert isinstance(warm.start(["-c", ""]), Program if warm_module.FORKS else Started)
     code = "import sys; print('torch' in sys.modules)"
-    assert [warm.run(["-c", code], real=real).stdout for real in (True, False)] == ["False\n", "True\n"]
+    assert [warm.run(["-c", code], real=real).stdout for real in (True, False)] == ["False\n", f"{warm_module.FORKS}\n"]
 
 
+@FORKS
 def test_what_programs_cost_is_counted(warm: Warm) -> None:
     warm.run(["-c", ""])
     before = warm.spent
@@ -104,9 +109,6 @@ def own() -> Iterator[Warm]:
     found = Warm()
     yield found
     found.close()
-
-
-FORKS = pytest.mark.skipif(not warm_module.FORKS, reason="programs get real starts here")
 
 
 def ended(pid: int) -> bool:
@@ -141,6 +143,16 @@ def test_an_environment_is_compared_with_what_was_begun_with(own: Warm, monkeypa
     job = own.start(["-c", ""])
     assert isinstance(job, Started)
     job.wait()
+
+
+@FORKS
+def test_what_compiling_leaves_in_the_environment_costs_no_real_start(own: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    for name in names:
+        monkeypatch.setenv(name, "here")
+    job = own.start(["-c", f"import os; print(*(os.environ[name] for name in {names}))"])
+    assert isinstance(job, Program)
+    assert job.wait().stdout == "here here\n"
 
 
 @FORKS

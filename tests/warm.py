@@ -32,8 +32,8 @@ ROOT = Path(__file__).parent.parent
 KEY = pytest.StashKey["Warm"]()
 # Read by modules as they are imported, or by the interpreter as it starts.
 EARLY = ("PYTHON", "TRITON", "NUMBA", "OMP_", "MKL_", "TORCH", "KMP_")
-# Read as a program starts, which `_become` does too.
-LATE = ("PYTHONPATH",)
+# But not these: `_become` reads the first as a start does; the others are read as they are used, and torch.compile sets them.
+LATE = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"
 
 
@@ -101,8 +101,8 @@ class Warm:
     def __init__(self) -> None:
         self._server: subprocess.Popen[bytes] | None = None
         self._wire: Connection | None = None
-        # What the process began with.
-        self._environment: dict[str, str] = {}
+        # What the process begins with, whichever test asks first.
+        self._environment = dict(os.environ)
         self._folder = tempfile.TemporaryDirectory()
         self._count = 0
         # CPU seconds of the process and of the programs that it has waited for.
@@ -116,7 +116,7 @@ class Warm:
         real: whether it must have a real start.
         """
         environment = dict(os.environ if env is None else env)
-        begun = self._environment if self._wire is not None else dict(os.environ)
+        begun = self._environment
         changed = {name for name in {*environment, *begun} if environment.get(name) != begun.get(name)}
         early = any(name.startswith(EARLY) and name not in LATE for name in changed)
         if real or early or not FORKS:
@@ -141,8 +141,8 @@ class Warm:
         if self._wire is None:
             self._wire, other = Pipe()
             number = other.fileno()
-            self._environment = dict(os.environ)
-            self._server = subprocess.Popen([sys.executable, "-m", "tests.warm", str(number)], cwd=ROOT, pass_fds=[number])
+            command = [sys.executable, "-m", "tests.warm", str(number)]
+            self._server = subprocess.Popen(command, cwd=ROOT, env=self._environment, pass_fds=[number])
             other.close()
         answer: int | None
         try:

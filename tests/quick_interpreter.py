@@ -1,9 +1,10 @@
 """How does Triton's interpreter spend less on what it need not do? Each type is made once; the language stays patched.
 
 Of an interpreted kernel's time a third went into types of blocks, their shapes as constants and numpy's types, made anew at
-every operation; of the rest a quarter into sums that are asked whether they overflow, where the answer is thrown away, and a
-fifth into patching the language again at every call of one function by another. What is computed stays the interpreter's own.
-A release that makes these otherwise is left alone.
+every operation; of the rest a quarter into sums that are asked whether they overflow, where the answer is thrown away, a fifth
+into patching the language again at every call of one function by another, and a quarter into asking what two operands' types
+make of them, numbers made into blocks among it. What is computed stays the interpreter's own. A release that makes these
+otherwise is left alone.
 """
 
 # mypy: disable-error-code="import-not-found, import-untyped"
@@ -13,6 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+
+# Constant blocks that are kept.
+MOST = 10_000
 
 
 def install() -> None:
@@ -34,6 +38,10 @@ def install() -> None:
         _skip_unread_overflows(kind)
     if hasattr(kind, "broadcast_impl_value"):
         _pass_equal_blocks(kind)
+    if hasattr(kind, "binary_op_type_checking_impl"):
+        _check_once(core, kind)
+    if hasattr(interpreter, "_patch_attr") and hasattr(interpreter, "_LangPatchScope"):
+        _call_at_once(core, interpreter)
     if hasattr(interpreter, "_LangPatchScope") and hasattr(interpreter, "_patch_lang"):
         _patch_once(core, interpreter)
 
@@ -82,7 +90,8 @@ def _keep_shapes(core: Any) -> None:
 
 
 def _unwrapping(core: Any, right: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    constant, same = core.constexpr, {core.tensor, int, float, bool, str, type(None)}
+    constant = core.constexpr
+    same = {core.tensor, core.dtype, core.block_type, core.pointer_type, int, float, bool, str, type(None)}
 
     def unwrapped(value: Any) -> Any:
         kind = type(value)
@@ -119,16 +128,100 @@ def _skip_unread_overflows(kind: Any) -> None:
 
 def _pass_equal_blocks(kind: Any) -> None:
     right = kind.broadcast_impl_value
+    # What a block's and a scalar's types make of the scalar, by their places.
+    kept: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+
+    def spread(self: Any, block: Any, scalar: Any) -> Any:
+        found = kept.get((id(block.type), id(scalar.type)))
+        if found is None or found[0] is not block.type or found[1] is not scalar.type:
+            found = block.type, scalar.type, block.type.with_element_ty(scalar.type.scalar)
+            kept[id(block.type), id(scalar.type)] = found
+        return self.tensor(self.builder.create_splat(found[2], scalar.handle), found[2])
 
     def broadcast(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
         # Of kept types: blocks of one type have one shape, whose tuple is kept too.
         one, other = lhs.type, rhs.type
-        if one is other or (one.is_block() and other.is_block() and one.shape is other.shape):
+        if one is other:
             return lhs, rhs
+        if one.is_block():
+            if not other.is_block():
+                return lhs, spread(self, lhs, rhs)
+            if one.shape is other.shape:
+                return lhs, rhs
+        elif other.is_block():
+            return spread(self, rhs, lhs), rhs
         found: tuple[Any, Any] = right(self, lhs, rhs)
         return found
 
     kind.broadcast_impl_value = broadcast
+
+
+def _check_once(core: Any, kind: Any) -> None:
+    """Operands of types that are not cast are not cast again; a number beside a block becomes the same constant block again."""
+    right, tensor = kind.binary_op_type_checking_impl, core.tensor
+    # By types' places, of which those of blocks and of the language's scalars stay; types, to see that others do not.
+    passed: dict[tuple[object, ...], tuple[Any, Any]] = {}
+    constants: dict[tuple[object, ...], tuple[Any, Any]] = {}
+
+    def checked(self: Any, lhs: Any, rhs: Any, *how: bool, **named: bool) -> tuple[Any, Any]:
+        one, other = type(lhs), type(rhs)
+        if one is tensor and other is tensor:
+            key: tuple[object, ...] = id(lhs.type), id(rhs.type), how, *named.items()
+            found = passed.get(key)
+            if found is not None and found[0] is lhs.type and found[1] is rhs.type:
+                whole: tuple[Any, Any] = self.broadcast_impl_value(lhs, rhs)
+                return whole
+            made: tuple[Any, Any] = right(self, lhs, rhs, *how, **named)
+            if all(after.type.scalar is before.type.scalar for after, before in zip(made, (lhs, rhs), strict=True)):
+                passed[key] = lhs.type, rhs.type
+            return made
+        # 0.0 and -0.0 are equal, and NaN is not.
+        if one is tensor and (other is int or (other is float and abs(rhs) > 0)):
+            key = 0, id(lhs.type), rhs, other, how, *named.items()
+            found = constants.get(key)
+            if found is not None and found[0] is lhs.type:
+                return lhs, found[1]
+            made = right(self, lhs, rhs, *how, **named)
+            if made[0] is lhs:
+                keep(key, lhs.type, made[1])
+            return made
+        if other is tensor and (one is int or (one is float and abs(lhs) > 0)):
+            key = 1, id(rhs.type), lhs, one, how, *named.items()
+            found = constants.get(key)
+            if found is not None and found[0] is rhs.type:
+                return found[1], rhs
+            made = right(self, lhs, rhs, *how, **named)
+            if made[1] is rhs:
+                keep(key, rhs.type, made[0])
+            return made
+        made = right(self, lhs, rhs, *how, **named)
+        return made
+
+    def keep(key: tuple[object, ...], beside: Any, constant: Any) -> None:
+        if len(constants) > MOST:
+            constants.clear()
+        # Who writes to it fails.
+        constant.handle.data.flags.writeable = False
+        constants[key] = beside, constant
+
+    kind.binary_op_type_checking_impl = checked
+
+
+def _call_at_once(core: Any, interpreter: Any) -> None:
+    """A patched function of the language is called without the one around it, which asks whether it was patched."""
+    asks = core.builtin(len).__code__
+
+    def patch(place: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        inner = member.__wrapped__ if getattr(member, "__code__", None) is asks else member
+        semantic = interpreter.interpreter_semantic
+
+        def called(*values: Any, **named: Any) -> Any:
+            named["_semantic"] = semantic
+            return inner(*values, **named)
+
+        scope.set_attr(place, name, called)
+
+    interpreter._patch_attr = patch
 
 
 def _patch_once(core: Any, interpreter: Any) -> None:

@@ -73,6 +73,32 @@ def kernel(out, wide, n, SIZE: tl.constexpr):
         tl.store(out + SIZE + k, k - 5)
 
 @triton.jit
+def numbers(floats, ints, KIND: tl.constexpr):
+    at = tl.arange(0, 4)
+    small, real, one = at.to(tl.uint8), at.to(tl.float32) - 1, tl.load(ints)
+    whole = (at + 1, 1 + at, at - 5, 5 - at, at * 70000, at.to(tl.int64) * 70000, small + 200, small + 1 + at, at % 3, at // 2)
+    whole += (at == 1, 1 == at, at * True, one + at, at + one, -at * 3, at & 1, small * small, one.to(tl.int64) + at, ~at | 5)
+    for k in tl.static_range(20):
+        tl.store(ints + 4 * k + 4 + at, whole[k])
+    parts = (real + 1, 1 + real, real * 1.5, 1.5 - real, real / 2, 1 / (real + 3), real * 0.0, real * -0.0, 0.0 - real)
+    parts += (-0.0 - real, real + 1.0, at + 1.0, at * 0.5, at / 3, real * at, one * real, tl.where(at > 1, real, 7))
+    half, wide = (real / 11).to(tl.float16), real.to(tl.float64)
+    parts += (real > 0.5, real % 2, real * 2, real * float("inf"), real + float("nan"), half * 1e-3, wide * 1e-3, at * 2.0)
+    parts += (at * 2, 2147483647 * at, 2147483647.0 * at, small * 70 + at * 70, half + half, half / (real + 4).to(tl.float16))
+    parts += (at * 2147483647, at * 2147483647.0, half * half)
+    for k in tl.static_range(34):
+        tl.store(floats + 4 * k + at, parts[k])
+    tl.store(136 + floats + at[:, None] * 2 + tl.arange(0, 2), real[:, None] + tl.arange(0, 2) * 3)
+    if KIND == 1:
+        tl.store(ints + at, small - -1)
+    if KIND == 2:
+        tl.store(ints + at, small + 300)
+    if KIND == 3:
+        tl.store(ints + at, at // small)
+    if KIND == 4:
+        tl.store(ints + at, floats + 1.5)
+
+@triton.jit
 def failing(out, N: tl.constexpr):
     tl.store(out + tl.arange(0, N), missing)
 
@@ -97,6 +123,13 @@ for n in (8, 5):
             wrong[(1,)](out, 4)
         except Exception as error:
             print(type(error).__name__, error, patched() == first)
+floats, ints = torch.zeros(144, dtype=torch.float64), torch.ones(84, dtype=torch.int64)
+for kind in (0, 1, 2, 3, 4, 0):
+    try:
+        numbers[(1,)](floats, ints, kind)
+    except Exception as error:
+        print(type(error).__name__, error)
+    print(floats.tolist(), ints.tolist())
 object.__setattr__(interpreter.interpreter_builder.options, "debug", True)
 try:
     kernel[(1,)](out, wide, 8, 8)
@@ -121,6 +154,8 @@ def test_launches_are_as_ever(tmp_path: Path) -> None:
     assert "overflow detected" in said[0]
     assert "triton.language must be visible" in said[0]
     assert said[0].count("True") == 5
+    for sentence in ("negative scalar", "out of range for type uint8", "different signedness", "of type pointer<fp64>"):
+        assert sentence in said[0]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
@@ -132,7 +167,8 @@ def test_what_is_kept_is_what_would_be_made() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (Linux only)")
 @pytest.mark.parametrize("missing", [
     "semantic.TritonSemantic", "semantic.TritonSemantic.binary_op_sanitize_overflow_impl",
-    "semantic.TritonSemantic.broadcast_impl_value", "interpreter._patch_lang",
+    "semantic.TritonSemantic.broadcast_impl_value", "semantic.TritonSemantic.binary_op_type_checking_impl",
+    "interpreter._patch_lang", "interpreter._patch_attr",
 ])  # fmt: skip
 def test_a_release_without_a_name_is_left_alone(missing: str) -> None:
     code = (

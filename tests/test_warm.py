@@ -106,7 +106,7 @@ def test_what_programs_cost_is_counted(warm: Warm) -> None:
 @pytest.fixture
 def own() -> Iterator[Warm]:
     """One that a test may break."""
-    found = Warm()
+    found = Warm(imports=False)
     yield found
     found.close()
 
@@ -177,7 +177,7 @@ def test_nothing_runs_on_after_who_started_it(waits: bool) -> None:
     code = """
 import sys
 from tests.warm import Warm
-pair = [Warm.start(warm, ["-c", "import time; time.sleep(60)"]) for warm in [Warm()] for _ in range(2)]
+pair = [Warm.start(warm, ["-c", "import time; time.sleep(60)"]) for warm in [Warm(imports=False)] for _ in range(2)]
 print(*(job._pid for job in pair), flush=True)
 pair[0].wait() if "waits" in sys.argv else sys.stdin.read()
 """

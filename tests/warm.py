@@ -98,7 +98,9 @@ class Started:
 class Warm:
     """The process that has imported, started when it is first asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, imports: bool = True) -> None:
+        """imports: whether it imports anything, which most tests of this class itself do not need."""
+        self._imports = imports
         self._server: subprocess.Popen[bytes] | None = None
         self._wire: Connection | None = None
         # What the process begins with, whichever test asks first.
@@ -141,7 +143,7 @@ class Warm:
         if self._wire is None:
             self._wire, other = Pipe()
             number = other.fileno()
-            command = [sys.executable, "-m", "tests.warm", str(number)]
+            command = [sys.executable, "-m", "tests.warm", str(number), *["imports"] * self._imports]
             self._server = subprocess.Popen(command, cwd=ROOT, env=self._environment, pass_fds=[number])
             other.close()
         answer: int | None
@@ -249,8 +251,7 @@ def _become(start: Start) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
-def main(number: int) -> NoReturn:
-    import numpy as np
+def _import() -> None:
     import torch
 
     import tritoncrf as tritoncrf
@@ -259,13 +260,27 @@ def main(number: int) -> NoReturn:
     part = torch.nn.Parameter(torch.zeros(1))
     part.grad = torch.ones(1)
     torch.optim.SGD([part], 0.1).step()
+
+
+def _seed() -> None:
+    """Draws of its own."""
+    import numpy as np
+    import torch
+
+    torch.seed()
+    np.random.seed()  # noqa: NPY002
+
+
+def main(number: int, imports: bool) -> NoReturn:
+    if imports:
+        _import()
     # Else a child's collections write to, and so copy, every page of what was imported.
     gc.collect()
     gc.freeze()
     start, code, interrupted = serve(Connection(number)), 1, False
     try:
-        torch.seed()
-        np.random.seed()  # noqa: NPY002
+        if imports:
+            _seed()
         _become(start)
         code = 0
     except SystemExit as end:
@@ -288,4 +303,4 @@ def main(number: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), "imports" in sys.argv)

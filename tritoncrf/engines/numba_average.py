@@ -146,13 +146,17 @@ def average(
             for done in range(sweeps + 1):
                 if done < sweeps:
                     now[image] = count[image] + done
+                    # Types as in a launch of sweeps alone, whose code is then this one's too: a number that is written here
+                    # has one of its own.
                     sweep(
                         chain, chain + 1, replicas, labels, first, bounds, position, site, index, unary, rows, short, steps,
-                        parts, base, uniforms, blocks, key0, key1, purpose, now, number, 1, scale, lazy, field, lookup, push,
-                        lifts, sure, seen, None, flips,
+                        parts, base, uniforms, blocks, key0, key1, purpose, now, number, int(np.int64(1)), scale, lazy, field,
+                        lookup, push, lifts, sure, seen, None, flips,
                     )  # fmt: skip
                 if done == 0:
-                    before[:] = row
+                    # An assignment of one array to another compiles a sentence about their shapes, for three seconds.
+                    for k in range(volume):
+                        before[np.uint64(k)] = row[np.uint64(k)]
                     continue
                 flipped = differing(address(row), here, volume, found)
                 everywhere = done == sweeps or flipped * 2.0 * len(steps) > MARKS * size

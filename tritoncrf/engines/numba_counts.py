@@ -122,7 +122,8 @@ def _shape(plan: Plan) -> tuple[int, ...]:
 def unary_errors(data: Tensor, free: Tensor, labels: int) -> Tensor:
     images, replicas, *shape = data.shape
     errors = torch.zeros((images, labels, math.prod(shape)), dtype=torch.float32, device="cpu")
-    rows = [drawn.reshape(images * replicas, -1).numpy() for drawn in (data, free)]
+    # Contiguous, for other layouts would be compiled apart.
+    rows = [drawn.reshape(images * replicas, -1).contiguous().numpy() for drawn in (data, free)]
     share(differences.unary_errors, np.arange(images + 1), replicas, *rows, np.float32(1 / replicas), errors.numpy())
     return errors.view(images, labels, *shape)
 

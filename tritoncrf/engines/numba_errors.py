@@ -196,7 +196,11 @@ def gated_errors(
                         theirs = np.int64(weight[np.uint64(pixels[before])])
                         bins[y[before], y[np.uint64(p)]] += theirs
                         bins[z[before], z[np.uint64(p)]] -= theirs
-                counts[rank, columns[j]] += bins[:number, :number]
+                # In loops: an addition of one array to another takes three seconds to compile.
+                target = counts[rank, columns[j]]
+                for a in range(number):
+                    for b in range(number):
+                        target[a, b] += bins[a, b]
 
 
 @entry_point

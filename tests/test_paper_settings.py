@@ -72,7 +72,7 @@ def test_what_stands_beside_the_likelihood_learns(name: str, tmp_path: Path) -> 
     assert float(str(found["validation_iou"])) > 0
 
 
-@pytest.mark.parametrize("parts", itertools.permutations(["margin 0.3", "cross-entropy of 2 averaged x 1 every 4"]))
+@pytest.mark.parametrize("parts", list(itertools.permutations(["margin 0.3", "cross-entropy of 2 averaged x 1 every 4"])))
 def test_a_margin_and_a_cross_entropy_stand_beside_each_other_in_any_order(parts: tuple[str, str]) -> None:
     assert parse(", ".join(["joint", *parts])).objective == tc.Objective(1.0, 1.0, 2, 0.3, every=4)
 

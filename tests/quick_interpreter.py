@@ -40,7 +40,7 @@ def install() -> None:
         _pass_equal_blocks(kind)
     if hasattr(kind, "binary_op_type_checking_impl"):
         _check_once(core, kind)
-    if hasattr(interpreter, "_patch_attr") and hasattr(interpreter, "_LangPatchScope"):
+    if {"_patch_attr", "_LangPatchScope", "interpreter_semantic"} <= vars(interpreter).keys():
         _call_at_once(core, interpreter)
     if hasattr(interpreter, "_LangPatchScope") and hasattr(interpreter, "_patch_lang"):
         _patch_once(core, interpreter)
@@ -156,9 +156,9 @@ def _pass_equal_blocks(kind: Any) -> None:
     kind.broadcast_impl_value = broadcast
 
 
-def _check_once(core: Any, kind: Any) -> None:
+def _check_once(core: Any, semantics: Any) -> None:
     """Operands of types that are not cast are not cast again; a number beside a block becomes the same constant block again."""
-    right, tensor = kind.binary_op_type_checking_impl, core.tensor
+    right, tensor = semantics.binary_op_type_checking_impl, core.tensor
     # By types' places, of which those of blocks and of the language's scalars stay; types, to see that others do not.
     passed: dict[tuple[object, ...], tuple[Any, Any]] = {}
     constants: dict[tuple[object, ...], tuple[Any, Any]] = {}
@@ -169,32 +169,26 @@ def _check_once(core: Any, kind: Any) -> None:
             key: tuple[object, ...] = id(lhs.type), id(rhs.type), how, *named.items()
             found = passed.get(key)
             if found is not None and found[0] is lhs.type and found[1] is rhs.type:
-                whole: tuple[Any, Any] = self.broadcast_impl_value(lhs, rhs)
-                return whole
-            made: tuple[Any, Any] = right(self, lhs, rhs, *how, **named)
+                made: tuple[Any, Any] = self.broadcast_impl_value(lhs, rhs)
+                return made
+            made = right(self, lhs, rhs, *how, **named)
             if all(after.type.scalar is before.type.scalar for after, before in zip(made, (lhs, rhs), strict=True)):
                 passed[key] = lhs.type, rhs.type
             return made
+        block, number = (lhs, rhs) if one is tensor else (rhs, lhs)
+        kind = type(number)
         # 0.0 and -0.0 are equal, and NaN is not.
-        if one is tensor and (other is int or (other is float and abs(rhs) > 0)):
-            key = 0, id(lhs.type), rhs, other, how, *named.items()
-            found = constants.get(key)
-            if found is not None and found[0] is lhs.type:
-                return lhs, found[1]
+        if type(block) is not tensor or not (kind is int or (kind is float and abs(number) > 0)):
             made = right(self, lhs, rhs, *how, **named)
-            if made[0] is lhs:
-                keep(key, lhs.type, made[1])
             return made
-        if other is tensor and (one is int or (one is float and abs(lhs) > 0)):
-            key = 1, id(rhs.type), lhs, one, how, *named.items()
-            found = constants.get(key)
-            if found is not None and found[0] is rhs.type:
-                return found[1], rhs
-            made = right(self, lhs, rhs, *how, **named)
-            if made[1] is rhs:
-                keep(key, rhs.type, made[0])
-            return made
+        key = one is tensor, id(block.type), number, kind, how, *named.items()
+        found = constants.get(key)
+        if found is not None and found[0] is block.type:
+            return (block, found[1]) if one is tensor else (found[1], block)
         made = right(self, lhs, rhs, *how, **named)
+        whole, constant = made if one is tensor else made[::-1]
+        if whole is block:
+            keep(key, block.type, constant)
         return made
 
     def keep(key: tuple[object, ...], beside: Any, constant: Any) -> None:
@@ -204,7 +198,7 @@ def _check_once(core: Any, kind: Any) -> None:
         constant.handle.data.flags.writeable = False
         constants[key] = beside, constant
 
-    kind.binary_op_type_checking_impl = checked
+    semantics.binary_op_type_checking_impl = checked
 
 
 def _call_at_once(core: Any, interpreter: Any) -> None:

@@ -20,8 +20,6 @@ import json, os, sys
 file = __file__ if "__file__" in vars() else ""
 print(json.dumps([__name__, sys.argv, os.getcwd(), os.environ.get("A_WORD"), sys.path[0], file]))
 """
-
-
 FORKS = pytest.mark.skipif(not warm_module.FORKS, reason="programs get real starts here")
 
 
@@ -89,8 +87,10 @@ def test_what_an_import_reads_gets_a_real_start(warm: Warm, name: str) -> None:
 
 
 def test_a_real_start_can_be_asked_for(warm: Warm) -> None:
-    assert isinstance(warm.start(["-c", ""], real=True), Started)
-    assert isinstance(warm.start(["-c", ""]), Program if warm_module.FORKS else Started)
+    for real, kind in ((True, Started), (False, Program if warm_module.FORKS else Started)):
+        job = warm.start(["-c", ""], real=real)
+        assert isinstance(job, kind)
+        assert job.wait().returncode == 0
     code = "import sys; print('torch' in sys.modules)"
     assert [warm.run(["-c", code], real=real).stdout for real in (True, False)] == ["False\n", f"{warm_module.FORKS}\n"]
 
@@ -137,11 +137,18 @@ def test_an_interrupt_and_a_closed_output_end_as_ever(warm: Warm) -> None:
 
 
 @FORKS
-def test_an_environment_is_compared_with_what_was_begun_with(own: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
-    own.run(["-c", ""])
-    monkeypatch.setenv("NUMBA_NUM_THREADS", "7")
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_environment_is_compared_with_the_sessions(own: Warm, monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
+    """Also where the first to ask has another."""
+    if asked:
+        own.run(["-c", ""])
+    with monkeypatch.context() as other:
+        other.setenv("NUMBA_NUM_THREADS", "7")
+        job = own.start(["-c", ""])
+        assert isinstance(job, Started)
+        job.wait()
     job = own.start(["-c", ""])
-    assert isinstance(job, Started)
+    assert isinstance(job, Program)
     job.wait()
 
 
